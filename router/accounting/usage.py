@@ -1,0 +1,72 @@
+"""What a call used and what that costs."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from router.call import Usage
+from router.config.document import Prices
+
+CHARS_PER_TOKEN: Final = 4
+"""Rule of thumb for English text that OpenAI publishes; used only where nothing was reported."""
+
+TOKENS_PER_PRICE: Final = 1_000_000
+
+
+def cost_nanos(usage: Usage, prices: Prices | None) -> int | None:
+    """Nano-USD for ``usage``, rounded up to a whole nano-USD; ``None`` without a price."""
+    if prices is None:
+        return None
+    cached = min(usage.tokens_cached, usage.tokens_input)
+    cached_price = prices.cached_input_nanos
+    if cached_price is None:
+        cached_price = prices.input_nanos
+    parts = (
+        (usage.tokens_input - cached) * prices.input_nanos
+        + cached * cached_price
+        + usage.tokens_output * prices.output_nanos
+    )
+    return -(-parts // TOKENS_PER_PRICE)
+
+
+def estimate(fields: dict[str, Any], output_chars: int) -> Usage:
+    """Usage of a call whose backend reported none, from its length in characters."""
+    return Usage(
+        tokens_input=_tokens(text_chars(fields)),
+        tokens_output=_tokens(output_chars),
+        source="estimated",
+    )
+
+
+def text_chars(fields: dict[str, Any]) -> int:
+    """Characters of prompt text in an OpenAI-shaped body; token arrays count as text would."""
+    total = 0
+    pending: list[Any] = [fields.get(name) for name in ("messages", "prompt", "input", "tools")]
+    while pending:
+        value = pending.pop()
+        if isinstance(value, str):
+            total += len(value)
+        elif isinstance(value, dict):
+            pending.extend(value.get(name) for name in _TEXT_FIELDS)
+        elif isinstance(value, list):
+            pending.extend(value)
+        elif isinstance(value, int) and not isinstance(value, bool):
+            total += CHARS_PER_TOKEN  # one token of a prompt given as token ids
+    return total
+
+
+_TEXT_FIELDS: Final = (
+    "content",
+    "text",
+    "name",
+    "arguments",
+    "function",
+    "tool_calls",
+    "description",
+    "parameters",
+    "properties",
+)
+
+
+def _tokens(chars: int) -> int:
+    return -(-chars // CHARS_PER_TOKEN)

@@ -1,0 +1,1 @@
+"""HTTP: reads requests, renders replies, walks the pipeline. Owns Flask; decides no policy."""

@@ -1,0 +1,133 @@
+"""One table: which status, code and type an error has, and how both dialects show it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+import orjson
+
+from router import errors
+from router.call import Dialect, Outcome
+
+
+@dataclass(frozen=True, slots=True)
+class Face:
+    """How one kind of error looks from outside."""
+
+    status: int
+    code: str
+    openai_type: str
+    openai_code: str | None
+    outcome: Outcome
+    retryable: bool = False
+
+
+_INVALID: Final = "invalid_request_error"
+
+FACES: Final[dict[type[errors.RouterError], Face]] = {
+    errors.Unauthenticated: Face(401, "AUTH_INVALID", _INVALID, "invalid_api_key", "rejected"),
+    errors.SignatureInvalid: Face(
+        401, "SIGNATURE_INVALID", _INVALID, "invalid_signature", "rejected"
+    ),
+    errors.ScopeMissing: Face(403, "SCOPE_MISSING", _INVALID, "insufficient_scope", "rejected"),
+    errors.ModelForbidden: Face(403, "MODEL_FORBIDDEN", _INVALID, "model_not_allowed", "rejected"),
+    errors.InvalidRequest: Face(400, "INVALID_REQUEST", _INVALID, None, "rejected"),
+    errors.BodyTooLarge: Face(413, "BODY_TOO_LARGE", _INVALID, "body_too_large", "rejected"),
+    errors.BodyTimeout: Face(408, "BODY_TIMEOUT", _INVALID, "body_timeout", "rejected", True),
+    errors.UnsupportedMediaType: Face(
+        415, "UNSUPPORTED_MEDIA_TYPE", _INVALID, "unsupported_media_type", "rejected"
+    ),
+    errors.ModelNotFound: Face(404, "MODEL_NOT_FOUND", _INVALID, "model_not_found", "rejected"),
+    errors.NotFound: Face(404, "NOT_FOUND", _INVALID, "unknown_url", "rejected"),
+    errors.MethodNotAllowed: Face(
+        405, "METHOD_NOT_ALLOWED", _INVALID, "method_not_allowed", "rejected"
+    ),
+    errors.BackendUnavailable: Face(
+        503, "BACKEND_UNAVAILABLE", "server_error", "backend_unavailable", "upstream_error", True
+    ),
+    errors.BackendBusy: Face(
+        429, "BACKEND_BUSY", "rate_limit_error", "backend_busy", "upstream_error", True
+    ),
+    errors.BackendTimeout: Face(
+        504, "BACKEND_TIMEOUT", "server_error", "backend_timeout", "timeout"
+    ),
+    errors.BackendFailed: Face(
+        502, "BACKEND_FAILED", "server_error", "backend_failed", "upstream_error"
+    ),
+    errors.BackendRejected: Face(400, "BACKEND_REJECTED", _INVALID, None, "upstream_error"),
+    errors.ClientGone: Face(499, "CLIENT_GONE", _INVALID, "client_gone", "client_aborted"),
+    errors.NotConfigured: Face(
+        503, "NOT_CONFIGURED", "server_error", "not_configured", "rejected", True
+    ),
+}
+
+INTERNAL: Final = Face(500, "INTERNAL", "server_error", "internal_error", "rejected")
+
+
+def face_of(error: Exception) -> Face:
+    """The face of an error; whatever is not ours is an internal error."""
+    for kind in type(error).__mro__:
+        face = FACES.get(kind)
+        if face is not None:
+            return face
+    return INTERNAL
+
+
+def status_of(error: Exception) -> int:
+    """The HTTP status; a backend's own refusal keeps the backend's status."""
+    if isinstance(error, errors.BackendRejected):
+        return error.status
+    return face_of(error).status
+
+
+def retry_after_s(error: Exception) -> int | None:
+    """Whole seconds to wait before trying again, where that is known."""
+    if isinstance(error, (errors.BackendUnavailable, errors.BackendBusy)):
+        return error.retry_after_s
+    return 1 if isinstance(error, errors.NotConfigured) else None
+
+
+def render(error: Exception, dialect: Dialect, *, trace_id: str) -> bytes:
+    """The error's body in the client's dialect. Names no host and no secret."""
+    if dialect == "native":
+        return orjson.dumps(native_body(error, trace_id=trace_id))
+    if isinstance(error, errors.BackendRejected) and error.body is not None:
+        return error.body
+    return orjson.dumps(openai_body(error))
+
+
+def native_body(error: Exception, *, trace_id: str) -> dict[str, Any]:
+    """``{error, code, trace_id}`` and, where there is more to say, ``details``."""
+    body = {"error": _message(error), "code": face_of(error).code, "trace_id": trace_id}
+    details = {"field": _field(error)} if _field(error) is not None else {}
+    if isinstance(error, errors.BackendRejected):
+        return {**body, "details": {"backend_status": error.status}}
+    return {**body, "details": details} if details else body
+
+
+def openai_body(error: Exception) -> dict[str, Any]:
+    """``{"error": {message, type, param, code}}`` as the SDKs expect it."""
+    face = face_of(error)
+    return {
+        "error": {
+            "message": _message(error),
+            "type": face.openai_type,
+            "param": _field(error),
+            "code": face.openai_code,
+        }
+    }
+
+
+def _message(error: Exception) -> str:
+    if isinstance(error, errors.RouterError):
+        return error.message
+    return "the router failed to serve this request"
+
+
+def _field(error: Exception) -> str | None:
+    if isinstance(error, (errors.InvalidRequest, errors.BodyTooLarge)):
+        return error.field
+    if isinstance(error, (errors.ModelNotFound, errors.ModelForbidden)):
+        return "model"
+    return None

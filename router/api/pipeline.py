@@ -1,0 +1,150 @@
+"""The steps that every authenticated request passes before its view, in order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, Final
+
+from flask import Blueprint, request
+
+from router.api.bodies import parse_object, read_body, require_json
+from router.api.scope import Scope, current_scope
+from router.api.target import raw_target
+from router.api.wiring import services
+from router.auth.signatures import (
+    BODY_FIELD,
+    NONCE_HEADER,
+    SIGNATURE_HEADER,
+    TIMESTAMP_HEADER,
+    SignedParts,
+)
+from router.call import Call
+from router.errors import InvalidRequest, ScopeMissing, SignatureInvalid
+
+ReadFields = Callable[[Scope, dict[str, Any], bytes], Call]
+"""Makes a call out of a parsed body and the bytes it was parsed from."""
+
+_SCOPES: Final[dict[str, str]] = {}
+_READERS: Final[dict[str, ReadFields]] = {}
+
+
+def declare(endpoint: str, *, scope: str, reader: ReadFields | None = None) -> None:
+    """What the steps need to know of a route: the scope it asks for, how its body is read."""
+    _SCOPES[endpoint] = scope
+    if reader is not None:
+        _READERS[endpoint] = reader
+
+
+def authenticate() -> None:
+    """Who calls? Before anything else: a stranger costs one hash and one look-up."""
+    scope, wired, environ = current_scope(), services(), request.environ
+    x_api_key, authorization = environ.get("HTTP_X_API_KEY"), environ.get("HTTP_AUTHORIZATION")
+    scope.secrets = _credentials(x_api_key, authorization)
+    document = scope.document = wired.state.document()
+
+    def active(organization_id: str) -> bool:
+        organization = document.organizations.get(organization_id)
+        return organization is not None and organization.active
+
+    scope.key = wired.authenticator.authenticate(x_api_key, authorization, active)
+    scope.caller = wired.authenticator.to_caller(scope.key)
+
+
+def authorize() -> None:
+    """May the key do this at all? Before the body is read: a forbidden call costs no parsing."""
+    caller, needed = current_scope().caller, _SCOPES[str(request.endpoint)]
+    if caller is None or needed not in caller.scopes:
+        raise ScopeMissing(needed)
+
+
+def verify_signature() -> None:
+    """Is the request signed where it must be? Needs the body, so it comes after the cheap steps."""
+    scope, key = current_scope(), current_scope().key
+    assert key is not None and scope.caller is not None
+    signature = request.headers.get(SIGNATURE_HEADER) if _SIGNATURE in request.environ else None
+    if signature is not None:
+        body = _body(scope) if request.method == "POST" else b""
+        services().authenticator.verify_signature(key, _signed_parts(), body, signature)
+        scope.caller = replace(scope.caller, signed=True)
+    elif key.require_signature and scope.dialect != "native":
+        raise _unsigned()
+
+
+def read_call() -> None:
+    """What is asked? The body becomes a call; the client's bytes are kept beside it."""
+    reader = _READERS.get(str(request.endpoint))
+    if reader is None:
+        return
+    scope = current_scope()
+    require_json(request)
+    body = _body(scope)
+    fields = parse_object(body)
+    if scope.dialect == "native":
+        _verify_body_signature(scope, fields, body)
+    scope.call = reader(scope, fields, body)
+
+
+STEPS: Final = (
+    authenticate,
+    authorize,
+    # Rate limits belong here: they need the caller and nothing else, and refuse cheapest.
+    verify_signature,
+    read_call,
+    # Idempotency and budgets belong here: they need to know what the call may cost.
+)
+
+
+def install(blueprint: Blueprint) -> None:
+    """Run the steps, in order, before every view of ``blueprint``."""
+    for step in STEPS:
+        blueprint.before_request(step)
+
+
+_SIGNATURE: Final = "HTTP_" + SIGNATURE_HEADER.upper().replace("-", "_")
+
+
+def _credentials(x_api_key: str | None, authorization: str | None) -> tuple[str, ...]:
+    """What must never be passed on, in whatever header it stands."""
+    found = [x_api_key] if x_api_key else []
+    if authorization:
+        found.append(authorization.rpartition(" ")[2])
+    return tuple(secret for secret in found if secret)
+
+
+def _body(scope: Scope) -> bytes:
+    if scope.body is None:
+        settings = services().settings
+        scope.body = read_body(request, settings.max_body_bytes, settings.body_timeout_s)
+    return scope.body
+
+
+def _verify_body_signature(scope: Scope, fields: dict[str, Any], body: bytes) -> None:
+    """Check ``hmac_signature`` when it is there; a key that requires one gets by on either."""
+    assert scope.key is not None and scope.caller is not None
+    signature = fields.get(BODY_FIELD)
+    if signature is None:
+        if scope.key.require_signature and not scope.caller.signed:
+            raise _unsigned()
+        return
+    if not isinstance(signature, str):
+        raise InvalidRequest("must be a string", field=BODY_FIELD)
+    services().authenticator.verify_body_signature(scope.key, _signed_parts(), body, signature)
+    scope.caller = replace(scope.caller, signed=True)
+
+
+def _signed_parts() -> SignedParts:
+    path, _, query = raw_target(request.environ).partition("?")
+    return SignedParts(
+        method=request.method,
+        path=path,
+        query=query,
+        timestamp=request.headers.get(TIMESTAMP_HEADER, ""),
+        nonce=request.headers.get(NONCE_HEADER, ""),
+    )
+
+
+def _unsigned() -> SignatureInvalid:
+    return SignatureInvalid(
+        f"this key requires a signed request ({SIGNATURE_HEADER})", reason="missing"
+    )

@@ -1,0 +1,115 @@
+"""Renders deliveries and errors. What every reply carries is added in one place."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Final
+
+from flask import Response
+
+from router import errors
+from router.api.dispatch import decision
+from router.api.errors import face_of, render, retry_after_s, status_of
+from router.api.scope import Scope, current_scope
+from router.call import Dialect
+from router.forwarding.forwarder import Delivery
+from router.forwarding.stream import ReplyStream
+
+JSON: Final = "application/json"
+EVENT_STREAM: Final = "text/event-stream; charset=utf-8"
+
+
+class ClientStream:
+    """A stream for the client: the backend's bytes, then, if it broke, an event that says so."""
+
+    def __init__(
+        self,
+        stream: ReplyStream,
+        on_failure: Callable[[ReplyStream], bytes],
+        chunks: Iterator[bytes] | None = None,
+    ) -> None:
+        self._stream = stream
+        self._chunks = stream if chunks is None else chunks
+        self._on_failure = on_failure
+        self._ended = False
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self
+
+    def __next__(self) -> bytes:
+        for chunk in self._chunks:
+            return chunk
+        if self._ended or self._stream.outcome in ("completed", "client_aborted"):
+            raise StopIteration
+        self._ended = True
+        return self._on_failure(self._stream)
+
+    def close(self) -> None:
+        """Called by the server however the response ended."""
+        self._stream.close()
+
+
+def deliver(delivery: Delivery) -> Response:
+    """The reply of the OpenAI dialect: bytes as they are."""
+    if delivery.stream is None:
+        return json_reply(delivery.body or b"")
+    return stream_reply(ClientStream(delivery.stream, _openai_failure))
+
+
+def json_reply(body: bytes, status: int = 200) -> Response:
+    """A JSON body of known length."""
+    return Response(body, status, content_type=JSON)
+
+
+def stream_reply(stream: ClientStream) -> Response:
+    """Server-sent events, which nothing on the way may buffer."""
+    response = Response(stream, 200, content_type=EVENT_STREAM, direct_passthrough=True)
+    response.headers["Cache-Control"] = "no-cache"
+    response.headers["X-Accel-Buffering"] = "no"
+    return response
+
+
+def error_reply(error: Exception, dialect: Dialect) -> Response:
+    """The error as the client's dialect shows it."""
+    scope = current_scope()
+    face = face_of(error)
+    scope.code = face.code
+    scope.failed_outcome = face.outcome
+    response = json_reply(render(error, dialect, trace_id=scope.trace.trace_id), status_of(error))
+    wait_s = retry_after_s(error)
+    if wait_s is not None:
+        response.headers["Retry-After"] = str(wait_s)
+    if isinstance(error, errors.MethodNotAllowed):
+        response.headers["Allow"] = ", ".join(error.allowed)
+    if isinstance(error, (errors.Unauthenticated, errors.SignatureInvalid)):
+        response.headers["WWW-Authenticate"] = "Bearer"
+    return response
+
+
+def finish(scope: Scope, response: Response) -> Response:
+    """Add what every reply carries, and note when it was ready to begin."""
+    scope.status = response.status_code
+    scope.answered_s = time.monotonic()
+    scope.overhead_s = scope.answered_s - scope.started_s - scope.backend_s
+    headers = response.headers
+    headers["X-Request-ID"] = scope.request_id
+    if scope.delivery is not None:
+        headers["X-Routing-Backend"] = scope.delivery.backend_id
+        headers["X-Routing-Decision"] = decision(scope)
+        headers["X-Router-Overhead-Ms"] = f"{scope.overhead_s * 1000:.2f}"
+    if scope.delivery is None or scope.delivery.stream is None:
+        scope.bytes_sent = response.content_length or 0
+    return response
+
+
+def stream_error(stream: ReplyStream) -> errors.RouterError:
+    """Why a stream ended before its end."""
+    if stream.outcome == "timeout":
+        return errors.BackendTimeout(stream.failure or "idle")
+    return errors.BackendFailed(stream.failure or "stream ended early")
+
+
+def _openai_failure(stream: ReplyStream) -> bytes:
+    body = render(stream_error(stream), "openai", trace_id="")
+    return b"data: " + body + b"\n\n"

@@ -1,0 +1,156 @@
+"""What happens when a response has ended, however it ended, exactly once."""
+
+from __future__ import annotations
+
+import time
+from typing import Any, Final
+
+from router.accounting.usage import cost_nanos, estimate
+from router.api.dispatch import decision
+from router.api.scope import Scope
+from router.call import NO_USAGE, Attempt, Outcome, Usage
+from router.services import Services
+
+
+QUIET_ENDPOINTS: Final = ("status.", "prometheus_")
+"""Asked for every few seconds by machines; a line for each would drown the calls."""
+
+
+def call_usage(scope: Scope) -> tuple[Usage, int | None]:
+    """Usage and cost in nano-USD of what was delivered; estimated where nothing was reported."""
+    delivery, call, document = scope.delivery, scope.call, scope.document
+    if delivery is None or call is None or document is None:
+        return NO_USAGE, None
+    stream = delivery.stream
+    usage = delivery.usage if stream is None else stream.usage
+    if usage is None:
+        chars = delivery.output_chars if stream is None else stream.output_chars
+        usage = estimate(call.fields, chars)
+    return usage, cost_nanos(usage, document.models[call.model].prices)
+
+
+def settle(scope: Scope, services: Services) -> None:
+    """Price the call, count it, write its line. May be called again; only the first counts."""
+    if scope.settled:
+        return
+    scope.settled = True
+    ended_s = time.monotonic()
+    stream = None if scope.delivery is None else scope.delivery.stream
+    if stream is not None:
+        stream.close()
+        scope.bytes_sent = stream.bytes_sent
+        scope.attempts[-1].duration_s += (stream.ended_s or ended_s) - scope.answered_s
+    usage, cost = call_usage(scope)
+    outcome = _outcome(scope)
+    duration_s = ended_s - scope.started_s
+    _count(scope, services, usage, cost, outcome, duration_s)
+    if not scope.endpoint.startswith(QUIET_ENDPOINTS):
+        services.call_log.write(_line(scope, usage, cost, outcome, duration_s))
+
+
+def _outcome(scope: Scope) -> Outcome:
+    stream = None if scope.delivery is None else scope.delivery.stream
+    if stream is not None:
+        return stream.outcome or "client_aborted"
+    if scope.failed_outcome is not None:
+        died = scope.failed_outcome == "upstream_error" and _broke_after_status(scope)
+        return "upstream_aborted" if died else scope.failed_outcome
+    return "completed" if scope.handed_over else "client_aborted"
+
+
+def _broke_after_status(scope: Scope) -> bool:
+    """The backend had begun a good answer and did not finish it."""
+    return bool(scope.attempts) and scope.attempts[-1].status == 200
+
+
+def _count(
+    scope: Scope,
+    services: Services,
+    usage: Usage,
+    cost: int | None,
+    outcome: Outcome,
+    duration_s: float,
+) -> None:
+    metrics = services.metrics
+    metrics.count_request(scope.endpoint, scope.status, outcome, duration_s)
+    for attempt in scope.attempts:
+        metrics.count_attempt(attempt.backend_id, _error_class(attempt), attempt.duration_s)
+    if scope.delivery is not None:
+        metrics.count_overhead(scope.overhead_s)
+        metrics.count_usage(usage.source, usage.tokens_input, usage.tokens_output)
+        if cost:
+            metrics.count_cost(cost)
+    elif scope.status == 401 and scope.reason is not None:
+        metrics.count_auth_failure(scope.reason)
+
+
+def _error_class(attempt: Attempt) -> str:
+    """One of ``ATTEMPT_ERRORS``: what went wrong, in a closed set."""
+    error, status = attempt.error, attempt.status
+    if error is None:
+        return "none"
+    if error == "credential missing" or status in (401, 403):
+        return "credential"
+    if status == 429:
+        return "status_429"
+    if status is not None and status >= 400:
+        return "status_5xx" if status >= 500 else "status_4xx"
+    if error in ("BackendTimeout", "ClientGone", "InvalidRequest"):
+        return {"BackendTimeout": "timeout", "ClientGone": "client_gone"}.get(error, "invalid")
+    return "connect" if status is None and "connect" in error else "transport"
+
+
+def _line(
+    scope: Scope, usage: Usage, cost: int | None, outcome: Outcome, duration_s: float
+) -> dict[str, Any]:
+    """The facts of one call. Never a secret, never a payload, never text a client chose freely."""
+    line: dict[str, Any] = {
+        "request_id": scope.request_id,
+        "trace_id": scope.trace.trace_id,
+        "span_id": scope.trace.span_id,
+        "endpoint": scope.endpoint,
+        "status": scope.status,
+        "outcome": outcome,
+        "duration_ms": round(duration_s * 1000, 3),
+        "bytes_sent": scope.bytes_sent,
+        "remote_addr": scope.remote_addr,
+    }
+    if scope.key is not None:
+        line["organization_id"] = scope.key.organization_id
+        line["key_id"] = scope.key.id
+    if scope.code is not None:
+        line["code"] = scope.code
+    if scope.reason is not None:
+        line["reason"] = scope.reason
+    if scope.call is not None:
+        line["model"] = scope.call.model
+        line["stream"] = scope.call.stream
+    if scope.attempts:
+        line.update(_attempts(scope))
+    if scope.delivery is not None:
+        line.update(_delivered(scope, usage, cost))
+    return line
+
+
+def _attempts(scope: Scope) -> dict[str, Any]:
+    last = scope.attempts[-1]
+    facts: dict[str, Any] = {
+        "backend": last.backend_id,
+        "attempts": len(scope.attempts),
+        "backend_ms": round(scope.backend_s * 1000, 3),
+    }
+    if last.error is not None:
+        facts["backend_error"] = last.error
+    return facts
+
+
+def _delivered(scope: Scope, usage: Usage, cost: int | None) -> dict[str, Any]:
+    return {
+        "decision": decision(scope),
+        "tokens_input": usage.tokens_input,
+        "tokens_output": usage.tokens_output,
+        "usage_source": usage.source,
+        "cost_nanos": cost,
+        "ttfb_ms": round((scope.answered_s - scope.started_s) * 1000, 3),
+        "overhead_ms": round(scope.overhead_s * 1000, 3),
+    }

@@ -1,0 +1,134 @@
+"""The Flask application: blueprints, and what holds for every request."""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import Any, Final
+
+from flask import Flask, Response, g, request
+from flask.sessions import NullSession, SessionInterface
+from prometheus_flask_exporter.multiprocess import GunicornInternalPrometheusMetrics
+from werkzeug.exceptions import HTTPException
+from werkzeug.exceptions import MethodNotAllowed as WerkzeugMethodNotAllowed
+from werkzeug.exceptions import NotFound as WerkzeugNotFound
+from werkzeug.middleware.proxy_fix import ProxyFix
+
+from router import errors
+from router.api import native, openai, status
+from router.api.replies import error_reply, finish
+from router.api.scope import Scope, current_scope, request_id_from
+from router.api.settlement import settle
+from router.api.target import refuse_ambiguous
+from router.api.wiring import services
+from router.call import Dialect
+from router.services import Services
+from router.telemetry.traces import open_trace
+
+log = logging.getLogger("router")
+
+NATIVE_PATHS: Final = ("/v1/inference", "/v1/status", "/healthz", "/readyz", "/metrics")
+
+
+class _NoSession(SessionInterface):
+    """The gateway keeps no sessions; Flask's own would cost a part of each call."""
+
+    _nothing: Final = NullSession()
+
+    def open_session(self, app: Flask, request: Any) -> NullSession:
+        return self._nothing
+
+
+def create_app(wired: Services) -> Flask:
+    """An application that serves with ``wired``."""
+    app = Flask("router", static_folder=None)
+    app.session_interface = _NoSession()
+    app.url_map.merge_slashes = False
+    app.url_map.strict_slashes = True
+    app.config["PROPAGATE_EXCEPTIONS"] = False
+    app.extensions["router"] = wired
+    app.before_request(open_scope)
+    app.after_request(hand_over)
+    app.teardown_request(settle_what_is_left)
+    app.register_error_handler(errors.RouterError, on_router_error)
+    app.register_error_handler(HTTPException, on_http_error)
+    app.register_error_handler(Exception, on_unexpected_error)
+    for blueprint in (native.blueprint, openai.blueprint, status.blueprint):
+        app.register_blueprint(blueprint)
+    if wired.settings.trusted_proxies:
+        hops = wired.settings.trusted_proxies
+        app.wsgi_app = ProxyFix(app.wsgi_app, x_for=hops, x_proto=hops)  # type: ignore[method-assign]
+    return app
+
+
+def expose_metrics(app: Flask) -> None:
+    """Serve ``/metrics`` with the figures of all workers together."""
+    # Our own histograms time streams to their end, which the exporter's defaults do not.
+    GunicornInternalPrometheusMetrics(app, path="/metrics", export_defaults=False)
+
+
+def open_scope() -> None:
+    """The first thing that happens to any request, known path or not."""
+    environ = request.environ
+    g.scope = Scope(
+        request_id=request_id_from(environ.get("HTTP_X_REQUEST_ID")),
+        trace=open_trace(environ.get("HTTP_TRACEPARENT")),
+        started_s=time.monotonic(),
+        remote_addr=environ.get("REMOTE_ADDR", ""),
+        endpoint=request.endpoint or "unknown",
+        dialect=_dialect(environ["PATH_INFO"]),
+    )
+    refuse_ambiguous(environ)
+    if request.endpoint in status.OPS_ENDPOINTS and not _on_ops_listener(environ):
+        raise errors.NotFound("no such endpoint")
+
+
+def hand_over(response: Response) -> Response:
+    """Whatever becomes of the response from here on, closing it settles the call."""
+    scope = current_scope()
+    finish(scope, response)
+    wired = services()
+    scope.handed_over = True
+    response.call_on_close(lambda: settle(scope, wired))
+    return response
+
+
+def settle_what_is_left(_error: BaseException | None) -> None:
+    """The backstop: an exception that produced no response, a greenlet that was killed."""
+    scope: Scope | None = g.get("scope")
+    if scope is not None and not scope.handed_over:
+        settle(scope, services())
+
+
+def on_router_error(error: errors.RouterError) -> Response:
+    """Our own errors, all of them."""
+    scope = current_scope()
+    if isinstance(error, (errors.Unauthenticated, errors.SignatureInvalid, errors.BackendFailed)):
+        scope.reason = error.reason
+    return error_reply(error, scope.dialect)
+
+
+def on_http_error(error: HTTPException) -> Response:
+    """What the framework refuses: unknown paths, wrong methods, malformed requests."""
+    if isinstance(error, WerkzeugNotFound):
+        return on_router_error(errors.NotFound("no such endpoint"))
+    if isinstance(error, WerkzeugMethodNotAllowed):
+        allowed = tuple(sorted(error.valid_methods or ()))
+        return on_router_error(errors.MethodNotAllowed(request.method[:16], allowed))
+    return on_router_error(errors.InvalidRequest("the request is malformed"))
+
+
+def on_unexpected_error(error: Exception) -> Response:
+    """A defect of ours: the client learns nothing of it, the log everything."""
+    scope = current_scope()
+    log.error("unexpected error", exc_info=error, extra={"request_id": scope.request_id})
+    return error_reply(error, scope.dialect)
+
+
+def _dialect(path: str) -> Dialect:
+    """Unknown paths are answered as the OpenAI SDKs expect it, unless they are clearly ours."""
+    return "native" if path.startswith(NATIVE_PATHS) or not path.startswith("/v1/") else "openai"
+
+
+def _on_ops_listener(environ: dict[str, Any]) -> bool:
+    return environ.get("SERVER_PORT") == str(services().settings.ops_bind.port)

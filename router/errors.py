@@ -1,0 +1,165 @@
+"""Everything that can go wrong with a call. An error carries facts; statuses live in ``api``."""
+
+from __future__ import annotations
+
+
+class RouterError(Exception):
+    """The base of every refusal and failure that a client can meet."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.message = message
+
+
+# --- the caller -----------------------------------------------------------------------------
+
+
+class Unauthenticated(RouterError):
+    """No valid key. ``reason`` is for log and metrics only: the reply never tells it."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__("missing or invalid API key")
+        self.reason = reason
+
+
+class SignatureInvalid(RouterError):
+    """The key is valid, the request signature is not (or is missing where it is required)."""
+
+    def __init__(self, message: str, *, reason: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+class ScopeMissing(RouterError):
+    """The key is valid but does not carry the scope that the endpoint needs."""
+
+    def __init__(self, scope: str) -> None:
+        super().__init__(f"this API key lacks the scope '{scope}'")
+        self.scope = scope
+
+
+class ModelForbidden(RouterError):
+    """The key may not use this model."""
+
+    def __init__(self, model: str) -> None:
+        super().__init__(f"this API key may not use the model '{model}'")
+        self.model = model
+
+
+# --- the request ----------------------------------------------------------------------------
+
+
+class InvalidRequest(RouterError):
+    """The request cannot be understood; ``field`` is the dotted path of the culprit."""
+
+    def __init__(self, message: str, *, field: str | None = None) -> None:
+        super().__init__(message)
+        self.field = field
+
+
+class BodyTooLarge(RouterError):
+    """The body, or one of its fields, is over its size limit."""
+
+    def __init__(self, limit_bytes: int, *, field: str = "body") -> None:
+        super().__init__(f"{field} is larger than the limit of {limit_bytes} bytes")
+        self.limit_bytes = limit_bytes
+        self.field = field
+
+
+class BodyTimeout(RouterError):
+    """The client did not send its body in time."""
+
+    def __init__(self, timeout_s: float) -> None:
+        super().__init__(f"the request body did not arrive within {timeout_s:g} s")
+        self.timeout_s = timeout_s
+
+
+class UnsupportedMediaType(RouterError):
+    """The body is not declared as JSON."""
+
+    def __init__(self, content_type: str | None) -> None:
+        super().__init__("Content-Type must be application/json")
+        self.content_type = content_type
+
+
+class ModelNotFound(RouterError):
+    """No such model, or none that this router knows how to serve."""
+
+    def __init__(self, model: str) -> None:
+        super().__init__(f"the model '{model}' does not exist")
+        self.model = model
+
+
+class NotFound(RouterError):
+    """No such endpoint or entity."""
+
+
+class MethodNotAllowed(RouterError):
+    """The endpoint exists, the method does not."""
+
+    def __init__(self, method: str, allowed: tuple[str, ...]) -> None:
+        super().__init__(f"{method} is not allowed here")
+        self.allowed = allowed
+
+
+# --- the backends ---------------------------------------------------------------------------
+
+
+class BackendUnavailable(RouterError):
+    """No backend could be reached; nothing was processed and a retry is safe."""
+
+    def __init__(self, *, retry_after_s: int = 1) -> None:
+        super().__init__("no backend is available for this model right now")
+        self.retry_after_s = retry_after_s
+
+
+class BackendTimeout(RouterError):
+    """A backend took the call and did not answer in time."""
+
+    def __init__(self, phase: str) -> None:
+        super().__init__(f"the backend did not answer in time ({phase})")
+        self.phase = phase
+
+
+class BackendFailed(RouterError):
+    """A backend answered with a failure of its own, or with nonsense."""
+
+    def __init__(self, reason: str, *, status: int | None = None) -> None:
+        super().__init__("the backend failed to answer this call")
+        self.reason = reason
+        self.status = status
+
+
+class BackendRejected(RouterError):
+    """A backend refused the request itself (4xx): the client's to mend, never retried."""
+
+    def __init__(self, message: str, *, status: int, body: bytes | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.body = body
+        """The backend's own error in OpenAI shape, fit to be shown, or ``None``."""
+
+
+class BackendBusy(RouterError):
+    """A backend answered 429 and no other could take the call."""
+
+    def __init__(self, *, retry_after_s: int) -> None:
+        super().__init__("the backends are rate limited for this model right now")
+        self.retry_after_s = retry_after_s
+
+
+class ClientGone(RouterError):
+    """The client closed its connection; nobody is left to answer."""
+
+    def __init__(self) -> None:
+        super().__init__("the client closed the connection")
+
+
+# --- ourselves ------------------------------------------------------------------------------
+
+
+class NotConfigured(RouterError):
+    """No document has been applied yet, or the store cannot be read."""
+
+    def __init__(self, message: str = "the router has no configuration yet") -> None:
+        super().__init__(message)

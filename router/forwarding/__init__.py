@@ -1,0 +1,1 @@
+"""Sends a call to a backend and brings the reply back. Knows neither callers nor limits."""

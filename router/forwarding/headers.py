@@ -1,0 +1,90 @@
+"""Which of the client's headers a backend may see, and how a request head is written."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Final
+
+# Names as WSGI spells them. What is listed here never reaches a backend:
+_NEVER: Final = frozenset(
+    {
+        # credentials and identity of the client
+        "HTTP_AUTHORIZATION",
+        "HTTP_PROXY_AUTHORIZATION",
+        "HTTP_X_API_KEY",
+        "HTTP_API_KEY",
+        "HTTP_X_GOOG_API_KEY",
+        "HTTP_COOKIE",
+        "HTTP_COOKIE2",
+        # framing and hop-by-hop (RFC 9110 §7.6.1, RFC 9112 §6)
+        "HTTP_HOST",
+        "HTTP_CONTENT_LENGTH",
+        "HTTP_CONTENT_TYPE",
+        "HTTP_CONTENT_ENCODING",
+        "HTTP_TRANSFER_ENCODING",
+        "HTTP_CONNECTION",
+        "HTTP_KEEP_ALIVE",
+        "HTTP_PROXY_CONNECTION",
+        "HTTP_PROXY_AUTHENTICATE",
+        "HTTP_TE",
+        "HTTP_TRAILER",
+        "HTTP_TRAILERS",
+        "HTTP_UPGRADE",
+        "HTTP_HTTP2_SETTINGS",
+        "HTTP_EXPECT",
+        # written by us
+        "HTTP_ACCEPT_ENCODING",
+        "HTTP_X_REQUEST_ID",
+        "HTTP_TRACEPARENT",
+        # about the client's network, not the backend's business
+        "HTTP_FORWARDED",
+        "HTTP_VIA",
+        "HTTP_X_REAL_IP",
+        "HTTP_TRUE_CLIENT_IP",
+        "HTTP_ORIGIN",
+        "HTTP_REFERER",
+        # chosen by configuration, never by a client: who pays at the provider
+        "HTTP_OPENAI_ORGANIZATION",
+        "HTTP_OPENAI_PROJECT",
+        "HTTP_ANTHROPIC_VERSION",
+        "HTTP_X_HTTP_METHOD_OVERRIDE",
+        "HTTP_X_METHOD_OVERRIDE",
+    }
+)
+_NEVER_PREFIXES: Final = ("HTTP_X_FORWARDED_", "HTTP_X_ROUTER_", "HTTP_X_ROUTING_", "HTTP_CF_")
+_UNSAFE: Final = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
+
+
+def forwardable(environ: Mapping[str, object], secrets: tuple[str, ...]) -> list[tuple[str, str]]:
+    """The client's end-to-end headers that a backend may see.
+
+    ``environ`` spells headers as WSGI does. A header that carries one of ``secrets`` anywhere in
+    its value stays here too, whatever its name.
+    """
+    named = _connection_names(environ.get("HTTP_CONNECTION"))
+    kept: list[tuple[str, str]] = []
+    for name, value in environ.items():
+        if not name.startswith("HTTP_") or name in _NEVER or name in named:
+            continue
+        if name.startswith(_NEVER_PREFIXES) or not isinstance(value, str):
+            continue
+        if _UNSAFE.search(value) or any(secret in value for secret in secrets):
+            continue
+        kept.append((name[5:].replace("_", "-").title(), value))
+    return kept
+
+
+def _connection_names(connection: object) -> frozenset[str]:
+    """Headers that ``Connection`` declares hop-by-hop."""
+    if not isinstance(connection, str) or connection.lower() in ("keep-alive", "close", ""):
+        return frozenset()
+    return frozenset(
+        "HTTP_" + token.strip().upper().replace("-", "_") for token in connection.split(",")
+    )
+
+
+def write_head(request_line: str, headers: list[tuple[str, str]]) -> bytes:
+    """A request head up to, not including, ``Content-Length`` and the blank line."""
+    lines = [request_line, *(f"{name}: {value}" for name, value in headers), ""]
+    return "\r\n".join(lines).encode("latin-1")

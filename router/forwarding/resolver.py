@@ -1,0 +1,65 @@
+"""Host names to addresses, remembered for a while and never waited for without a deadline."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from typing import Final
+
+FRESH_S: Final = 30.0
+"""How long an answer is used before it is asked for again."""
+
+
+class Resolver:
+    """Caches ``getaddrinfo``; when the name service is away or slow, the last answer serves on."""
+
+    def __init__(self, fresh_s: float = FRESH_S) -> None:
+        self._fresh_s = fresh_s
+        self._known: dict[str, tuple[float, list[str]]] = {}
+        self._asking: dict[str, threading.Event] = {}
+
+    def resolve(self, host: str, timeout_s: float) -> list[str]:
+        """Addresses of ``host``, best first; empty when there are none within ``timeout_s``."""
+        known = self._known.get(host)
+        if known is not None and time.monotonic() - known[0] < self._fresh_s:
+            return known[1]
+        if _is_address(host):
+            self._known[host] = (float("inf"), [host])
+            return [host]
+        asked = self._ask(host)
+        if known is None or not known[1]:
+            asked.wait(timeout_s)
+        known = self._known.get(host, known)
+        return known[1] if known is not None else []
+
+    def _ask(self, host: str) -> threading.Event:
+        """Look ``host`` up beside the caller, once for all who wait for it."""
+        done = self._asking.get(host)
+        if done is None:
+            done = self._asking[host] = threading.Event()
+            threading.Thread(target=self._look_up, args=(host, done), daemon=True).start()
+        return done
+
+    def _look_up(self, host: str, done: threading.Event) -> None:
+        try:
+            found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+            addresses = list(dict.fromkeys(str(entry[4][0]) for entry in found))
+            self._known[host] = (time.monotonic(), addresses)
+        except OSError:
+            stale = self._known.get(host)
+            if stale is not None:  # keep what worked, ask again in a while
+                self._known[host] = (time.monotonic(), stale[1])
+        finally:
+            del self._asking[host]
+            done.set()
+
+
+def _is_address(host: str) -> bool:
+    for family in (socket.AF_INET, socket.AF_INET6):
+        try:
+            socket.inet_pton(family, host)
+        except OSError:
+            continue
+        return True
+    return False

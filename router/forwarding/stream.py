@@ -1,0 +1,124 @@
+"""A reply on its way to the client: bytes pass, usage is tapped, the end is always told."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Final
+
+from router.call import Outcome, Usage
+from router.errors import BackendTimeout, ClientGone
+from router.forwarding.providers.provider import StreamTap
+from router.forwarding.transport import Exchange, TransportError
+
+DRAIN_S: Final = 30.0
+MAX_DRAINS: Final = 20
+"""How many abandoned streams one worker reads to their end at the same time."""
+
+_draining = 0
+
+
+class ReplyStream:
+    """Iterates over the bytes for the client. ``close`` may come at any time, also before the
+    first byte; afterwards ``outcome`` and ``usage`` are final."""
+
+    def __init__(self, exchange: Exchange, tap: StreamTap, *, drain: bool) -> None:
+        self._exchange = exchange
+        self._tap = tap
+        self._drain = drain
+        self.outcome: Outcome | None = None
+        self.failure: str | None = None
+        self.bytes_sent = 0
+        self.ended_s = 0.0
+
+    @property
+    def usage(self) -> Usage | None:
+        """What the backend reported so far."""
+        return self._tap.usage
+
+    @property
+    def output_chars(self) -> int:
+        """Characters generated so far, for an estimate."""
+        return self._tap.output_chars
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self
+
+    def __next__(self) -> bytes:
+        """The next bytes; raises ``StopIteration`` when the reply has ended in whatever way."""
+        while self.outcome is None:
+            data = self._step()
+            if data:
+                self.bytes_sent += len(data)
+                return data
+        raise StopIteration
+
+    def _step(self) -> bytes:
+        try:
+            chunk = self._exchange.read_chunk()
+            if chunk:
+                data = self._tap.feed(chunk)
+                if self._tap.error is not None:
+                    return data + self._fail("upstream_aborted", self._tap.error)
+                return data
+            return self._finish()
+        except ClientGone:
+            self._end("client_aborted")
+            return b""
+        except BackendTimeout as error:
+            return self._fail("timeout", error.phase)
+        except (TransportError, ValueError) as error:
+            return self._fail("upstream_aborted", str(error))
+
+    def _finish(self) -> bytes:
+        data = self._tap.finish()
+        if self._tap.complete:
+            self._end("completed")
+            return data
+        return data + self._fail("upstream_aborted", "stream ended early")
+
+    def _fail(self, outcome: Outcome, reason: str) -> bytes:
+        """End the stream; what the client is told of it is written by the api layer."""
+        self.failure = reason
+        self._exchange.close()
+        self._end(outcome)
+        return b""
+
+    def _end(self, outcome: Outcome) -> None:
+        self.outcome = outcome
+        self.ended_s = time.monotonic()
+
+    def close(self) -> None:
+        """Nobody reads on. What has not ended was given up by the client."""
+        if self.outcome is not None:
+            return
+        if self._tap.complete:  # the last byte was read, only the end of the body was not
+            self._read_end()
+            return
+        if self._drain:
+            self._drain_rest()
+        self._exchange.close()
+        self._end("client_aborted")
+
+    def _read_end(self) -> None:
+        try:
+            while self._exchange.read_chunk():
+                pass
+        except (TransportError, BackendTimeout, ClientGone):
+            pass  # the reply was complete; only the connection is lost
+        self._end("completed")
+
+    def _drain_rest(self) -> None:
+        """Read the backend to its end, so that the usage it reports at last is known."""
+        global _draining
+        if _draining >= MAX_DRAINS:
+            return
+        _draining += 1
+        deadline_s = time.monotonic() + DRAIN_S
+        try:
+            while time.monotonic() < deadline_s and (chunk := self._exchange.read_chunk()):
+                self._tap.feed(chunk)
+        except (TransportError, BackendTimeout, ValueError):
+            pass  # what was reported until here is what is known
+        finally:
+            _draining -= 1

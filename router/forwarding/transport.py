@@ -1,0 +1,405 @@
+"""Pooled HTTP/1.1 connections to backends, with a deadline on every single wait.
+
+Bytes are parsed by llhttp (through geventhttpclient's binding), which refuses every ambiguous
+framing: both ``Content-Length`` and ``Transfer-Encoding``, duplicate lengths, bare line feeds,
+folded headers. Sockets, waiting, pooling and reuse are ours, because the router's promises live
+there: no wait without a deadline, no request sent on a connection that the backend has closed,
+no connection reused after a byte too many.
+"""
+
+from __future__ import annotations
+
+import _socket
+import socket
+import ssl
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from geventhttpclient._parser import HTTPParseError, HTTPResponseParser
+
+from router.errors import BackendTimeout, ClientGone
+from router.forwarding.resolver import Resolver
+
+Endpoint = tuple[str, str, int]
+"""Scheme, host, port: what connections are pooled by."""
+
+RECEIVE_BYTES: Final = 32 * 1024
+MAX_HEAD_BYTES: Final = 64 * 1024
+CLIENT_CHECK_S: Final = 0.25
+"""How often a waiting call looks whether its client is still there."""
+_SMALL_BODY_BYTES: Final = 16 * 1024
+
+
+class TransportError(Exception):
+    """The exchange with a backend broke; ``sent`` tells whether the backend may have seen it."""
+
+    def __init__(self, reason: str, *, sent: bool) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.sent = sent
+
+
+@dataclass(slots=True)
+class Patience:
+    """How long one attempt may wait, in seconds; ``deadline_s`` is on the monotonic clock."""
+
+    connect_s: float
+    first_byte_s: float
+    idle_s: float
+    deadline_s: float
+    client_gone: Callable[[], bool] | None = None
+
+
+class _Parser(HTTPResponseParser):
+    """Collects what llhttp finds; a second message on the same bytes spoils the connection."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.header_list: list[list[str]] = []
+        self.body: list[bytes] = []
+        self.head_done = False
+        self.done = False
+        self.spoiled = False
+        self._in_value = True
+
+    def _on_message_begin(self) -> None:
+        if self.done:
+            self.spoiled = True
+
+    def _on_status(self, message: str) -> None:
+        """The reason phrase means nothing to anybody."""
+
+    def _on_header_field(self, text: str) -> None:
+        if self._in_value:
+            self.header_list.append([text, ""])
+            self._in_value = False
+        else:
+            self.header_list[-1][0] += text
+
+    def _on_header_value(self, text: str) -> None:
+        self._in_value = True
+        self.header_list[-1][1] += text
+
+    def _on_headers_complete(self) -> bool:
+        if self.get_code() >= 200:
+            self.head_done = True
+        return False
+
+    def _on_body(self, data: bytearray) -> None:
+        if not self.done:
+            self.body.append(bytes(data))
+
+    def _on_message_complete(self) -> None:
+        if self.head_done:
+            self.done = True
+        else:  # an interim 1xx reply: the real one follows
+            self.header_list.clear()
+            self._in_value = True
+
+    def take_body(self) -> bytes:
+        """The body bytes parsed since the last call."""
+        if len(self.body) == 1:
+            data = self.body[0]
+        else:
+            data = b"".join(self.body)
+        self.body.clear()
+        return data
+
+
+def has_input(sock: socket.socket) -> bool:
+    """True when a read would not wait: data, end of stream or an error has arrived."""
+    raw = getattr(sock, "_sock", sock)  # gevent keeps the real socket in there, non-blocking
+    if raw is sock:
+        sock.settimeout(0.0)
+    try:
+        _socket.socket.recv(raw, 1, socket.MSG_PEEK)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def at_end(sock: socket.socket) -> bool:
+    """True when the other side has closed; looks without reading and without waiting."""
+    raw = getattr(sock, "_sock", sock)
+    if raw is sock:
+        sock.settimeout(0.0)
+    try:
+        return not _socket.socket.recv(raw, 1, socket.MSG_PEEK)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+
+
+class Exchange:
+    """One request on one connection and the reply to it."""
+
+    __slots__ = ("_idle_deadline_s", "_parser", "_patience", "_pool", "_sock", "reused", "ttfb_s")
+
+    def __init__(self, pool: Pool, sock: socket.socket, patience: Patience, reused: bool) -> None:
+        self._pool = pool
+        self._sock: socket.socket | None = sock
+        self._patience = patience
+        self._parser = _Parser()
+        self._idle_deadline_s = 0.0
+        self.reused = reused
+        self.ttfb_s = 0.0
+
+    @property
+    def status(self) -> int:
+        """The reply's status code."""
+        return self._parser.get_code()
+
+    @property
+    def headers(self) -> list[list[str]]:
+        """The reply's header fields, name and value, in order, as they came."""
+        return self._parser.header_list
+
+    def run(self, head: bytes, body: bytes) -> None:
+        """Send the request and read up to the end of the reply's head."""
+        started_s = time.monotonic()
+        try:
+            self._send(head, body)
+            self._read_head(time.monotonic() + self._patience.first_byte_s)
+        except BaseException:
+            self.close()
+            raise
+        self.ttfb_s = time.monotonic() - started_s
+        if self._parser.done:
+            self.close()
+
+    def read_chunk(self) -> bytes:
+        """The next body bytes as they arrive; ``b""`` only at the body's proper end."""
+        parser = self._parser
+        if parser.body:
+            return parser.take_body()
+        self._idle_deadline_s = time.monotonic() + self._patience.idle_s
+        try:
+            while not parser.body and not parser.done:
+                self._feed(self._receive(self._idle_deadline_s, "idle"))
+        except BaseException:
+            self.close()
+            raise
+        if parser.done:
+            self.close()
+        return parser.take_body()
+
+    def read_all(self, limit_bytes: int) -> bytes:
+        """The whole body; raises :class:`TransportError` when it is over ``limit_bytes``."""
+        first = self.read_chunk()
+        if self._parser.done and not self._parser.body:
+            return first
+        chunks, size = [first], len(first)
+        while chunk := self.read_chunk():
+            chunks.append(chunk)
+            size += len(chunk)
+            if size > limit_bytes:
+                self.close()
+                raise TransportError("reply too large", sent=True)
+        return b"".join(chunks)
+
+    def close(self) -> None:
+        """Give the connection back if it is clean, drop it otherwise. May be called again."""
+        sock, self._sock = self._sock, None
+        if sock is None:
+            return
+        parser = self._parser
+        reusable = parser.done and not parser.spoiled and parser.should_keep_alive()
+        self._pool.give_back(sock, reusable=reusable)
+
+    def _send(self, head: bytes, body: bytes) -> None:
+        sock = self._sock
+        assert sock is not None
+        sock.settimeout(max(0.001, self._patience.deadline_s - time.monotonic()))
+        try:
+            if len(body) <= _SMALL_BODY_BYTES:
+                sock.sendall(head + body)
+            else:
+                sock.sendall(head)
+                sock.sendall(body)
+        except TimeoutError:
+            raise BackendTimeout("total") from None
+        except OSError as error:
+            # Part of it may have arrived: a backend that answers early (413) closes like this.
+            raise TransportError(_why(error, "send failed"), sent=True) from None
+
+    def _read_head(self, deadline_s: float) -> None:
+        parser, size = self._parser, 0
+        while not parser.head_done:
+            data = self._receive(deadline_s, "first_byte")
+            size += len(data)
+            self._feed(data)
+            if size > MAX_HEAD_BYTES and not parser.head_done:
+                raise TransportError("reply head too large", sent=True)
+
+    def _receive(self, deadline_s: float, phase: str) -> bytes:
+        sock, patience = self._sock, self._patience
+        if sock is None:
+            raise TransportError("connection already closed", sent=True)
+        limit_s = deadline_s
+        if patience.deadline_s < deadline_s:
+            limit_s, phase = patience.deadline_s, "total"
+        while True:
+            left_s = limit_s - time.monotonic()
+            if left_s <= 0:
+                raise BackendTimeout(phase)
+            sock.settimeout(left_s if left_s < CLIENT_CHECK_S else CLIENT_CHECK_S)
+            try:
+                return sock.recv(RECEIVE_BYTES)
+            except TimeoutError:
+                if patience.client_gone is not None and patience.client_gone():
+                    raise ClientGone from None
+            except OSError as error:
+                raise TransportError(_why(error, "receive failed"), sent=True) from None
+
+    def _feed(self, data: bytes) -> None:
+        parser = self._parser
+        try:
+            parser.feed(data)
+        except HTTPParseError as error:
+            if parser.done:  # the reply is whole; what follows it is not ours
+                parser.spoiled = True
+                return
+            reason = "connection closed early" if not data else f"malformed reply: {error}"
+            raise TransportError(reason, sent=True) from None
+        if not data and not parser.done:
+            raise TransportError("connection closed early", sent=True)
+
+
+class Pool:
+    """Connections to one endpoint: at most ``size`` at a time, idle ones kept ``idle_s``."""
+
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        *,
+        size: int,
+        idle_s: float,
+        resolver: Resolver,
+        tls: ssl.SSLContext,
+    ) -> None:
+        self._endpoint = endpoint
+        self._idle_s = idle_s
+        self._resolver = resolver
+        self._tls = tls if endpoint[0] == "https" else None
+        self._size = size
+        self._in_use = 0
+        self._waiting: deque[threading.Event] = deque()
+        self._idle: deque[tuple[socket.socket, float]] = deque()
+        self.opened = 0
+        self.reused = 0
+
+    def open(self, patience: Patience) -> Exchange:
+        """A clean connection, kept or new. Nothing has been sent when this raises."""
+        self._take_slot(patience.connect_s)
+        try:
+            sock = self._take_idle()
+            if sock is not None:
+                self.reused += 1
+                return Exchange(self, sock, patience, True)
+            sock = self._connect(patience)
+            self.opened += 1
+            return Exchange(self, sock, patience, False)
+        except BaseException:
+            self._free_slot()
+            raise
+
+    def give_back(self, sock: socket.socket, *, reusable: bool) -> None:
+        """Return a connection; one that is not reusable is closed."""
+        if reusable:
+            self._idle.append((sock, time.monotonic()))
+        else:
+            _drop(sock)
+        self._free_slot()
+
+    def close(self) -> None:
+        """Close what is idle."""
+        while self._idle:
+            _drop(self._idle.pop()[0])
+
+    def _take_slot(self, timeout_s: float) -> None:
+        # Workers are single-threaded: nothing between the check and the count lets others run.
+        if self._in_use < self._size:
+            self._in_use += 1
+            return
+        turn = threading.Event()
+        self._waiting.append(turn)
+        if turn.wait(timeout_s):
+            return
+        try:
+            self._waiting.remove(turn)
+        except ValueError:
+            return  # the slot was handed over at the very last moment
+        raise TransportError("connection pool exhausted", sent=False)
+
+    def _free_slot(self) -> None:
+        """Hand the slot to whoever waits longest, or count it free."""
+        if self._waiting:
+            self._waiting.popleft().set()
+        else:
+            self._in_use -= 1
+
+    def _take_idle(self) -> socket.socket | None:
+        """The connection used last, which is the least likely to have been closed."""
+        oldest_s = time.monotonic() - self._idle_s
+        while self._idle:
+            sock, since_s = self._idle.pop()
+            if since_s < oldest_s:  # all that are left are older still
+                _drop(sock)
+                self.close()
+                return None
+            # Anything readable on an idle connection is its end, or bytes nobody asked for.
+            if not has_input(sock):
+                return sock
+            _drop(sock)
+        return None
+
+    def _connect(self, patience: Patience) -> socket.socket:
+        _, host, port = self._endpoint
+        deadline_s = min(time.monotonic() + patience.connect_s, patience.deadline_s)
+        reason = "no address"
+        for address in self._resolver.resolve(host, patience.connect_s):
+            left_s = deadline_s - time.monotonic()
+            if left_s <= 0:
+                reason = "connect timeout"
+                break
+            try:
+                sock = socket.create_connection((address, port), timeout=left_s)
+            except OSError as error:
+                reason = _why(error, "connect failed")
+                continue
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            return sock if self._tls is None else self._secure(sock, host, deadline_s)
+        raise TransportError(reason, sent=False)
+
+    def _secure(self, sock: socket.socket, host: str, deadline_s: float) -> socket.socket:
+        assert self._tls is not None
+        sock.settimeout(max(0.001, deadline_s - time.monotonic()))
+        try:
+            return self._tls.wrap_socket(sock, server_hostname=host)
+        except (OSError, ValueError) as error:
+            _drop(sock)
+            raise TransportError(_why(error, "TLS failed"), sent=False) from None
+
+
+def _drop(sock: socket.socket) -> None:
+    try:
+        sock.close()
+    except OSError:
+        pass  # it is gone either way
+
+
+def _why(error: Exception, default: str) -> str:
+    """A short reason for logs that names no host."""
+    if isinstance(error, TimeoutError):
+        return "connect timeout" if default == "connect failed" else f"{default}: timeout"
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"{default}: certificate not trusted ({error.verify_message})"
+    name = getattr(error, "strerror", None)
+    return f"{default}: {name}" if name else default

@@ -1,0 +1,73 @@
+"""The only place that wires: settings in, one set of clients out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from prometheus_client import CollectorRegistry
+
+from router.auth.authenticator import Authenticator
+from router.auth.nonces import NonceStore
+from router.clock import Clock
+from router.config.pepper import load_pepper
+from router.config.settings import Settings, resolve_credential
+from router.config.state import StateReader
+from router.forwarding.forwarder import Forwarder
+from router.forwarding.retry_budget import PER_SECOND, RetryBudget
+from router.forwarding.session import BackendSession
+from router.gateway import Gateway
+from router.routing.engine import RoutingEngine
+from router.telemetry.logs import CallLog
+from router.telemetry.metrics import Metrics
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """What one worker holds. Built after fork, closed at exit."""
+
+    settings: Settings
+    clock: Clock
+    state: StateReader
+    authenticator: Authenticator
+    gateway: Gateway
+    session: BackendSession
+    metrics: Metrics
+    call_log: CallLog
+
+    def close(self) -> None:
+        """Give back connections and files."""
+        self.session.close()
+        self.state.close()
+
+
+def build_services(settings: Settings, *, clock: Clock | None = None) -> Services:
+    """Wire a worker. Starts with nothing applied yet, and with every backend down."""
+    clock = clock or Clock()
+    state = StateReader(settings.state_dir)
+    session = BackendSession(pool_size=settings.backend_pool_size, idle_s=settings.backend_idle_s)
+    forwarder = Forwarder(
+        session,
+        read_credential=resolve_credential,
+        max_reply_bytes=settings.max_reply_bytes,
+        drain_on_abort=settings.on_client_abort == "drain",
+        # The promise is 10 retries a second for the router, so each worker gets its part.
+        retry_budget=RetryBudget(per_second=PER_SECOND / settings.workers),
+    )
+    authenticator = Authenticator(
+        keys=state,
+        pepper=load_pepper(settings, create=True),
+        clock=clock,
+        nonces=NonceStore(tolerance_s=settings.signature_tolerance_s),
+        demo=settings.demo,
+        tolerance_s=settings.signature_tolerance_s,
+    )
+    return Services(
+        settings=settings,
+        clock=clock,
+        state=state,
+        authenticator=authenticator,
+        gateway=Gateway(RoutingEngine(), forwarder),
+        session=session,
+        metrics=Metrics(CollectorRegistry()),
+        call_log=CallLog(),
+    )

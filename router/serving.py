@@ -1,0 +1,188 @@
+"""gunicorn around the application: its settings, its worker, what happens at fork and exit."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import Any, Final
+
+import gevent
+import gunicorn.glogging
+import orjson
+from gunicorn.arbiter import Arbiter
+from gunicorn.config import Config
+from gunicorn.http.errors import (
+    ExpectationFailed,
+    LimitRequestHeaders,
+    LimitRequestLine,
+    ParseException,
+)
+from gunicorn.workers.ggevent import GeventWorker
+from prometheus_client.multiprocess import mark_process_dead
+
+from router.config.settings import Settings, export_metrics_dir, load_settings
+from router.telemetry.logs import JsonFormatter
+from router.telemetry.metrics import use_worker_slot
+
+APPLICATION: Final = "router.wsgi:application"
+HEARTBEAT_TIMEOUT_S: Final = 60
+SETTLE_MARGIN_S: Final = 2
+"""How much earlier than the master's kill a worker ends its streams, so that they settle."""
+
+_HEAD_ERRORS: Final[dict[type[Exception], tuple[int, str]]] = {
+    LimitRequestLine: (414, "URI Too Long"),
+    LimitRequestHeaders: (431, "Request Header Fields Too Large"),
+    ExpectationFailed: (417, "Expectation Failed"),
+}
+
+
+def configuration(settings: Settings) -> dict[str, Any]:
+    """gunicorn's settings by name, hooks included."""
+    shared_memory = Path("/dev/shm")
+    return {
+        "wsgi_app": APPLICATION,
+        "bind": [str(settings.bind), str(settings.ops_bind)],
+        "worker_class": "router.serving.RouterWorker",
+        "workers": settings.workers,
+        "worker_connections": settings.worker_connections,
+        "max_requests": settings.max_requests,
+        # Without jitter all workers would be recycled at the same moment.
+        "max_requests_jitter": settings.max_requests // 5,
+        "keepalive": settings.keepalive_s,
+        "timeout": HEARTBEAT_TIMEOUT_S,
+        "graceful_timeout": settings.drain_timeout_s,
+        "worker_tmp_dir": str(shared_memory) if shared_memory.is_dir() else None,
+        "forwarder_headers": "",
+        "control_socket_disable": True,
+        "accesslog": None,
+        "errorlog": "-",
+        "logger_class": JsonLogger,
+        "loglevel": settings.log_level.lower(),
+        "proc_name": "api-router",
+        "on_starting": on_starting,
+        "pre_fork": pre_fork,
+        "post_fork": post_fork,
+        "child_exit": child_exit,
+    }
+
+
+def on_starting(server: Arbiter) -> None:
+    """Make the directories that the workers expect; the metrics of an earlier run are gone."""
+    settings = load_settings()
+    settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    metrics_dir = settings.metrics_dir or settings.data_dir / "run" / "metrics"
+    shutil.rmtree(metrics_dir, ignore_errors=True)
+    metrics_dir.mkdir(mode=0o700, parents=True)
+    export_metrics_dir(metrics_dir)
+    server.router_slots = {}
+
+
+def pre_fork(server: Arbiter, worker: RouterWorker) -> None:
+    """Give the worker the lowest slot that no living worker holds."""
+    taken = set(server.router_slots.values())
+    worker.slot = next(slot for slot in range(len(taken) + 1) if slot not in taken)
+    server.router_slots[worker.age] = worker.slot
+
+
+def post_fork(server: Arbiter, worker: RouterWorker) -> None:
+    """In the worker: count in the slot's files, and end streams before the master kills."""
+    use_worker_slot(worker.slot)
+    drain_s = worker.cfg.graceful_timeout
+    worker.cfg.set("graceful_timeout", max(1, drain_s - SETTLE_MARGIN_S))
+
+
+def child_exit(server: Arbiter, worker: RouterWorker) -> None:
+    """In the master: the slot is free, and what the dead worker was doing is done."""
+    mark_process_dead(f"slot{worker.slot}")  # type: ignore[no-untyped-call]
+    server.router_slots.pop(worker.age, None)
+
+
+class RouterWorker(GeventWorker):  # type: ignore[misc]
+    """A gevent worker that drains without waiting for idle clients and refuses in JSON."""
+
+    slot = 0
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._idle: set[_Idle] = set()
+
+    def timeout_ctx(self) -> gevent.Timeout:
+        """Bounds the wait for the next request on a connection."""
+        return _Idle(self.cfg.keepalive, self._idle)
+
+    def notify(self) -> None:
+        """Called every second: also while draining, when idle connections are only in the way."""
+        super().notify()
+        if not self.alive:
+            for idle in tuple(self._idle):
+                idle.end()
+
+    def handle_error(self, req: Any, client: Any, addr: Any, exc: BaseException) -> None:
+        """What cannot be read as a request is refused in JSON, without repeating any of it."""
+        if not isinstance(exc, ParseException):
+            self.log.error("error handling a request", exc_info=exc)
+            _refuse(client, 500, "Internal Server Error", "INTERNAL")
+            return
+        status, reason = next(
+            (found for kind, found in _HEAD_ERRORS.items() if isinstance(exc, kind)),
+            (400, "Bad Request"),
+        )
+        self.log.info("malformed request refused: %s", type(exc).__name__)
+        _refuse(client, status, reason, "MALFORMED_REQUEST")
+
+
+class _Idle(gevent.Timeout):  # type: ignore[misc]
+    """A wait for a request that can be ended early; ends without an exception either way."""
+
+    def __init__(self, seconds: float, waiting: set[_Idle]) -> None:
+        super().__init__(seconds, False)
+        self._waiting = waiting
+        self._greenlet: gevent.Greenlet | None = None
+
+    def __enter__(self) -> _Idle:
+        self._greenlet = gevent.getcurrent()
+        self._waiting.add(self)
+        super().__enter__()
+        return self
+
+    def __exit__(self, kind: Any, value: Any, traceback: Any) -> Any:
+        self._waiting.discard(self)
+        return super().__exit__(kind, value, traceback)
+
+    def end(self) -> None:
+        """Stop waiting now."""
+        if self._greenlet is not None:
+            self._greenlet.kill(self, block=False)
+
+
+class JsonLogger(gunicorn.glogging.Logger):  # type: ignore[misc]
+    """gunicorn's own messages as JSON lines, like all others."""
+
+    def setup(self, cfg: Config) -> None:
+        """Replace the handlers that the base class has made."""
+        super().setup(cfg)
+        handler = logging.StreamHandler(sys.stdout)
+        handler.setFormatter(JsonFormatter())
+        self.error_log.handlers[:] = [handler]
+        self.error_log.propagate = False
+
+
+def _refuse(client: Any, status: int, reason: str, code: str) -> None:
+    body = orjson.dumps({"error": "the request could not be read", "code": code, "trace_id": ""})
+    head = (
+        f"HTTP/1.1 {status} {reason}\r\nConnection: close\r\n"
+        f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    )
+    try:
+        client.sendall(head.encode("ascii") + body)
+    except OSError:
+        pass  # the client does not wait for an answer
+
+
+def run() -> None:
+    """Become gunicorn. Does not return."""
+    command = [sys.executable, "-m", "gunicorn", "-c", "python:router.gunicorn_conf"]
+    os.execv(sys.executable, command)

@@ -1,0 +1,1 @@
+"""Logs, metrics and trace context. Imported by everything, imports only the nouns."""

@@ -1,0 +1,57 @@
+"""JSON log lines on standard output: one object a line, ready for any collector."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+import traceback
+from datetime import datetime, timezone
+from typing import Any, Final, TextIO
+
+import orjson
+
+_PLAIN: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+
+
+class JsonFormatter(logging.Formatter):
+    """Renders a record as one JSON object; ``extra`` fields become members."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line: dict[str, Any] = {
+            "ts": _timestamp(record.created),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "event": record.getMessage(),
+        }
+        line.update({k: v for k, v in vars(record).items() if k not in _PLAIN})
+        if record.exc_info and record.exc_info[1] is not None:
+            line["error"] = "".join(traceback.format_exception(*record.exc_info))
+        return orjson.dumps(line, default=str).decode()
+
+
+def configure_logging(level: str) -> None:
+    """Send every logger of this process to standard output as JSON."""
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(JsonFormatter())
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(level)
+
+
+class CallLog:
+    """Writes the one line of each call. Not through ``logging``: it costs 3 µs instead of 20."""
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        self._stream = sys.stdout if stream is None else stream
+
+    def write(self, fields: dict[str, Any]) -> None:
+        """One line; the caller has seen to it that no secret and no payload is in ``fields``."""
+        line = {"ts": _timestamp(time.time()), "level": "info", "event": "call", **fields}
+        self._stream.write(orjson.dumps(line).decode() + "\n")
+        self._stream.flush()
+
+
+def _timestamp(epoch_s: float) -> str:
+    when = datetime.fromtimestamp(epoch_s, timezone.utc)
+    return when.isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -1,0 +1,149 @@
+"""Every metric of the router, declared once. Labels come from closed sets only.
+
+Never a key, an organization, a model or a path as the client wrote it: what a client can choose
+freely must not create series. Backend ids come from the document, so they are closed too.
+
+In a worker the values live in memory-mapped files named by the worker's *slot*, not by its pid
+(``use_worker_slot``): a recycled worker goes on counting in the file of its predecessor, so
+counters never fall and files do not pile up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+import prometheus_client.values
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+LATENCY_BUCKETS_S: Final = (
+    0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0,
+)  # fmt: skip
+OVERHEAD_BUCKETS_S: Final = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0)
+
+ATTEMPT_ERRORS: Final = (
+    "none", "connect", "transport", "timeout", "status_4xx", "status_429", "status_5xx",
+    "credential", "client_gone", "invalid",
+)  # fmt: skip
+
+
+def use_worker_slot(slot: int) -> None:
+    """Name this process's metric files by ``slot``. Must run before any metric is declared."""
+    by_slot = prometheus_client.values.MultiProcessValue(lambda: f"slot{slot}")  # type: ignore[no-untyped-call]
+    prometheus_client.values.ValueClass = by_slot
+
+
+class Metrics:
+    """The router's own metrics; children are looked up once and kept."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._requests = Counter(
+            "api_router_requests_total",
+            "Requests that ended, by endpoint, status and outcome.",
+            ("endpoint", "status", "outcome"),
+            registry=registry,
+        )
+        self._duration = Histogram(
+            "api_router_request_duration_seconds",
+            "From the request's first byte read to the last byte of its answer.",
+            ("endpoint",),
+            buckets=LATENCY_BUCKETS_S,
+            registry=registry,
+        )
+        self._overhead = Histogram(
+            "api_router_overhead_seconds",
+            "Time a call spent in the router itself before its answer began.",
+            (),
+            buckets=OVERHEAD_BUCKETS_S,
+            registry=registry,
+        )
+        self._tokens = Counter(
+            "api_router_tokens_total",
+            "Tokens of calls, by direction and by where the figure comes from.",
+            ("direction", "source"),
+            registry=registry,
+        )
+        self._cost = Counter(
+            "api_router_cost_nanousd_total",
+            "Cost of calls in nano-USD.",
+            (),
+            registry=registry,
+        )
+        self._auth_failures = Counter(
+            "api_router_auth_failures_total",
+            "Refused credentials by reason.",
+            ("reason",),
+            registry=registry,
+        )
+        self._backend_requests = Counter(
+            "api_router_backend_requests_total",
+            "Attempts at backends.",
+            ("backend", "error"),
+            registry=registry,
+        )
+        self._backend_duration = Histogram(
+            "api_router_backend_request_duration_seconds",
+            "Duration of attempts at backends.",
+            ("backend",),
+            buckets=LATENCY_BUCKETS_S,
+            registry=registry,
+        )
+        self.in_flight = Gauge(
+            "api_router_requests_in_flight",
+            "Requests being served now.",
+            (),
+            multiprocess_mode="livesum",
+            registry=registry,
+        )
+        self.revision = Gauge(
+            "api_router_config_revision",
+            "Lowest configuration revision that a worker serves with.",
+            (),
+            multiprocess_mode="livemin",
+            registry=registry,
+        )
+        self._children: dict[tuple[str, ...], Counter | Histogram] = {}
+
+    def count_request(self, endpoint: str, status: int, outcome: str, duration_s: float) -> None:
+        """One request has ended."""
+        self._counter(self._requests, endpoint, str(status), outcome).inc()
+        self._histogram(self._duration, endpoint).observe(duration_s)
+
+    def count_overhead(self, overhead_s: float) -> None:
+        """One call spent ``overhead_s`` in the router."""
+        self._overhead.observe(overhead_s)
+
+    def count_usage(self, source: str, tokens_input: int, tokens_output: int) -> None:
+        """One call's tokens; a call without usage counts too, with its source."""
+        self._counter(self._tokens, "input", source).inc(tokens_input)
+        self._counter(self._tokens, "output", source).inc(tokens_output)
+
+    def count_cost(self, cost_nanos: int) -> None:
+        """One call's cost."""
+        self._cost.inc(cost_nanos)
+
+    def count_auth_failure(self, reason: str) -> None:
+        """One refused credential."""
+        self._counter(self._auth_failures, reason).inc()
+
+    def count_attempt(self, backend_id: str, error: str, duration_s: float) -> None:
+        """One try at a backend; ``error`` is one of ``ATTEMPT_ERRORS``."""
+        self._counter(self._backend_requests, backend_id, error).inc()
+        self._histogram(self._backend_duration, backend_id).observe(duration_s)
+
+    def _counter(self, family: Counter, *labels: str) -> Counter:
+        child = self._child(family, labels)
+        assert isinstance(child, Counter)
+        return child
+
+    def _histogram(self, family: Histogram, *labels: str) -> Histogram:
+        child = self._child(family, labels)
+        assert isinstance(child, Histogram)
+        return child
+
+    def _child(self, family: Counter | Histogram, labels: Sequence[str]) -> Counter | Histogram:
+        key = (family._name, *labels)
+        child = self._children.get(key)
+        if child is None:
+            child = self._children[key] = family.labels(*labels)
+        return child
