@@ -29,11 +29,15 @@ def cost_nanos(usage: Usage, prices: Prices | None) -> int | None:
     return -(-parts // TOKENS_PER_PRICE)
 
 
-def estimate(fields: dict[str, Any], output_chars: int) -> Usage:
-    """Usage of a call whose backend reported none, from its length in characters."""
+def estimate(fields: dict[str, Any], output_chars: int, at_start: Usage | None = None) -> Usage:
+    """Usage of a call whose backend reported none, from its length in characters.
+
+    ``at_start`` is what the backend said of the input before its reply broke off.
+    """
     return Usage(
-        tokens_input=_tokens(text_chars(fields)),
+        tokens_input=_tokens(text_chars(fields)) if at_start is None else at_start.tokens_input,
         tokens_output=_tokens(output_chars),
+        tokens_cached=0 if at_start is None else at_start.tokens_cached,
         source="estimated",
     )
 

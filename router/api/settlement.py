@@ -24,8 +24,10 @@ def call_usage(scope: Scope) -> tuple[Usage, int | None]:
     stream = delivery.stream
     usage = delivery.usage if stream is None else stream.usage
     if usage is None:
-        chars = delivery.output_chars if stream is None else stream.output_chars
-        usage = estimate(call.fields, chars)
+        if stream is None:
+            usage = estimate(call.fields, delivery.output_chars)
+        else:
+            usage = estimate(call.fields, stream.output_chars, stream.usage_at_start)
     return usage, cost_nanos(usage, document.models[call.model].prices)
 
 

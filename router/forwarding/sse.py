@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from typing import Final
 
 MAX_EVENT_BYTES: Final = 1024 * 1024
@@ -19,24 +18,30 @@ class EventCutter:
     __slots__ = ("_rest",)
 
     def __init__(self) -> None:
-        self._rest = b""
+        self._rest = bytearray()
 
-    def feed(self, chunk: bytes) -> Iterator[bytes]:
+    def feed(self, chunk: bytes) -> list[bytes]:
         """Whole events completed by ``chunk``; an oversize one comes in pieces."""
-        buffer = self._rest + chunk if self._rest else chunk
+        rest = self._rest
+        # A boundary has at most four bytes: what was searched before is not searched again.
+        searched = max(0, len(rest) - 3)
+        rest += chunk
+        events: list[bytes] = []
         start = 0
-        for match in _BOUNDARY.finditer(buffer):
-            yield buffer[start : match.end()]
+        for match in _BOUNDARY.finditer(rest, searched):
+            events.append(bytes(rest[start : match.end()]))
             start = match.end()
-        rest = buffer[start:]
-        if len(rest) > MAX_EVENT_BYTES:
-            yield rest
-            rest = b""
-        self._rest = rest
+        if len(rest) - start > MAX_EVENT_BYTES:
+            events.append(bytes(rest[start:]))
+            start = len(rest)
+        if start:
+            del rest[:start]
+        return events
 
     def finish(self) -> bytes:
         """What is left when the stream has ended without a last blank line."""
-        rest, self._rest = self._rest, b""
+        rest = bytes(self._rest)
+        self._rest.clear()
         return rest
 
 

@@ -37,6 +37,11 @@ class ReplyStream:
         return self._tap.usage
 
     @property
+    def usage_at_start(self) -> Usage | None:
+        """What the backend said of the input before it began, if it does."""
+        return self._tap.usage_at_start
+
+    @property
     def output_chars(self) -> int:
         """Characters generated so far, for an estimate."""
         return self._tap.output_chars

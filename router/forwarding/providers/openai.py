@@ -80,6 +80,7 @@ class CompletionStream:
 
     def __init__(self, *, strip_usage: bool) -> None:
         self.usage: Usage | None = None
+        self.usage_at_start: Usage | None = None
         self.output_chars = 0
         self.complete = False
         self.error: str | None = None

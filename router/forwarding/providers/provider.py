@@ -16,6 +16,8 @@ class StreamTap(Protocol):
     """Turns the backend's stream into the OpenAI dialect and remembers what it says."""
 
     usage: Usage | None
+    usage_at_start: Usage | None
+    """What the backend says of the input before it generates, if it does."""
     output_chars: int
     complete: bool
     error: str | None
@@ -98,6 +100,8 @@ class AnthropicProvider:
             reply, usage = anthropic.read_reply(operation, body, created=int(time.time()))
         except ValueError as error:
             raise BackendFailed(f"reply is not a message: {error}") from None
+        if usage.source == "none":
+            return reply, None, openai.count_output(reply)
         return reply, usage, 0
 
     def read_error(self, status: int, body: bytes) -> str | None:

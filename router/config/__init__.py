@@ -1,0 +1,1 @@
+"""Settings from the environment, the declarative document and its store ``state/``."""

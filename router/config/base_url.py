@@ -1,0 +1,60 @@
+"""The address of a backend. All of a request's target comes from it: nothing may read two ways."""
+
+from __future__ import annotations
+
+import re
+from ipaddress import IPv6Address
+from typing import Final
+from urllib.parse import SplitResult, urlsplit
+
+_HOST_SHAPE: Final = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?\.?")
+_PATH_SHAPE: Final = re.compile(r"(/[A-Za-z0-9._~!$&'()*+,;=:@%-]+)*/?")
+_ENCODED_SEPARATOR: Final = re.compile("%(2e|2f|5c|00)", re.IGNORECASE)
+_ENDPOINTS: Final = ("/chat/completions", "/chat", "/messages")
+
+
+def normalize_base_url(text: str) -> str:
+    """The address without a trailing slash; raises ``ValueError`` that says what is wrong."""
+    if not text.isascii() or " " in text or "\\" in text:
+        raise ValueError("must be ASCII without spaces and backslashes")
+    parts = urlsplit(text)
+    if parts.scheme not in ("http", "https"):
+        raise ValueError("must begin with http:// or https://")
+    if "@" in parts.netloc:
+        raise ValueError("must not hold a user name or password; use 'credential'")
+    if "?" in text or "#" in text:
+        raise ValueError("must not have a query or a fragment")
+    _check_host(parts)
+    _check_path(parts.path)
+    return f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/')}"
+
+
+def _check_host(parts: SplitResult) -> None:
+    try:
+        port = parts.port
+    except ValueError:
+        port = 0
+    if port == 0 or parts.netloc.endswith(":"):
+        raise ValueError("must have a port between 1 and 65535, or none")
+    if not _is_host(parts.hostname or ""):
+        raise ValueError("must name a host")
+
+
+def _is_host(host: str) -> bool:
+    if ":" not in host:
+        return _HOST_SHAPE.fullmatch(host) is not None
+    try:
+        IPv6Address(host)
+    except ValueError:
+        return False
+    return True
+
+
+def _check_path(path: str) -> None:
+    segments = path.split("/")
+    if "." in segments or ".." in segments or _ENCODED_SEPARATOR.search(path):
+        raise ValueError("must not have dot segments or encoded dots and slashes in its path")
+    if _PATH_SHAPE.fullmatch(path) is None:
+        raise ValueError("must have a path of plain segments, without '//'")
+    if path.rstrip("/").endswith(_ENDPOINTS):
+        raise ValueError("must end before the endpoint, such as https://host/v1")

@@ -1,0 +1,152 @@
+"""The configuration as the workers see it: frozen, indexed, swapped by one assignment."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+BackendKind = Literal["openai", "anthropic"]
+KeyStatus = Literal["active", "revoked"]
+
+ANY = "*"
+"""Matches every organization or every model in a policy."""
+
+SCOPES = ("inference", "models:read")
+"""The closed set of scopes that a key can carry."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prices:
+    """Nano-USD (10⁻⁹ USD) per million tokens, so that 2.50 USD per million is 2_500_000_000."""
+
+    input_nanos: int
+    output_nanos: int
+    cached_input_nanos: int | None = None
+    """Price of cached input tokens; ``None`` means that they cost what other input costs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Organization:
+    """Who pays."""
+
+    id: str
+    name: str = ""
+    active: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A name that clients may ask for. ``prices`` is ``None`` when the price is unknown."""
+
+    id: str
+    aliases: tuple[str, ...] = ()
+    prices: Prices | None = None
+    max_output_tokens: int = 4096
+    """What is asked of a backend that insists on a bound when the client gave none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Timeouts:
+    """How long a backend may take, in seconds, for each phase of a call and for all of it."""
+
+    connect_s: float = 1.0
+    first_byte_s: float = 60.0
+    idle_s: float = 30.0
+    total_s: float = 600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Backend:
+    """A server that can run models; ``base_url`` has no trailing slash, ends before ``/chat``."""
+
+    id: str
+    kind: BackendKind
+    base_url: str
+    credential: str | None = None
+    """A reference, never a secret: ``env:NAME`` or ``file:/path``."""
+    models: dict[str, str] = field(default_factory=dict)
+    """Canonical model id → the backend's own name for it; absent means the same name."""
+    timeouts: Timeouts = Timeouts()
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """A backend's part in a policy; weights are relative, 0 takes no traffic."""
+
+    backend_id: str
+    weight: int
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """Which backends serve a model for an organization; either may be ``*``."""
+
+    organization: str
+    model: str
+    shares: tuple[Share, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class KeyRecord:
+    """What is known of an API key. The key itself is known to nobody but its holder."""
+
+    id: str
+    organization_id: str
+    hash: str
+    """Hex HMAC-SHA256 of the key under the server's pepper."""
+    name: str = ""
+    status: KeyStatus = "active"
+    expires_at_s: float | None = None
+    """Seconds since the epoch; ``None`` means that the key does not expire."""
+    scopes: frozenset[str] = frozenset(SCOPES)
+    models: frozenset[str] | None = None
+    require_signature: bool = False
+    demo: bool = False
+    """A published key of the demo document; refused unless the router runs in demo mode."""
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """One revision of everything but the keys, with the indexes that a call needs."""
+
+    revision: int
+    organizations: dict[str, Organization]
+    models: dict[str, Model]
+    backends: dict[str, Backend]
+    policies: tuple[Policy, ...]
+    model_names: dict[str, Model]
+    """Every name a client may use, aliases included → the model."""
+    policy_index: dict[tuple[str, str], Policy]
+
+    def policy_for(self, organization_id: str, model_id: str) -> Policy | None:
+        """The most specific policy: organization and model, organization, model, then ``*``."""
+        index = self.policy_index
+        return (
+            index.get((organization_id, model_id))
+            or index.get((organization_id, ANY))
+            or index.get((ANY, model_id))
+            or index.get((ANY, ANY))
+        )
+
+
+def build_document(
+    revision: int,
+    *,
+    organizations: tuple[Organization, ...],
+    models: tuple[Model, ...],
+    backends: tuple[Backend, ...],
+    policies: tuple[Policy, ...],
+) -> Document:
+    """Index validated parts into a document; the parts must already be consistent."""
+    names = {model.id: model for model in models}
+    for model in models:
+        names.update(dict.fromkeys(model.aliases, model))
+    return Document(
+        revision=revision,
+        organizations={entry.id: entry for entry in organizations},
+        models={entry.id: entry for entry in models},
+        backends={entry.id: entry for entry in backends},
+        policies=policies,
+        model_names=names,
+        policy_index={(entry.organization, entry.model): entry for entry in policies},
+    )

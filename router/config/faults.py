@@ -1,0 +1,23 @@
+"""What an operator has to mend: mistakes in the document, the store and the pepper."""
+
+from __future__ import annotations
+
+
+class ConfigurationError(Exception):
+    """The base of every fault of the configuration; ``problems`` holds one line for each."""
+
+    def __init__(self, problems: list[str]) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = problems
+
+
+class DocumentError(ConfigurationError):
+    """A document cannot be used; each problem begins with the path of the culprit."""
+
+
+class StateError(ConfigurationError):
+    """The store refuses a change or cannot be opened for writing; nothing was changed."""
+
+
+class PepperError(ConfigurationError):
+    """There is no pepper, or none that may be trusted."""

@@ -1,0 +1,53 @@
+"""The JSON Schema of the document, for editors and for those who generate documents."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from apispec import APISpec
+from apispec.ext.marshmallow import MarshmallowPlugin
+
+from router.config.schema import DocumentSchema
+
+_COMPONENTS: Final = "#/components/schemas/"
+
+
+def document_json_schema() -> dict[str, Any]:
+    """The document's schema, JSON Schema draft 2020-12, one definition for each part.
+
+    It describes shapes; that references lead somewhere is for ``routerctl check-config`` to say.
+    """
+    plugin = MarshmallowPlugin(schema_name_resolver=_name)
+    spec = APISpec("document", "1", openapi_version="3.1.0", plugins=[plugin])
+    spec.components.schema("Document", schema=DocumentSchema)
+    definitions = _localized(spec.to_dict()["components"]["schemas"])
+    definitions["Key"]["oneOf"] = [{"required": ["hash"]}, {"required": ["demo_secret"]}]
+    document = definitions.pop("Document")
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "API Router document",
+        "description": "Organizations, keys, models, backends and policies of an API Router.",
+        **document,
+        "$defs": dict(sorted(definitions.items())),
+    }
+
+
+def _name(schema: Any) -> str:
+    owner = schema if isinstance(schema, type) else type(schema)
+    return owner.__name__.removesuffix("Schema")
+
+
+def _localized(node: Any) -> Any:
+    """The same with every reference pointing into ``$defs``."""
+    if isinstance(node, dict):
+        return {
+            name: _target(inner) if name == "$ref" else _localized(inner)
+            for name, inner in node.items()
+        }
+    if isinstance(node, list):
+        return [_localized(inner) for inner in node]
+    return node
+
+
+def _target(reference: str) -> str:
+    return "#/$defs/" + reference.removeprefix(_COMPONENTS)

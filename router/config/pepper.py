@@ -1,0 +1,71 @@
+"""The pepper: the server's secret under which keys are hashed. Without it, no key is valid."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import stat
+from pathlib import Path
+from typing import Final
+
+from router.config.faults import PepperError
+from router.config.settings import Settings
+
+FILE_NAME: Final = "pepper"
+MIN_BYTES: Final = 32
+_RANDOM_BYTES: Final = 32
+_MAX_BYTES: Final = 4096
+
+
+def load_pepper(settings: Settings, *, create: bool) -> bytes:
+    """The pepper from ``ROUTER_KEY_PEPPER``, else from the file ``pepper`` in the data directory.
+
+    With ``create`` a missing file is made. What stands in the file works in the variable as well.
+    Raises :class:`PepperError`.
+    """
+    if settings.key_pepper is not None:
+        return settings.key_pepper.encode()
+    path = settings.data_dir / FILE_NAME
+    try:
+        if create and not path.exists():
+            _create(path)
+        return _read(path)
+    except FileNotFoundError:
+        raise PepperError(
+            [f"no pepper: {path} does not exist and ROUTER_KEY_PEPPER is not set"]
+        ) from None
+    except OSError as error:
+        raise PepperError([f"the pepper {path}: {error.strerror or error}"]) from None
+
+
+def _create(path: Path) -> None:
+    """Put a whole pepper in place or none: a link appears at once, a written file does not.
+
+    Of two processes that do this together, one wins and both read what it wrote.
+    """
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    draft = path.with_name(f"{path.name}.{secrets.token_hex(8)}")
+    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        with os.fdopen(descriptor, "w", encoding="ascii") as file:
+            file.write(secrets.token_hex(_RANDOM_BYTES) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.link(draft, path)
+    except FileExistsError:
+        pass
+    finally:
+        draft.unlink()
+
+
+def _read(path: Path) -> bytes:
+    with path.open("rb") as file:
+        status = os.fstat(file.fileno())
+        raw = file.read(_MAX_BYTES).strip()
+    if not stat.S_ISREG(status.st_mode):
+        raise PepperError([f"the pepper {path}: not a file"])
+    if status.st_mode & 0o077:
+        raise PepperError([f"the pepper {path}: others may access it; run 'chmod 600 {path}'"])
+    if len(raw) < MIN_BYTES:
+        raise PepperError([f"the pepper {path}: has fewer than {MIN_BYTES} bytes"])
+    return raw
