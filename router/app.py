@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from typing import Any, Final
 
-from flask import Flask, Response, g, request
+from flask import Flask, Request, Response, g, request
 from flask.sessions import NullSession, SessionInterface
 from prometheus_flask_exporter.multiprocess import GunicornInternalPrometheusMetrics
 from werkzeug.exceptions import HTTPException
@@ -20,7 +21,6 @@ from router.api.replies import error_reply, finish
 from router.api.scope import Scope, current_scope, request_id_from
 from router.api.settlement import settle
 from router.api.target import refuse_ambiguous
-from router.api.wiring import services
 from router.call import Dialect
 from router.services import Services
 from router.telemetry.traces import open_trace
@@ -39,15 +39,22 @@ class _NoSession(SessionInterface):
         return self._nothing
 
 
+class RouterApp(Flask):
+    """Flask without the look at each function, on each call, whether it is a coroutine."""
+
+    def ensure_sync(self, func: Callable[..., Any]) -> Callable[..., Any]:
+        return func
+
+
 def create_app(wired: Services) -> Flask:
     """An application that serves with ``wired``."""
-    app = Flask("router", static_folder=None)
+    app = RouterApp("router", static_folder=None)
     app.session_interface = _NoSession()
     app.url_map.merge_slashes = False
     app.url_map.strict_slashes = True
     app.config["PROPAGATE_EXCEPTIONS"] = False
     app.extensions["router"] = wired
-    app.before_request(open_scope)
+    app.before_request(lambda: open_scope(wired))
     app.after_request(hand_over)
     app.teardown_request(settle_what_is_left)
     app.register_error_handler(errors.RouterError, on_router_error)
@@ -67,19 +74,24 @@ def expose_metrics(app: Flask) -> None:
     GunicornInternalPrometheusMetrics(app, path="/metrics", export_defaults=False)
 
 
-def open_scope() -> None:
+def open_scope(wired: Services) -> None:
     """The first thing that happens to any request, known path or not."""
-    environ = request.environ
+    # Once, here: each use of the proxies costs more than most steps do.
+    current: Request = request._get_current_object()  # type: ignore[attr-defined]
+    environ = current.environ
+    endpoint = current.endpoint or "unknown"
     g.scope = Scope(
+        request=current,
+        services=wired,
         request_id=request_id_from(environ.get("HTTP_X_REQUEST_ID")),
         trace=open_trace(environ.get("HTTP_TRACEPARENT")),
         started_s=time.monotonic(),
         remote_addr=environ.get("REMOTE_ADDR", ""),
-        endpoint=request.endpoint or "unknown",
+        endpoint=endpoint,
         dialect=_dialect(environ["PATH_INFO"]),
     )
     refuse_ambiguous(environ)
-    if request.endpoint in status.OPS_ENDPOINTS and not _on_ops_listener(environ):
+    if endpoint in status.OPS_ENDPOINTS and not _on_ops_listener(wired, environ):
         raise errors.NotFound("no such endpoint")
 
 
@@ -87,9 +99,8 @@ def hand_over(response: Response) -> Response:
     """Whatever becomes of the response from here on, closing it settles the call."""
     scope = current_scope()
     finish(scope, response)
-    wired = services()
     scope.handed_over = True
-    response.call_on_close(lambda: settle(scope, wired))
+    response.call_on_close(lambda: settle(scope))
     return response
 
 
@@ -97,7 +108,7 @@ def settle_what_is_left(_error: BaseException | None) -> None:
     """The backstop: an exception that produced no response, a greenlet that was killed."""
     scope: Scope | None = g.get("scope")
     if scope is not None and not scope.handed_over:
-        settle(scope, services())
+        settle(scope)
 
 
 def on_router_error(error: errors.RouterError) -> Response:
@@ -130,5 +141,5 @@ def _dialect(path: str) -> Dialect:
     return "native" if path.startswith(NATIVE_PATHS) or not path.startswith("/v1/") else "openai"
 
 
-def _on_ops_listener(environ: dict[str, Any]) -> bool:
-    return environ.get("SERVER_PORT") == str(services().settings.ops_bind.port)
+def _on_ops_listener(wired: Services, environ: dict[str, Any]) -> bool:
+    return environ.get("SERVER_PORT") == str(wired.settings.ops_bind.port)

@@ -88,7 +88,7 @@ def _start_backends(parts: ExitStack) -> dict[str, str]:
             parts, name, ["mock-backend", "--port", "0", "--name", name], {}, subprocess.PIPE
         )
         assert part.process.stdout is not None
-        urls[name] = json.loads(_first_line(part, part.process.stdout))["url"]
+        urls[name] = json.loads(_first_line(part, part.process.stdout))["url"] + "/v1"
     return urls
 
 

@@ -89,7 +89,9 @@ def pre_fork(server: Arbiter, worker: RouterWorker) -> None:
 
 def post_fork(server: Arbiter, worker: RouterWorker) -> None:
     """In the worker: count in the slot's files, and end streams before the master kills."""
-    use_worker_slot(worker.slot)
+    metrics_dir = load_settings().metrics_dir
+    assert metrics_dir is not None  # on_starting has set it
+    use_worker_slot(worker.slot, metrics_dir)
     drain_s = worker.cfg.graceful_timeout
     worker.cfg.set("graceful_timeout", max(1, drain_s - SETTLE_MARGIN_S))
 

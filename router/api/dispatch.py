@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
-
-from flask import request
+from collections.abc import Callable
 
 from router.api.scope import Scope, current_scope
-from router.api.wiring import services
 from router.forwarding.forwarder import Delivery, Passage
 from router.forwarding.headers import forwardable
 from router.forwarding.transport import at_end
@@ -18,21 +14,21 @@ def serve() -> Delivery:
     """Forward the current call; every route that can reach a backend ends up here."""
     scope = current_scope()
     assert scope.document is not None and scope.caller is not None and scope.call is not None
-    headers = forwardable(request.environ, scope.secrets)
+    headers = forwardable(scope.request.environ, scope.secrets)
     headers.append(("X-Request-ID", scope.request_id))
     headers.append(("traceparent", scope.trace.traceparent))
-    passage = Passage(headers, _client_probe(request.environ))
-    scope.delivery = services().gateway.serve(
+    passage = Passage(headers, _client_probe(scope))
+    scope.delivery = scope.services.gateway.serve(
         scope.document, scope.caller, scope.call, passage, scope.attempts
     )
     return scope.delivery
 
 
-def _client_probe(environ: Mapping[str, Any]) -> Callable[[], bool] | None:
+def _client_probe(scope: Scope) -> Callable[[], bool] | None:
     """Tells whether the client has closed its connection, without reading from it."""
-    if services().settings.on_client_abort == "drain":
+    if scope.services.settings.on_client_abort == "drain":
         return None
-    sock = environ.get("gunicorn.socket")
+    sock = scope.request.environ.get("gunicorn.socket")
     return None if sock is None else lambda: at_end(sock)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 import orjson
-from flask import Blueprint, Response, request
+from flask import Blueprint, Response
 
 from router.api import pipeline
 from router.api.checks import (
@@ -97,7 +97,7 @@ def read_openai_call(
         body=body,
         stream=stream,
         include_usage=include_usage,
-        idempotency_id=request.headers.get("Idempotency-Key"),
+        idempotency_id=scope.request.environ.get("HTTP_IDEMPOTENCY_KEY"),
     )
 
 

@@ -6,12 +6,11 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Final
 
-from flask import Blueprint, request
+from flask import Blueprint
 
 from router.api.bodies import parse_object, read_body, require_json
 from router.api.scope import Scope, current_scope
 from router.api.target import raw_target
-from router.api.wiring import services
 from router.auth.signatures import (
     BODY_FIELD,
     NONCE_HEADER,
@@ -36,9 +35,9 @@ def declare(endpoint: str, *, scope: str, reader: ReadFields | None = None) -> N
         _READERS[endpoint] = reader
 
 
-def authenticate() -> None:
+def authenticate(scope: Scope) -> None:
     """Who calls? Before anything else: a stranger costs one hash and one look-up."""
-    scope, wired, environ = current_scope(), services(), request.environ
+    wired, environ = scope.services, scope.request.environ
     x_api_key, authorization = environ.get("HTTP_X_API_KEY"), environ.get("HTTP_AUTHORIZATION")
     scope.secrets = _credentials(x_api_key, authorization)
     document = scope.document = wired.state.document()
@@ -51,33 +50,33 @@ def authenticate() -> None:
     scope.caller = wired.authenticator.to_caller(scope.key)
 
 
-def authorize() -> None:
+def authorize(scope: Scope) -> None:
     """May the key do this at all? Before the body is read: a forbidden call costs no parsing."""
-    caller, needed = current_scope().caller, _SCOPES[str(request.endpoint)]
+    caller, needed = scope.caller, _SCOPES[scope.endpoint]
     if caller is None or needed not in caller.scopes:
         raise ScopeMissing(needed)
 
 
-def verify_signature() -> None:
+def verify_signature(scope: Scope) -> None:
     """Is the request signed where it must be? Needs the body, so it comes after the cheap steps."""
-    scope, key = current_scope(), current_scope().key
+    key, request = scope.key, scope.request
     assert key is not None and scope.caller is not None
     signature = request.headers.get(SIGNATURE_HEADER) if _SIGNATURE in request.environ else None
     if signature is not None:
         body = _body(scope) if request.method == "POST" else b""
-        services().authenticator.verify_signature(key, _signed_parts(), body, signature)
+        parts = _signed_parts(scope)
+        scope.services.authenticator.verify_signature(key, parts, body, signature)
         scope.caller = replace(scope.caller, signed=True)
     elif key.require_signature and scope.dialect != "native":
         raise _unsigned()
 
 
-def read_call() -> None:
+def read_call(scope: Scope) -> None:
     """What is asked? The body becomes a call; the client's bytes are kept beside it."""
-    reader = _READERS.get(str(request.endpoint))
+    reader = _READERS.get(scope.endpoint)
     if reader is None:
         return
-    scope = current_scope()
-    require_json(request)
+    require_json(scope.request)
     body = _body(scope)
     fields = parse_object(body)
     if scope.dialect == "native":
@@ -95,10 +94,16 @@ STEPS: Final = (
 )
 
 
-def install(blueprint: Blueprint) -> None:
-    """Run the steps, in order, before every view of ``blueprint``."""
+def walk() -> None:
+    """Take the current request through the steps; one that refuses raises."""
+    scope = current_scope()
     for step in STEPS:
-        blueprint.before_request(step)
+        step(scope)
+
+
+def install(blueprint: Blueprint) -> None:
+    """Walk the steps before every view of ``blueprint``."""
+    blueprint.before_request(walk)
 
 
 _SIGNATURE: Final = "HTTP_" + SIGNATURE_HEADER.upper().replace("-", "_")
@@ -114,8 +119,8 @@ def _credentials(x_api_key: str | None, authorization: str | None) -> tuple[str,
 
 def _body(scope: Scope) -> bytes:
     if scope.body is None:
-        settings = services().settings
-        scope.body = read_body(request, settings.max_body_bytes, settings.body_timeout_s)
+        settings = scope.services.settings
+        scope.body = read_body(scope.request, settings.max_body_bytes, settings.body_timeout_s)
     return scope.body
 
 
@@ -129,11 +134,13 @@ def _verify_body_signature(scope: Scope, fields: dict[str, Any], body: bytes) ->
         return
     if not isinstance(signature, str):
         raise InvalidRequest("must be a string", field=BODY_FIELD)
-    services().authenticator.verify_body_signature(scope.key, _signed_parts(), body, signature)
+    parts = _signed_parts(scope)
+    scope.services.authenticator.verify_body_signature(scope.key, parts, body, signature)
     scope.caller = replace(scope.caller, signed=True)
 
 
-def _signed_parts() -> SignedParts:
+def _signed_parts(scope: Scope) -> SignedParts:
+    request = scope.request
     path, _, query = raw_target(request.environ).partition("?")
     return SignedParts(
         method=request.method,

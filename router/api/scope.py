@@ -9,11 +9,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final, cast
 
-from flask import g
+from flask import Request, g
 
 from router.call import Attempt, Call, Caller, Dialect, Outcome
 from router.config.document import Document, KeyRecord
 from router.forwarding.forwarder import Delivery
+from router.services import Services
 from router.telemetry.traces import TraceContext
 
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
@@ -23,6 +24,8 @@ _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
 class Scope:
     """One request from its first step to its settlement; steps fill it in."""
 
+    request: Request
+    services: Services
     request_id: str
     trace: TraceContext
     started_s: float

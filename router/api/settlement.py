@@ -9,8 +9,6 @@ from router.accounting.usage import cost_nanos, estimate
 from router.api.dispatch import decision
 from router.api.scope import Scope
 from router.call import NO_USAGE, Attempt, Outcome, Usage
-from router.services import Services
-
 
 QUIET_ENDPOINTS: Final = ("status.", "prometheus_")
 """Asked for every few seconds by machines; a line for each would drown the calls."""
@@ -31,7 +29,7 @@ def call_usage(scope: Scope) -> tuple[Usage, int | None]:
     return usage, cost_nanos(usage, document.models[call.model].prices)
 
 
-def settle(scope: Scope, services: Services) -> None:
+def settle(scope: Scope) -> None:
     """Price the call, count it, write its line. May be called again; only the first counts."""
     if scope.settled:
         return
@@ -45,9 +43,9 @@ def settle(scope: Scope, services: Services) -> None:
     usage, cost = call_usage(scope)
     outcome = _outcome(scope)
     duration_s = ended_s - scope.started_s
-    _count(scope, services, usage, cost, outcome, duration_s)
+    _count(scope, usage, cost, outcome, duration_s)
     if not scope.endpoint.startswith(QUIET_ENDPOINTS):
-        services.call_log.write(_line(scope, usage, cost, outcome, duration_s))
+        scope.services.call_log.write(_line(scope, usage, cost, outcome, duration_s))
 
 
 def _outcome(scope: Scope) -> Outcome:
@@ -67,13 +65,12 @@ def _broke_after_status(scope: Scope) -> bool:
 
 def _count(
     scope: Scope,
-    services: Services,
     usage: Usage,
     cost: int | None,
     outcome: Outcome,
     duration_s: float,
 ) -> None:
-    metrics = services.metrics
+    metrics = scope.services.metrics
     metrics.count_request(scope.endpoint, scope.status, outcome, duration_s)
     for attempt in scope.attempts:
         metrics.count_attempt(attempt.backend_id, _error_class(attempt), attempt.duration_s)

@@ -10,6 +10,7 @@ from urllib.parse import SplitResult, urlsplit
 _HOST_SHAPE: Final = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?\.?")
 _PATH_SHAPE: Final = re.compile(r"(/[A-Za-z0-9._~!$&'()*+,;=:@%-]+)*/?")
 _ENCODED_SEPARATOR: Final = re.compile("%(2e|2f|5c|00)", re.IGNORECASE)
+_NO_HOST: Final = "must name a host"
 _ENDPOINTS: Final = ("/chat/completions", "/chat", "/messages")
 
 
@@ -17,7 +18,10 @@ def normalize_base_url(text: str) -> str:
     """The address without a trailing slash; raises ``ValueError`` that says what is wrong."""
     if not text.isascii() or " " in text or "\\" in text:
         raise ValueError("must be ASCII without spaces and backslashes")
-    parts = urlsplit(text)
+    try:
+        parts = urlsplit(text)
+    except ValueError:
+        raise ValueError(_NO_HOST) from None
     if parts.scheme not in ("http", "https"):
         raise ValueError("must begin with http:// or https://")
     if "@" in parts.netloc:
@@ -37,7 +41,7 @@ def _check_host(parts: SplitResult) -> None:
     if port == 0 or parts.netloc.endswith(":"):
         raise ValueError("must have a port between 1 and 65535, or none")
     if not _is_host(parts.hostname or ""):
-        raise ValueError("must name a host")
+        raise ValueError(_NO_HOST)
 
 
 def _is_host(host: str) -> bool:

@@ -148,22 +148,25 @@ class Whole(fields.Integer):
 
 
 class Seconds(fields.Float):
-    """A duration in seconds: more than 0, at most an hour."""
+    """A duration in seconds: a millisecond to an hour."""
 
     default_error_messages = _WORDS
 
+    MIN_S: Final = 0.001
     MAX_S: Final = 3600
 
     def __init__(self, **kwargs: Any) -> None:
-        metadata = {"exclusiveMinimum": 0, "maximum": self.MAX_S, **kwargs.pop("metadata", {})}
+        bounds = {"minimum": self.MIN_S, "maximum": self.MAX_S}
+        metadata = {**bounds, **kwargs.pop("metadata", {})}
         super().__init__(metadata=metadata, **kwargs)
 
     def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> float:
         if isinstance(value, bool) or not isinstance(value, (int, float, Decimal)):
             raise ValidationError("must be a number of seconds")
-        if not 0 < value <= self.MAX_S or float(value) == 0:
-            raise ValidationError(f"must be more than 0 and at most {self.MAX_S} seconds")
-        return float(value)
+        seconds = float(value)
+        if not self.MIN_S <= seconds <= self.MAX_S:
+            raise ValidationError(f"must be between {self.MIN_S} and {self.MAX_S} seconds")
+        return seconds
 
 
 class Price(fields.Field[int]):

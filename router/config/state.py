@@ -70,6 +70,8 @@ class StateReader:
         """The key with this 32-byte hash as it is stored at this moment."""
         raw = self._ask(lambda view: view.get(view.keys, hash)) if hash else None
         if raw is None:
+            # "No such key" may only be said of a store in which keys would be.
+            self._stored_revision()
             return None
         try:
             return decode_key(raw)

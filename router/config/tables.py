@@ -25,6 +25,7 @@ from router.config.storage import (
     KEYS_REVISION,
     META,
     REVISION,
+    TABLES,
     decode_key,
     decode_number,
     encode_key,
@@ -46,9 +47,11 @@ def open_tables(state_dir: Path, *, create: bool = False) -> Iterator[Tables]:
         raise StateError([_NOTHING_APPLIED])
     try:
         with open_for_writing(state_dir, create=create) as env:
-            handles = {name: env.open_db(name) for name in (META, KEYS, KEY_IDS)}
+            handles = {name: env.open_db(name, create=create) for name in TABLES}
             with env.begin(write=True) as transaction:
                 yield Tables(transaction, handles)
+    except lmdb.NotFoundError:
+        raise StateError([_NOTHING_APPLIED]) from None
     except lmdb.Error as error:
         raise StateError([f"the configuration store: {error}"]) from None
     except OSError as error:

@@ -219,7 +219,10 @@ class Exchange:
         sock.settimeout(max(0.001, self._patience.deadline_s - time.monotonic()))
         try:
             if len(body) <= _SMALL_BODY_BYTES:
-                sock.sendall(head + body)
+                request = head + body
+                sent = sock.send(request)  # almost always all of it, at half the cost of sendall
+                if sent < len(request):
+                    sock.sendall(request[sent:])
             else:
                 sock.sendall(head)
                 sock.sendall(body)

@@ -6,8 +6,8 @@ import logging
 import sys
 import time
 import traceback
-from datetime import datetime, timezone
-from typing import Any, Final, TextIO
+from functools import lru_cache
+from typing import Any, BinaryIO, Final
 
 import orjson
 
@@ -42,16 +42,22 @@ def configure_logging(level: str) -> None:
 class CallLog:
     """Writes the one line of each call. Not through ``logging``: it costs 3 µs instead of 20."""
 
-    def __init__(self, stream: TextIO | None = None) -> None:
-        self._stream = sys.stdout if stream is None else stream
+    def __init__(self, stream: BinaryIO | None = None) -> None:
+        self._stream = sys.stdout.buffer if stream is None else stream
 
     def write(self, fields: dict[str, Any]) -> None:
         """One line; the caller has seen to it that no secret and no payload is in ``fields``."""
         line = {"ts": _timestamp(time.time()), "level": "info", "event": "call", **fields}
-        self._stream.write(orjson.dumps(line).decode() + "\n")
+        self._stream.write(orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE))
         self._stream.flush()
 
 
 def _timestamp(epoch_s: float) -> str:
-    when = datetime.fromtimestamp(epoch_s, timezone.utc)
-    return when.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    second = int(epoch_s)
+    return f"{_date_and_time(second)}.{int((epoch_s - second) * 1000):03d}Z"
+
+
+@lru_cache(maxsize=4)
+def _date_and_time(second: int) -> str:
+    """The part that stays the same for a second, which is most of the work."""
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))

@@ -11,10 +11,13 @@ counters never fall and files do not pile up.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Final
 
 import prometheus_client.values
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from router.telemetry.slot_values import slot_value_class
 
 LATENCY_BUCKETS_S: Final = (
     0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0,
@@ -27,10 +30,9 @@ ATTEMPT_ERRORS: Final = (
 )  # fmt: skip
 
 
-def use_worker_slot(slot: int) -> None:
+def use_worker_slot(slot: int, directory: Path) -> None:
     """Name this process's metric files by ``slot``. Must run before any metric is declared."""
-    by_slot = prometheus_client.values.MultiProcessValue(lambda: f"slot{slot}")  # type: ignore[no-untyped-call]
-    prometheus_client.values.ValueClass = by_slot
+    prometheus_client.values.ValueClass = slot_value_class(f"slot{slot}", directory)
 
 
 class Metrics:

@@ -1,0 +1,143 @@
+"""``check-config``, ``apply`` and ``export``: the document's way in and out."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from router.config.faults import PepperError
+from router.config.settings import Settings, load_settings
+
+if TYPE_CHECKING:
+    from router.config.diff import Change, FieldChange
+    from router.config.loader import LoadedDocument
+
+_MARKS: Final = {"added": ("+", "green"), "changed": ("~", "yellow"), "removed": ("-", "red")}
+_NAMED_IN_TITLE: Final = {"policies": ("organization", "model")}
+_SHOWN_HASH: Final = 12
+_file = click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+
+
+@click.command("check-config")
+@_file
+def check_config(file: Path) -> None:
+    """Validate FILE as 'apply' would and report every mistake, one per line.
+
+    Changes nothing. Exits with 1 if there is a mistake.
+    """
+    settings = load_settings()
+    click.echo(f"{file} is valid: {_summary(_load(file, settings, create_pepper=False))}")
+
+
+@click.command("apply")
+@_file
+@click.option("--dry-run", is_flag=True, help="Show what would change and change nothing.")
+@click.option("--prune-keys", is_flag=True, help="Remove stored keys that FILE does not list.")
+@click.option("--reactivate-keys", is_flag=True, help="Let FILE make revoked keys valid again.")
+def apply(file: Path, dry_run: bool, prune_keys: bool, reactivate_keys: bool) -> None:
+    """Make FILE the configuration, all of it or, if it has a mistake, nothing.
+
+    Shows what changes. Running workers follow within a second.
+    """
+    from router.config.state import StateWriter
+
+    settings = load_settings()
+    loaded = _load(file, settings, create_pepper=not dry_run)
+    writer = StateWriter(settings.state_dir)
+    rules = {"prune_keys": prune_keys, "reactivate_keys": reactivate_keys}
+    changes = writer.changes(loaded, **rules)
+    _show(changes)
+    if dry_run:
+        click.echo("dry run, nothing was written" if changes else "no changes")
+        return
+    before = writer.revision()
+    after = writer.apply(loaded, **rules)
+    if not changes and before == after:
+        click.echo(f"no changes, revision {after}")
+    else:
+        click.echo(f"applied {file}, revision {after}")
+
+
+@click.command("export")
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["yaml", "json"]),
+    default="yaml",
+    show_default=True,
+    help="How to write it.",
+)
+def export(form: str) -> None:
+    """Print the configuration as a document that 'apply' takes.
+
+    Keys are there as hashes; no secret is stored, so none can be shown.
+    """
+    from router.config.plain import dump_yaml
+    from router.config.state import StateWriter
+
+    plain = StateWriter(load_settings().state_dir).export()
+    if form == "json":
+        click.echo(json.dumps(plain, indent=2, ensure_ascii=False))
+    else:
+        click.echo(dump_yaml(plain), nl=False)
+
+
+def _load(file: Path, settings: Settings, *, create_pepper: bool) -> LoadedDocument:
+    from router.config.loader import load_file
+
+    return load_file(file, demo=settings.demo, pepper=_pepper(settings, create=create_pepper))
+
+
+def _pepper(settings: Settings, *, create: bool) -> bytes:
+    """Only demo secrets are hashed. A check does so for form's sake, if need be without one."""
+    from router.config.pepper import load_pepper
+
+    if not settings.demo:
+        return b""
+    try:
+        return load_pepper(settings, create=create)
+    except PepperError:
+        if create:
+            raise
+        return b""
+
+
+def _summary(loaded: LoadedDocument) -> str:
+    counts = {
+        "organization": len(loaded.organizations),
+        "key": len(loaded.keys),
+        "model": len(loaded.models),
+        "backend": len(loaded.backends),
+    }
+    parts = [f"{count} {name}{'' if count == 1 else 's'}" for name, count in counts.items()]
+    policies = len(loaded.policies)
+    return ", ".join([*parts, f"{policies} polic{'y' if policies == 1 else 'ies'}"])
+
+
+def _show(changes: list[Change]) -> None:
+    """Print changes; click drops the colours where no terminal shows them."""
+    for change in changes:
+        mark, colour = _MARKS[change.verb]
+        click.secho(f"{mark} {change.section} {change.entity}", fg=colour)
+        if change.verb != "removed":
+            for field in change.fields:
+                if field.path not in _NAMED_IN_TITLE.get(change.section, ("id",)):
+                    click.echo(f"    {_field(field)}")
+
+
+def _field(field: FieldChange) -> str:
+    from router.config.diff import ABSENT
+
+    old, new = (_value(field.path, side) for side in (field.old, field.new))
+    if field.old is ABSENT:
+        return f"{field.path}: {new}"
+    return f"{field.path}: {old} -> {'(gone)' if field.new is ABSENT else new}"
+
+
+def _value(path: str, value: Any) -> str:
+    if path == "hash" and isinstance(value, str):
+        return f"{value[:_SHOWN_HASH]}..."
+    return json.dumps(value, ensure_ascii=False, default=str)
