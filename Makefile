@@ -1,0 +1,74 @@
+PYTHON ?= python3
+COMPOSE ?= docker compose
+TOX_ARGS ?=
+BENCH_ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+LOCK := constraints/locked.txt
+INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(LOCK)
+
+.DEFAULT_GOAL := help
+.PHONY: help run test lint format contracts bench dev-up dev-down clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+run: $(VENV)/.installed ## start two mock backends and the router with the demo configuration
+	@exec $(BIN)/routerctl demo
+
+test: $(VENV)/.tox ## lint, contracts and the test matrix (TOX_ARGS="-e py311-fakes-locked")
+	$(BIN)/tox run $(TOX_ARGS)
+
+lint: $(VENV)/.tox ## formatter, linter and strict typing, changing nothing
+	$(BIN)/tox run -e lint
+
+format: $(VENV)/.ruff ## rewrite the sources as the formatter and linter want them
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+contracts: $(VENV)/.installed ## write contracts/ from the code's schemas
+	$(BIN)/routerctl contracts write
+
+bench: $(VENV)/.installed ## requests/s against the control, on this machine
+	$(BIN)/python -m tests.benchmarks.run $(BENCH_ARGS)
+
+dev-up: ## build and start the router, Redis and Kafka in containers
+	$(COMPOSE) up --detach --build --wait
+
+dev-down: ## stop them
+	$(COMPOSE) --profile nginx down
+
+clean: ## remove everything that the other targets made
+	rm -rf $(VENV) $(VENV).bootstrap .tox build dist *.egg-info
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+# The stamps live inside the environment, so that they go when it goes.
+$(VENV)/.installed: $(VENV)/.created setup.cfg pyproject.toml $(LOCK)
+	$(INSTALL) --editable .
+	@touch $@
+
+$(VENV)/.tox: $(VENV)/.created $(LOCK)
+	$(INSTALL) tox
+	@touch $@
+
+$(VENV)/.ruff: $(VENV)/.created $(LOCK)
+	$(INSTALL) ruff
+	@touch $@
+
+# Some systems ship Python without ensurepip; there virtualenv, which carries pip, does the same.
+$(VENV)/.created:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
+		echo "$(PYTHON) is not Python 3.10 or newer; name one: make PYTHON=python3.12 ..." >&2; \
+		exit 1; }
+	@if $(PYTHON) -m venv --clear $(VENV) >/dev/null 2>&1; then :; \
+	elif $(PYTHON) -m pip install --quiet --target $(VENV).bootstrap virtualenv \
+		&& PYTHONPATH=$(VENV).bootstrap $(PYTHON) -m virtualenv --quiet --clear $(VENV); then \
+		rm -rf $(VENV).bootstrap; \
+	else \
+		rm -rf $(VENV) $(VENV).bootstrap; \
+		echo "$(PYTHON) can make no virtual environment: it has neither ensurepip nor pip." >&2; \
+		echo "On Debian and Ubuntu: apt-get install python3-venv" >&2; \
+		exit 1; \
+	fi
+	@touch $@

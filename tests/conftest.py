@@ -1,0 +1,38 @@
+"""What every test relies on: the installed package, shared test code, one marker per folder."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+import router
+
+ROOT = Path(__file__).resolve().parents[1]
+SERVER_TESTS = Path(__file__).parent / "servers"
+
+# At the end of the path: `tests.fakes` is found here, `router` still where pip put it.
+if str(ROOT) not in sys.path:
+    sys.path.append(str(ROOT))
+
+# A slow machine is no defect of the code. On a build server the examples are the same on every run;
+# elsewhere they are new ones, and a failure prints what reproduces it.
+settings.register_profile("router", deadline=None, derandomize="CI" in os.environ, print_blob=True)
+settings.load_profile("router")
+
+
+def pytest_sessionstart() -> None:
+    """Refuse to test the source tree where the built package is meant."""
+    if "TOX_ENV_NAME" in os.environ and Path(router.__file__).is_relative_to(ROOT / "router"):
+        raise pytest.UsageError(f"tox tests the installed package, but found {router.__file__}")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Whatever lies below tests/servers starts real programs."""
+    for item in items:
+        if item.path.is_relative_to(SERVER_TESTS):
+            item.add_marker(pytest.mark.servers)

@@ -1,0 +1,264 @@
+"""The nginx site in front of the router, with a real nginx and a backend that records."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import shutil
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+SITE = Path(__file__).resolve().parents[2] / "deploy" / "nginx.conf"
+NGINX = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin:/usr/local/sbin")
+TIMEOUT_S = 10.0
+
+pytestmark = [
+    pytest.mark.servers,
+    pytest.mark.skipif(NGINX is None, reason="NGINX IS NOT INSTALLED: the site is not tested"),
+]
+
+MAIN = """\
+daemon off;
+master_process off;
+pid {directory}/nginx.pid;
+error_log stderr warn;
+events {{ worker_connections 256; }}
+http {{
+    access_log off;
+    client_body_temp_path {directory}/body;
+    proxy_temp_path {directory}/proxy;
+    fastcgi_temp_path {directory}/fastcgi;
+    uwsgi_temp_path {directory}/uwsgi;
+    scgi_temp_path {directory}/scgi;
+    include {directory}/site.conf;
+}}
+"""
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def write_configuration(directory: Path, *, port: int, backend_port: int) -> list[str]:
+    """The shipped site with this test's ports and times; returns the command that uses it."""
+    site = SITE.read_text("utf-8")
+    replacements = {
+        "listen 80;": f"listen 127.0.0.1:{port};",
+        "server 127.0.0.1:8080;": f"server 127.0.0.1:{backend_port};",
+    }
+    for shipped, ours in replacements.items():
+        assert site.count(f"    {shipped}\n") == 1, f"the site no longer says {shipped!r}"
+        site = site.replace(f"    {shipped}\n", f"    {ours}\n")
+    (directory / "site.conf").write_text(site, "utf-8")
+    (directory / "nginx.conf").write_text(MAIN.format(directory=directory), "utf-8")
+    assert NGINX is not None
+    return [NGINX, "-p", str(directory), "-e", "stderr", "-c", str(directory / "nginx.conf")]
+
+
+@dataclass
+class Backend:
+    """Stands where the router stands: records requests, answers a stream in two halves."""
+
+    port: int = 0
+    heads: list[tuple[str, dict[str, str]]] = field(default_factory=list)
+    connections: set[tuple[str, int]] = field(default_factory=set)
+    second_half: threading.Event = field(default_factory=threading.Event)
+
+
+def handler_of(backend: Backend) -> type[BaseHTTPRequestHandler]:
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            backend.heads.append((self.path, {k.lower(): v for k, v in self.headers.items()}))
+            backend.connections.add(self.client_address)
+            if self.path == "/stream":
+                self._stream()
+            else:
+                self._answer(b"{}")
+
+        def _answer(self, body: bytes) -> None:
+            self.send_response(413 if self.path == "/refused" else 200)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def _stream(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Type", "text/event-stream")
+            self.send_header("X-Accel-Buffering", "no")
+            self.send_header("Transfer-Encoding", "chunked")
+            self.end_headers()
+            self.wfile.write(b"9\r\ndata: 1\n\n\r\n")
+            backend.second_half.wait(TIMEOUT_S)
+            self.wfile.write(b"9\r\ndata: 2\n\n\r\n0\r\n\r\n")
+
+        def log_message(self, format: str, *args: object) -> None:
+            """Silence: the test reads what was recorded."""
+
+    return Handler
+
+
+@pytest.fixture
+def backend() -> Iterator[Backend]:
+    backend = Backend()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler_of(backend))
+    backend.port = server.server_address[1]
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    yield backend
+    backend.second_half.set()
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@pytest.fixture
+def site(backend: Backend, tmp_path: Path) -> Iterator[int]:
+    """The port of a running nginx that serves the shipped site."""
+    yield from running_site(tmp_path, backend.port)
+
+
+@pytest.fixture
+def site_without_router(tmp_path: Path) -> Iterator[int]:
+    yield from running_site(tmp_path, free_port())
+
+
+def running_site(directory: Path, backend_port: int) -> Iterator[int]:
+    port = free_port()
+    command = write_configuration(directory, port=port, backend_port=backend_port)
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    try:
+        wait_for(port, process)
+        yield port
+    finally:
+        process.terminate()
+        assert process.wait(TIMEOUT_S) == 0
+
+
+def wait_for(port: int, process: subprocess.Popen[bytes]) -> None:
+    deadline_s = time.monotonic() + TIMEOUT_S
+    while time.monotonic() < deadline_s:
+        assert process.poll() is None, "nginx did not start"
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(0.02)
+    pytest.fail("nginx does not listen")
+
+
+def post(
+    port: int, path: str, *, body: bytes = b"{}", headers: dict[str, str] | None = None
+) -> tuple[http.client.HTTPResponse, bytes]:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=TIMEOUT_S)
+    try:
+        connection.request("POST", path, body, headers or {})
+        reply = connection.getresponse()
+        return reply, reply.read()
+    finally:
+        connection.close()
+
+
+def test_nginx_accepts_the_site(tmp_path: Path) -> None:
+    """`nginx -t` has nothing to say against the shipped file, warnings included."""
+    command = write_configuration(tmp_path, port=free_port(), backend_port=8080)
+    verdict = subprocess.run(
+        [*command, "-t"], capture_output=True, text=True, timeout=TIMEOUT_S, check=False
+    )
+    assert verdict.returncode == 0, verdict.stderr
+    assert "test is successful" in verdict.stderr
+    assert "[warn]" not in verdict.stderr
+
+
+def test_a_clients_request_id_goes_through(site: int, backend: Backend) -> None:
+    """The id that the client chose is the one in every log."""
+    post(site, "/v1/inference", headers={"X-Request-ID": "order-17.b:3"})
+    assert backend.heads[0][1]["x-request-id"] == "order-17.b:3"
+
+
+@pytest.mark.parametrize("sent", [None, "two words", "x" * 129])
+def test_an_absent_or_unusable_request_id_is_replaced(
+    site: int, backend: Backend, sent: str | None
+) -> None:
+    """The router always gets an id that it can use."""
+    post(site, "/v1/inference", headers={} if sent is None else {"X-Request-ID": sent})
+    received = backend.heads[0][1]["x-request-id"]
+    assert len(received) == 32
+    assert int(received, 16) >= 0
+
+
+def test_the_clients_address_is_appended(site: int, backend: Backend) -> None:
+    """A forged X-Forwarded-For stays in front of the address that nginx saw."""
+    post(site, "/v1/inference", headers={"X-Forwarded-For": "203.0.113.9"})
+    assert backend.heads[0][1]["x-forwarded-for"] == "203.0.113.9, 127.0.0.1"
+
+
+@pytest.mark.parametrize("path", ["/v1/%2e%2e/admin?a=%20b", "/v1//models", "/v1/a%2fb"])
+def test_the_path_is_not_rewritten(site: int, backend: Backend, path: str) -> None:
+    """Signatures cover the path, and the router must see what the client really sent."""
+    post(site, path)
+    assert [seen for seen, _ in backend.heads] == [path]
+
+
+def test_connections_to_the_router_are_reused(site: int, backend: Backend) -> None:
+    """Twenty calls by twenty clients take one connection, on HTTP/1.1 without `close`."""
+    for _ in range(20):
+        post(site, "/v1/inference")
+    assert len(backend.connections) == 1
+    assert "connection" not in backend.heads[-1][1]
+
+
+def test_an_event_reaches_the_client_before_the_next_exists(site: int, backend: Backend) -> None:
+    """S1: `X-Accel-Buffering: no` turns buffering off for streams."""
+    connection = http.client.HTTPConnection("127.0.0.1", site, timeout=TIMEOUT_S)
+    try:
+        connection.request("POST", "/stream", b"{}")
+        reply = connection.getresponse()
+        assert reply.read1(100) == b"data: 1\n\n"
+        backend.second_half.set()
+        assert reply.read() == b"data: 2\n\n"
+    finally:
+        connection.close()
+
+
+def test_a_body_over_the_routers_limit_still_reaches_it(site: int, backend: Backend) -> None:
+    """The refusal of 10 MiB and a byte is the router's, in the client's dialect."""
+    reply, body = post(site, "/refused", body=b"x" * (10 * 2**20 + 1))
+    assert (reply.status, body) == (413, b"{}")
+    assert len(backend.heads) == 1
+
+
+def test_a_body_far_over_the_limit_is_refused_in_json(site: int, backend: Backend) -> None:
+    """nginx's own refusal has the native error's shape."""
+    with socket.create_connection(("127.0.0.1", site), TIMEOUT_S) as client:
+        client.sendall(
+            b"POST /v1/inference HTTP/1.1\r\nHost: a\r\nContent-Length: 20000000\r\n\r\n"
+        )
+        reply = http.client.HTTPResponse(client)
+        reply.begin()
+        body = json.loads(reply.read())
+    assert reply.status == 413
+    assert set(body) == {"error", "code", "trace_id"}
+    assert backend.heads == []
+
+
+def test_a_router_that_is_away_is_a_503(site_without_router: int) -> None:
+    """Our own trouble is 503 with `Retry-After`, never a 502 page in HTML."""
+    reply, body = post(site_without_router, "/v1/inference", headers={"X-Request-ID": "a-1"})
+    assert reply.status == 503
+    assert reply.headers["Retry-After"] == "1"
+    assert reply.headers["X-Request-ID"] == "a-1"
+    assert json.loads(body)["code"] == "ROUTER_UNAVAILABLE"
