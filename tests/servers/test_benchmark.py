@@ -1,0 +1,236 @@
+"""The benchmark as a program: what it writes, when it refuses, what it leaves behind.
+
+Nothing here asserts how fast anything is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.server
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.benchmarks.framing import MessageError
+from tests.benchmarks.load import LoadError, run_load
+
+ROOT = Path(__file__).resolve().parents[2]
+ROUND_FIELDS = {
+    *("calls", "elapsed_s", "requests_per_s", "p50_ms", "p99_ms"),
+    *("cpu_us_per_call", "others_busy"),
+}
+
+pytestmark = pytest.mark.servers
+
+
+def start_benchmark(*arguments: str) -> subprocess.Popen[str]:
+    """The benchmark with these arguments, in the source tree's root."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "tests.benchmarks.run", *arguments],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def run_benchmark(*arguments: str) -> tuple[int, str, str]:
+    """Exit status, output and error output of a whole run."""
+    with start_benchmark(*arguments) as process:
+        output, errors = process.communicate(timeout=90)
+        return process.returncode, output, errors
+
+
+def alive(pid: int) -> bool:
+    """Whether a process of this id exists and is no zombie."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    stat = Path(f"/proc/{pid}/stat")
+    return not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] != "Z"
+
+
+def started_pids(errors: str) -> list[int]:
+    """The processes that the benchmark says it started."""
+    return [int(pid) for pid in re.findall(r"^# started .* pid=(\d+)$", errors, re.MULTILINE)]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], str, str]:
+    """One short run of the control and the bare view: JSON document, output, error output."""
+    path = tmp_path_factory.mktemp("benchmark") / "figures.json"
+    status, output, errors = run_benchmark(
+        *("--subjects", "control,bare", "--rounds", "1", "--seconds", "0.5"),
+        *("--connections", "4,1", "--json", str(path)),
+    )
+    assert status == 0, errors
+    return json.loads(path.read_text()), output, errors
+
+
+def test_json_holds_each_subject_at_each_number_of_connections(
+    finished: tuple[dict[str, Any], str, str],
+) -> None:
+    """P1: a run can be kept and compared, with the machine and the settings that it had."""
+    document = finished[0]
+
+    assert document["version"] == 1
+    assert document["settings"] == {
+        "rounds": 1,
+        "seconds": 0.5,
+        "connections": [4, 1],
+        "subjects": ["control", "bare"],
+    }
+    assert {"system", "python", "cores", "pinned"} <= set(document["machine"])
+    assert [(each["subject"], each["connections"]) for each in document["results"]] == [
+        ("control", 4),
+        ("bare", 4),
+        ("control", 1),
+        ("bare", 1),
+    ]
+
+
+def test_json_rounds_agree_with_their_summary(
+    finished: tuple[dict[str, Any], str, str],
+) -> None:
+    """With a single round, the summary is that round and the ratio is that of the two rounds."""
+    for result in finished[0]["results"]:
+        (measured,) = result["rounds"]
+        assert set(measured) == ROUND_FIELDS
+        assert measured["calls"] >= result["connections"]
+        assert measured["elapsed_s"] >= 0.5
+        assert 0 < measured["p50_ms"] <= measured["p99_ms"]
+        assert result["requests_per_s"] == measured["requests_per_s"]
+        assert result["errors"] == 0
+        assert result["ratio"]["per_round"] == [result["ratio"]["of_medians"]]
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="no /proc: no CPU time, no RSS")
+def test_cpu_time_and_memory_are_known_where_proc_is(
+    finished: tuple[dict[str, Any], str, str],
+) -> None:
+    """The gunicorn worker is found among its master's children."""
+    for result in finished[0]["results"]:
+        assert result["rss_mib"] > 1
+        assert result["cpu_us_per_call"] > 0
+
+
+def test_table_names_every_subject(finished: tuple[dict[str, Any], str, str]) -> None:
+    """The printed table has a line per subject in each block."""
+    lines = [line.split()[0] for line in finished[1].splitlines() if line]
+
+    assert lines == ["4", "subject", "control", "bare", "1", "subject", "control", "bare"]
+
+
+def test_nothing_is_left_running(finished: tuple[dict[str, Any], str, str]) -> None:
+    """Backend, load generator and both subjects are gone when the run ends."""
+    pids = started_pids(finished[2])
+
+    assert len(pids) == 4
+    assert [pid for pid in pids if alive(pid)] == []
+
+
+@pytest.mark.parametrize(
+    ("sent", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["ctrl-c", "term"]
+)
+def test_an_interrupted_run_leaves_nothing_running(sent: signal.Signals, status: int) -> None:
+    """Ctrl-C or a TERM in the middle of a round ends everything that was started."""
+    with start_benchmark("--subjects", "control", "--seconds", "0.2", "--rounds", "999") as process:
+        assert process.stderr is not None
+        seen = ""
+        while "round 1" not in seen:
+            line = process.stderr.readline()
+            assert line, seen
+            seen += line
+        process.send_signal(sent)
+        process.communicate(timeout=30)
+
+    assert process.returncode == status
+    assert len(started_pids(seen)) == 3
+    assert [pid for pid in started_pids(seen) if alive(pid)] == []
+
+
+def test_profile_shows_the_view_and_keeps_the_stacks(tmp_path: Path) -> None:
+    """The profiled worker writes its stacks when it ends, and the view is among them."""
+    status, output, errors = run_benchmark(
+        *("--subjects", "control", "--profile", str(tmp_path)),
+        *("--rounds", "1", "--seconds", "1", "--connections", "4"),
+    )
+
+    assert status == 0, errors
+    assert "requests/sessions.py:Session" in output
+    assert "tests/benchmarks/control_app.py:" in (tmp_path / "control.collapsed").read_text()
+
+
+class OnceOnly(http.server.BaseHTTPRequestHandler):
+    """Answers the first call of each connection with 200 and the second as its server is told."""
+
+    protocol_version = "HTTP/1.1"
+    refuse: bool
+
+    def setup(self) -> None:
+        """Start counting this connection's calls."""
+        super().setup()
+        self.calls = 0
+
+    def handle(self) -> None:
+        """Serve until the load generator hangs up, which it does in mid-reply."""
+        with contextlib.suppress(ConnectionError):
+            super().handle()
+
+    def do_POST(self) -> None:
+        """Answer one call."""
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.calls += 1
+        if self.calls > 1 and not self.refuse:
+            self.close_connection = True
+            return
+        self.send_response(200 if self.calls == 1 else 503)
+        self.send_header("Content-Length", "2")
+        self.end_headers()
+        self.wfile.write(b"{}")
+
+    def log_message(self, *_: object) -> None:
+        """Keep the test's output quiet."""
+
+
+@pytest.mark.parametrize(
+    ("refuse", "message"), [(True, "not a 200: .*503"), (False, "closed in mid-call")]
+)
+def test_load_ends_with_the_first_call_that_goes_wrong(refuse: bool, message: str) -> None:
+    """A refusal or a lost connection fails the round instead of counting as a fast answer."""
+    handler = type("Handler", (OnceOnly,), {"refuse": refuse})
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            with pytest.raises((MessageError, LoadError), match=message):
+                run_load(server.server_address[1], connections=2, seconds=5)
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--subjects", "control,nobody"),
+        ("--subjects", "control", "--assert-ratio", "1"),
+        ("--connections", "1", "--assert-ratio", "1"),
+        ("--rounds", "0"),
+    ],
+)
+def test_wrong_usage_starts_nothing(arguments: tuple[str, ...]) -> None:
+    """What cannot be measured is refused before any process is started."""
+    status, _, errors = run_benchmark(*arguments)
+
+    assert status == 2
+    assert started_pids(errors) == []
