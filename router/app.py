@@ -53,6 +53,8 @@ def create_app(wired: Services) -> Flask:
     app.url_map.merge_slashes = False
     app.url_map.strict_slashes = True
     app.config["PROPAGATE_EXCEPTIONS"] = False
+    # Without it OPTIONS would walk through the pipeline of whatever the path leads to.
+    app.config["PROVIDE_AUTOMATIC_OPTIONS"] = False
     app.extensions["router"] = wired
     app.before_request(lambda: open_scope(wired))
     app.after_request(hand_over)

@@ -45,7 +45,7 @@ class Gateway:
 def find_model(document: Document, caller: Caller, name: str) -> Model:
     """The model behind a name that a client used, if this caller may use it."""
     model = document.model_names.get(name)
-    if model is None:
+    if model is None or document.policy_for(caller.organization_id, model.id) is None:
         raise ModelNotFound(name)
     if not may_use(caller, model):
         raise ModelForbidden(name)

@@ -10,10 +10,17 @@ from typing import Any, Final, cast
 import gevent
 import orjson
 from flask import Request
+from gunicorn.http.errors import ParseException
 
 from router.errors import BodyTimeout, BodyTooLarge, InvalidRequest, UnsupportedMediaType
 
-_MAX_INTEGER_DIGITS: Final = 19
+MAX_DEPTH: Final = 200
+"""How deeply JSON may be nested; less than what the writer below can write again."""
+
+_WRITER_DEPTH: Final = 254
+_SAFE_INTEGER_DIGITS: Final = 18
+_LONGEST_INTEGER: Final = 20
+_LONGEST_LENGTH: Final = 18
 _READ_BYTES: Final = 1024 * 1024
 
 
@@ -37,9 +44,11 @@ def read_body(request: Request, limit_bytes: int, timeout_s: float) -> bytes:
             raise
         _stop_reading(environ)
         raise BodyTimeout(timeout_s) from None
-    except (OSError, EOFError) as error:
-        # Broken chunks, or a connection that ended in the middle.
-        raise InvalidRequest(f"the request body is broken: {type(error).__name__}") from None
+    except (OSError, EOFError, ParseException) as error:
+        # A connection that ended in the middle, or broken chunks.
+        raise InvalidRequest(
+            f"the request body is broken: {type(error).__name__}", field="body"
+        ) from None
     finally:
         limit.close()
     if len(body) > limit_bytes:
@@ -64,7 +73,8 @@ def _declared_length(environ: Mapping[str, Any]) -> int | None:
     raw = environ.get("CONTENT_LENGTH")
     if raw is None or raw == "":
         return None if environ.get("HTTP_TRANSFER_ENCODING") else 0
-    if not (raw.isascii() and raw.isdigit()):
+    # ``int`` refuses thousands of digits, in words of its own.
+    if not (raw.isascii() and raw.isdigit()) or len(raw) > _LONGEST_LENGTH:
         raise InvalidRequest("Content-Length is not a number", field="Content-Length")
     return int(raw)
 
@@ -101,32 +111,57 @@ def require_json(request: Request) -> None:
 
 
 def parse_object(body: bytes) -> dict[str, Any]:
-    """A JSON object; raises ``InvalidRequest`` for whatever a backend might read differently.
-
-    Strict where JSON parsers disagree: duplicate names, NaN and infinities, lone surrogates,
-    invalid UTF-8, numbers beyond 64 bits and bottomless nesting are all refused.
-    """
+    """The body as a JSON object; raises like :func:`parse_json`."""
     if not body:
         raise InvalidRequest("the request body is empty; a JSON object is needed", field="body")
-    try:
-        orjson.loads(body)  # strict on everything but duplicate names and huge integers
-        parsed = _STRICT.decode(body.decode("utf-8"))
-    except RecursionError:
-        raise InvalidRequest("the JSON is nested too deeply", field="body") from None
-    except _Refused as refused:
-        raise InvalidRequest(refused.message, field=refused.field) from None
-    except ValueError as error:
-        raise InvalidRequest(f"the body is not valid JSON: {error}", field="body") from None
+    parsed = parse_json(body, field="body")
     if not isinstance(parsed, dict):
         raise InvalidRequest("the body must be a JSON object", field="body")
     return parsed
 
 
+def parse_json(text: bytes, *, field: str) -> Any:
+    """A JSON value; raises ``InvalidRequest`` for whatever a backend might read differently.
+
+    Strict where JSON parsers disagree: duplicate names, NaN and infinities, lone surrogates,
+    invalid UTF-8, integers beyond 64 bits and bottomless nesting are all refused. ``field`` is
+    what an error names.
+    """
+    try:
+        orjson.loads(text)  # strict on everything but duplicate names and huge integers
+        parsed = _STRICT.decode(text.decode("utf-8"))
+        if text.count(b"[") + text.count(b"{") > MAX_DEPTH:
+            _check_depth(parsed)
+    except RecursionError:
+        raise InvalidRequest(_TOO_DEEP, field=field) from None
+    except _Refused as refused:
+        raise InvalidRequest(refused.message, field=refused.field or field) from None
+    except ValueError as error:
+        raise InvalidRequest(f"'{field}' is not valid JSON: {error}", field=field) from None
+    return parsed
+
+
+def _check_depth(parsed: Any) -> None:
+    """Raises ``_Refused`` for more than ``MAX_DEPTH`` levels.
+
+    The writer finds out in C, and refuses what is deeper than its own limit.
+    """
+    for _ in range(_WRITER_DEPTH - MAX_DEPTH):
+        parsed = [parsed]
+    try:
+        orjson.dumps(parsed)
+    except orjson.JSONEncodeError:
+        raise _Refused(_TOO_DEEP) from None
+
+
 class _Refused(ValueError):
-    def __init__(self, message: str, field: str) -> None:
+    def __init__(self, message: str, field: str | None = None) -> None:
         super().__init__(message)
         self.message = message
         self.field = field
+
+
+_TOO_DEEP: Final = "the JSON is nested too deeply"
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -142,11 +177,13 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _integer(digits: str) -> int:
-    if len(digits) > _MAX_INTEGER_DIGITS:
-        value = int(digits) if len(digits) <= _MAX_INTEGER_DIGITS + 1 else 2**64
-        if not -(2**63) <= value < 2**63:
-            raise _Refused("an integer is beyond 64 bits", "body")
-    return int(digits)
+    if len(digits) <= _SAFE_INTEGER_DIGITS:
+        return int(digits)
+    # Looked at first: ``int`` itself refuses thousands of digits, in words of its own.
+    value = int(digits) if len(digits) <= _LONGEST_INTEGER else 2**63
+    if not -(2**63) <= value < 2**63:
+        raise _Refused("an integer is beyond 64 bits")
+    return value
 
 
 _STRICT: Final = JSONDecoder(object_pairs_hook=_unique, parse_int=_integer)

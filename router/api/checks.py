@@ -73,6 +73,18 @@ def required_list(fields: dict[str, Any], name: str) -> list[Any]:
     return value
 
 
+def check_messages(messages: list[Any], name: str) -> None:
+    """Each message is an object with a role; all else in it is the backend's business."""
+    for index, message in enumerate(messages):
+        if not isinstance(message, dict):
+            raise InvalidRequest("a message must be an object", field=f"{name}[{index}]")
+        role = message.get("role")
+        if not isinstance(role, str) or not role:
+            raise InvalidRequest(
+                "a message needs a 'role', a string", field=f"{name}[{index}].role"
+            )
+
+
 def required_text_or_list(fields: dict[str, Any], name: str) -> None:
     """A string, or an array with at least one element."""
     value = fields.get(name)

@@ -93,8 +93,23 @@ def render(error: Exception, dialect: Dialect, *, trace_id: str) -> bytes:
     if dialect == "native":
         return orjson.dumps(native_body(error, trace_id=trace_id))
     if isinstance(error, errors.BackendRejected) and error.body is not None:
-        return error.body
+        return _backend_body(error, error.body)
     return orjson.dumps(openai_body(error))
+
+
+def _backend_body(error: errors.BackendRejected, body: bytes) -> bytes:
+    """The backend's own words: untouched, unless the SDKs would miss a member in them."""
+    ours = openai_body(error)["error"]
+    found = orjson.loads(body)
+    theirs = found.get("error", found) if isinstance(found, dict) else found
+    if not isinstance(theirs, dict):
+        return orjson.dumps({"error": ours})
+    if theirs is not found and ours.keys() <= theirs.keys():
+        return body
+    try:
+        return orjson.dumps({"error": {**ours, **theirs}})
+    except orjson.JSONEncodeError:  # nested more deeply than it can be written again
+        return orjson.dumps({"error": ours})
 
 
 def native_body(error: Exception, *, trace_id: str) -> dict[str, Any]:

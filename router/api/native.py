@@ -10,7 +10,14 @@ import orjson
 from flask import Blueprint, Response
 
 from router.api import pipeline
-from router.api.checks import optional_count, optional_flag, optional_object, required_name
+from router.api.bodies import parse_json
+from router.api.checks import (
+    check_messages,
+    optional_count,
+    optional_flag,
+    optional_object,
+    required_name,
+)
 from router.api.dispatch import serve
 from router.api.errors import native_body
 from router.api.replies import ClientStream, json_reply, stream_error, stream_reply
@@ -52,7 +59,7 @@ def inference() -> Response:
     scope, delivery = current_scope(), serve()
     if delivery.stream is not None:
         events = _Events(scope, delivery.stream)
-        return stream_reply(ClientStream(delivery.stream, events.failure, iter(events)))
+        return stream_reply(ClientStream(scope, delivery.stream, events.failure, iter(events)))
     output = _output_of(delivery)
     if scope.call is not None and scope.call.stream:
         # The backend answered a streaming call in one piece.
@@ -98,7 +105,9 @@ def _request_id(fields: dict[str, Any]) -> str:
 
 def _messages(fields: dict[str, Any]) -> list[dict[str, Any]]:
     """``text/plain``: one user message. ``application/json``: chat messages, or any JSON text."""
-    content_type = fields.get("content_type", "text/plain")
+    content_type = fields.get("content_type")
+    if content_type is None:
+        content_type = "text/plain"
     if content_type not in CONTENT_TYPES:
         raise InvalidRequest(
             f"'content_type' must be one of {', '.join(CONTENT_TYPES)}", field="content_type"
@@ -107,33 +116,27 @@ def _messages(fields: dict[str, Any]) -> list[dict[str, Any]]:
     if payload is None or payload == "":
         raise InvalidRequest("the field 'payload' is required", field="payload")
     if isinstance(payload, str):
-        text = payload
+        encoded = payload.encode()
     elif content_type == "application/json":
-        text = orjson.dumps(payload).decode()
+        encoded = orjson.dumps(payload)
     else:
         raise InvalidRequest("'payload' must be a string for text/plain", field="payload")
-    if len(text.encode()) > MAX_PAYLOAD_BYTES:
+    if len(encoded) > MAX_PAYLOAD_BYTES:
         raise BodyTooLarge(MAX_PAYLOAD_BYTES, field="payload")
     if content_type == "application/json":
-        return _json_messages(text)
-    return [{"role": "user", "content": text}]
+        if isinstance(payload, str):
+            payload = parse_json(encoded, field="payload")
+        messages = payload.get("messages") if isinstance(payload, dict) else None
+        if messages is not None:
+            return _own_messages(messages)
+    return [{"role": "user", "content": encoded.decode()}]
 
 
-def _json_messages(text: str) -> list[dict[str, Any]]:
-    try:
-        value = orjson.loads(text)
-    except ValueError as error:
-        raise InvalidRequest(f"'payload' is not valid JSON: {error}", field="payload") from None
-    messages = value.get("messages") if isinstance(value, dict) else None
-    if messages is None:
-        return [{"role": "user", "content": text}]
+def _own_messages(messages: Any) -> list[dict[str, Any]]:
+    """The chat messages that a JSON payload brings along."""
     if not isinstance(messages, list) or not messages:
         raise InvalidRequest("must be an array that is not empty", field="payload.messages")
-    for index, message in enumerate(messages):
-        if not isinstance(message, dict) or not isinstance(message.get("role"), str):
-            raise InvalidRequest(
-                "a message must be an object with a 'role'", field=f"payload.messages[{index}]"
-            )
+    check_messages(messages, "payload.messages")
     return messages
 
 

@@ -9,6 +9,7 @@ from flask import Blueprint, Response
 
 from router.api import pipeline
 from router.api.checks import (
+    check_messages,
     optional_count,
     optional_flag,
     optional_number,
@@ -78,7 +79,7 @@ def read_openai_call(
     name = required_name(fields, "model")
     stream, include_usage = False, False
     if operation == "chat":
-        _check_messages(required_list(fields, "messages"))
+        check_messages(required_list(fields, "messages"), "messages")
         optional_count(fields, "max_completion_tokens")
     elif operation == "completions":
         required_text_or_list(fields, "prompt")
@@ -99,17 +100,6 @@ def read_openai_call(
         include_usage=include_usage,
         idempotency_id=scope.request.environ.get("HTTP_IDEMPOTENCY_KEY"),
     )
-
-
-def _check_messages(messages: list[Any]) -> None:
-    for index, message in enumerate(messages):
-        if not isinstance(message, dict):
-            raise InvalidRequest("a message must be an object", field=f"messages[{index}]")
-        role = message.get("role")
-        if not isinstance(role, str) or not role:
-            raise InvalidRequest(
-                "a message needs a 'role', a string", field=f"messages[{index}].role"
-            )
 
 
 def _check_generation(fields: dict[str, Any]) -> tuple[bool, bool]:

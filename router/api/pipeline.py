@@ -113,8 +113,8 @@ def _credentials(x_api_key: str | None, authorization: str | None) -> tuple[str,
     """What must never be passed on, in whatever header it stands."""
     found = [x_api_key] if x_api_key else []
     if authorization:
-        found.append(authorization.rpartition(" ")[2])
-    return tuple(secret for secret in found if secret)
+        found.extend(authorization.split()[-1:])
+    return tuple(found)
 
 
 def _body(scope: Scope) -> bytes:
@@ -134,6 +134,11 @@ def _verify_body_signature(scope: Scope, fields: dict[str, Any], body: bytes) ->
         return
     if not isinstance(signature, str):
         raise InvalidRequest("must be a string", field=BODY_FIELD)
+    if scope.caller.signed:
+        raise SignatureInvalid(
+            f"send the signature in {SIGNATURE_HEADER} or in '{BODY_FIELD}', not in both",
+            reason="malformed",
+        )
     parts = _signed_parts(scope)
     scope.services.authenticator.verify_body_signature(scope.key, parts, body, signature)
     scope.caller = replace(scope.caller, signed=True)

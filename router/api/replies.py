@@ -17,6 +17,7 @@ from router.forwarding.forwarder import Delivery
 from router.forwarding.stream import ReplyStream
 
 JSON: Final = "application/json"
+LONG_ANSWER_BYTES: Final = 64 * 1024
 EVENT_STREAM: Final = "text/event-stream; charset=utf-8"
 
 
@@ -25,10 +26,12 @@ class ClientStream:
 
     def __init__(
         self,
+        scope: Scope,
         stream: ReplyStream,
         on_failure: Callable[[ReplyStream], bytes],
         chunks: Iterator[bytes] | None = None,
     ) -> None:
+        self._scope = scope
         self._stream = stream
         self._chunks = stream if chunks is None else chunks
         self._on_failure = on_failure
@@ -39,11 +42,15 @@ class ClientStream:
 
     def __next__(self) -> bytes:
         for chunk in self._chunks:
-            return chunk
+            return self._counted(chunk)
         if self._ended or self._stream.outcome in ("completed", "client_aborted"):
             raise StopIteration
         self._ended = True
-        return self._on_failure(self._stream)
+        return self._counted(self._on_failure(self._stream))
+
+    def _counted(self, data: bytes) -> bytes:
+        self._scope.bytes_sent += len(data)
+        return data
 
     def close(self) -> None:
         """Called by the server however the response ended."""
@@ -54,7 +61,7 @@ def deliver(delivery: Delivery) -> Response:
     """The reply of the OpenAI dialect: bytes as they are."""
     if delivery.stream is None:
         return json_reply(delivery.body or b"")
-    return stream_reply(ClientStream(delivery.stream, _openai_failure))
+    return stream_reply(ClientStream(current_scope(), delivery.stream, _openai_failure))
 
 
 def json_reply(body: bytes, status: int = 200) -> Response:
@@ -64,7 +71,9 @@ def json_reply(body: bytes, status: int = 200) -> Response:
 
 def stream_reply(stream: ClientStream) -> Response:
     """Server-sent events, which nothing on the way may buffer."""
-    response = Response(stream, 200, content_type=EVENT_STREAM, direct_passthrough=True)
+    # Not direct_passthrough: the server would then close the stream but never the response, and
+    # what hangs on the response's end (settlement) would not happen.
+    response = Response(stream, 200, content_type=EVENT_STREAM)
     response.headers["Cache-Control"] = "no-cache"
     response.headers["X-Accel-Buffering"] = "no"
     return response
@@ -87,6 +96,17 @@ def error_reply(error: Exception, dialect: Dialect) -> Response:
     return response
 
 
+def bound_writes(scope: Scope, response: Response) -> None:
+    """Give up on a client that stops reading a long answer; a short one fits into the kernel."""
+    sock = scope.request.environ.get("gunicorn.socket")
+    if sock is None:
+        return
+    if response.is_streamed or scope.bytes_sent > LONG_ANSWER_BYTES:
+        sock.settimeout(scope.services.settings.client_write_timeout_s)
+        # The connection's next wait is for a request, which has its own limit.
+        response.call_on_close(lambda: sock.settimeout(None))
+
+
 def finish(scope: Scope, response: Response) -> Response:
     """Add what every reply carries, and note when it was ready to begin."""
     scope.status = response.status_code
@@ -98,8 +118,9 @@ def finish(scope: Scope, response: Response) -> Response:
         headers["X-Routing-Backend"] = scope.delivery.backend_id
         headers["X-Routing-Decision"] = decision(scope)
         headers["X-Router-Overhead-Ms"] = f"{scope.overhead_s * 1000:.2f}"
-    if scope.delivery is None or scope.delivery.stream is None:
+    if not response.is_streamed:
         scope.bytes_sent = response.content_length or 0
+    bound_writes(scope, response)
     return response
 
 

@@ -38,7 +38,6 @@ def settle(scope: Scope) -> None:
     stream = None if scope.delivery is None else scope.delivery.stream
     if stream is not None:
         stream.close()
-        scope.bytes_sent = stream.bytes_sent
         scope.attempts[-1].duration_s += (stream.ended_s or ended_s) - scope.answered_s
     usage, cost = call_usage(scope)
     outcome = _outcome(scope)

@@ -1,7 +1,6 @@
 """The shape of the document, part by part; what holds between parts is in ``references``.
 
-A schema turns its part into the frozen type of ``document``. Unknown fields are refused everywhere,
-which is marshmallow's default and tested.
+A schema turns its part into the frozen type of ``document``. Unknown fields are refused everywhere.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ import re
 from dataclasses import dataclass
 from typing import Any, Final
 
-from marshmallow import Schema, ValidationError, post_load, validate, validates_schema
+from marshmallow import RAISE, Schema, ValidationError, post_load, validate, validates_schema
 
 from router.config.document import (
     SCOPES,
@@ -90,6 +89,9 @@ _WORDS: Final[dict[str, str]] = {"unknown": "unknown field", "type": "must be a 
 
 class _Mapping(Schema):
     error_messages = _WORDS
+
+    class Meta:
+        unknown = RAISE  # the default, but older apispec closes a schema only when told so
 
 
 class OrganizationSchema(_Mapping):

@@ -36,7 +36,7 @@ KEYS_REVISION: Final = b"keys_revision"
 APPLIED_AT: Final = b"applied_at"
 DOCUMENT: Final = b"document"
 
-_DECODED_KEYS: Final = 1024
+_DECODED_KEYS: Final = 4096
 _NUMBER_BYTES: Final = 8
 # Directories are for their owner alone; files follow the umask, so that a group can be let in.
 _DIRECTORY_MODE: Final = 0o700
@@ -133,7 +133,9 @@ def open_view(state_dir: Path, reader: Reader) -> View:
 def open_for_writing(state_dir: Path, *, create: bool) -> Iterator[lmdb.Environment]:
     """Open for one transaction; raises ``OSError`` or ``lmdb.Error``."""
     if create:
-        state_dir.mkdir(mode=_DIRECTORY_MODE, parents=True, exist_ok=True)
+        # One by one: mkdir gives its mode to the last directory only.
+        for place in (state_dir.parent, state_dir):
+            place.mkdir(mode=_DIRECTORY_MODE, parents=True, exist_ok=True)
     with _opening:
         for reader in list(_readers):
             reader.close()

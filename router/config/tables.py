@@ -55,7 +55,7 @@ def open_tables(state_dir: Path, *, create: bool = False) -> Iterator[Tables]:
     except lmdb.Error as error:
         raise StateError([f"the configuration store: {error}"]) from None
     except OSError as error:
-        raise StateError([f"{state_dir}: {error.strerror or error}"]) from None
+        raise StateError([f"{error.filename or state_dir}: {error.strerror or error}"]) from None
 
 
 class Tables:
@@ -70,6 +70,11 @@ class Tables:
     def revision(self) -> int:
         """The revision of the stored document; 0 when there is none."""
         return decode_number(self._get(self._meta, REVISION))
+
+    def applied_at(self) -> str | None:
+        """When the stored document was applied, ISO 8601 in UTC."""
+        raw = self._get(self._meta, APPLIED_AT)
+        return None if raw is None else raw.decode()
 
     def document(self) -> dict[str, Any]:
         """The stored document without keys, as plain data; raises when nothing was applied."""

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
 from typing import Final
 
 from router.call import Attempt, Call, Usage
@@ -31,6 +32,8 @@ CREDENTIAL_STATUSES: Final = frozenset({401, 403})
 """The backend does not accept the router's own credential; never the client's fault."""
 
 MAX_ERROR_BYTES: Final = 64 * 1024
+ERROR_BODY_S: Final = 1.0
+"""How long the text of a refusal may take; a failover does not wait longer for it."""
 MAX_RETRY_AFTER_S: Final = 3600
 
 
@@ -99,7 +102,7 @@ class Forwarder:
         self._retries.count_call()
         last: RouterError = BackendUnavailable()
         for backend in candidates:
-            if attempts and not self._retries.take():
+            if attempts and (time.monotonic() >= deadline_s or not self._retries.take()):
                 break
             attempt = Attempt(backend.id)
             attempts.append(attempt)
@@ -201,6 +204,7 @@ class Forwarder:
         status = exchange.status
         attempt.error = f"status {status}"
         retry_after_s = _retry_after_s(exchange)
+        exchange.hurry(ERROR_BODY_S)
         try:
             body = exchange.read_all(MAX_ERROR_BYTES)
         except (TransportError, BackendTimeout):
@@ -245,14 +249,24 @@ def _header(exchange: Exchange, name: str) -> str | None:
 
 
 def _is_event_stream(exchange: Exchange) -> bool:
-    return (_header(exchange, "content-type") or "").lower().startswith("text/event-stream")
+    if not (_header(exchange, "content-type") or "").lower().startswith("text/event-stream"):
+        return False
+    # Asked for identity; a stream compressed all the same cannot be read, and is refused as a body.
+    return _header(exchange, "content-encoding") in (None, "identity")
 
 
 def _retry_after_s(exchange: Exchange) -> int:
-    """Whole seconds a backend asks to wait; 1 when it does not say, or says it as a date."""
+    """Whole seconds a backend asks to wait, given as a number or a date; 1 when it does not say."""
     raw = _header(exchange, "retry-after") or ""
     try:
         seconds = math.ceil(float(raw))
     except (ValueError, OverflowError):
-        return 1
+        seconds = _seconds_until(raw)
     return min(max(seconds, 1), MAX_RETRY_AFTER_S)
+
+
+def _seconds_until(http_date: str) -> int:
+    try:
+        return math.ceil(parsedate_to_datetime(http_date).timestamp() - time.time())
+    except (ValueError, TypeError, OverflowError):
+        return 1

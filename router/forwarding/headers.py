@@ -17,6 +17,9 @@ _NEVER: Final = frozenset(
         "HTTP_X_GOOG_API_KEY",
         "HTTP_COOKIE",
         "HTTP_COOKIE2",
+        "HTTP_X_AUTH_TOKEN",
+        "HTTP_X_ACCESS_TOKEN",
+        "HTTP_OCP_APIM_SUBSCRIPTION_KEY",
         # framing and hop-by-hop (RFC 9110 §7.6.1, RFC 9112 §6)
         "HTTP_HOST",
         "HTTP_CONTENT_LENGTH",
@@ -33,12 +36,23 @@ _NEVER: Final = frozenset(
         "HTTP_UPGRADE",
         "HTTP_HTTP2_SETTINGS",
         "HTTP_EXPECT",
+        # digests of a body that may be written anew
+        "HTTP_CONTENT_MD5",
+        "HTTP_CONTENT_DIGEST",
+        "HTTP_REPR_DIGEST",
+        "HTTP_DIGEST",
         # written by us
         "HTTP_ACCEPT_ENCODING",
         "HTTP_X_REQUEST_ID",
         "HTTP_TRACEPARENT",
         # about the client's network, not the backend's business
         "HTTP_FORWARDED",
+        "HTTP_X_FORWARDED",
+        "HTTP_CLIENT_IP",
+        "HTTP_X_CLIENT_IP",
+        "HTTP_X_CLUSTER_CLIENT_IP",
+        "HTTP_X_ORIGINAL_FORWARDED_FOR",
+        "HTTP_PROXY",  # CGI programs take it for the variable of that name (CVE-2016-5385)
         "HTTP_VIA",
         "HTTP_X_REAL_IP",
         "HTTP_TRUE_CLIENT_IP",
@@ -48,12 +62,19 @@ _NEVER: Final = frozenset(
         "HTTP_OPENAI_ORGANIZATION",
         "HTTP_OPENAI_PROJECT",
         "HTTP_ANTHROPIC_VERSION",
+        # servers that let a header replace the request line or the host
+        "HTTP_X_HTTP_METHOD",
         "HTTP_X_HTTP_METHOD_OVERRIDE",
         "HTTP_X_METHOD_OVERRIDE",
+        "HTTP_X_ORIGINAL_URL",
+        "HTTP_X_ORIGINAL_HOST",
+        "HTTP_X_REWRITE_URL",
+        "HTTP_X_HOST",
     }
 )
 _NEVER_PREFIXES: Final = ("HTTP_X_FORWARDED_", "HTTP_X_ROUTER_", "HTTP_X_ROUTING_", "HTTP_CF_")
 _UNSAFE: Final = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
+_TOKEN: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 
 
 def forwardable(environ: Mapping[str, object], secrets: tuple[str, ...]) -> list[tuple[str, str]]:
@@ -68,6 +89,9 @@ def forwardable(environ: Mapping[str, object], secrets: tuple[str, ...]) -> list
         if not name.startswith("HTTP_") or name in _NEVER or name in named:
             continue
         if name.startswith(_NEVER_PREFIXES) or not isinstance(value, str):
+            continue
+        # Nearly all names are identifiers, which is quicker to tell.
+        if not (name.isascii() and name.isidentifier()) and not _TOKEN.fullmatch(name, 5):
             continue
         if _UNSAFE.search(value) or any(secret in value for secret in secrets):
             continue

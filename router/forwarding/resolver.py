@@ -46,7 +46,7 @@ class Resolver:
             found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
             addresses = list(dict.fromkeys(str(entry[4][0]) for entry in found))
             self._known[host] = (time.monotonic(), addresses)
-        except OSError:
+        except (OSError, UnicodeError):  # the latter for what cannot be a host name at all
             stale = self._known.get(host)
             if stale is not None:  # keep what worked, ask again in a while
                 self._known[host] = (time.monotonic(), stale[1])

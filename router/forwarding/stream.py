@@ -12,6 +12,8 @@ from router.forwarding.providers.provider import StreamTap
 from router.forwarding.transport import Exchange, TransportError
 
 DRAIN_S: Final = 30.0
+END_S: Final = 1.0
+"""How long a reply that is complete may take to say so on the level of HTTP."""
 MAX_DRAINS: Final = 20
 """How many abandoned streams one worker reads to their end at the same time."""
 
@@ -65,15 +67,23 @@ class ReplyStream:
                 data = self._tap.feed(chunk)
                 if self._tap.error is not None:
                     return data + self._fail("upstream_aborted", self._tap.error)
+                if self._tap.complete:
+                    self._exchange.hurry(END_S)
                 return data
             return self._finish()
-        except ClientGone:
+        except (ClientGone, BackendTimeout, TransportError, ValueError) as error:
+            return self._break(error)
+
+    def _break(self, error: Exception) -> bytes:
+        if self._tap.complete:  # nothing is missing; only the connection is lost
+            self._exchange.close()
+            return self._finish()
+        if isinstance(error, ClientGone):
             self._end("client_aborted")
             return b""
-        except BackendTimeout as error:
+        if isinstance(error, BackendTimeout):
             return self._fail("timeout", error.phase)
-        except (TransportError, ValueError) as error:
-            return self._fail("upstream_aborted", str(error))
+        return self._fail("upstream_aborted", str(error))
 
     def _finish(self) -> bytes:
         data = self._tap.finish()
@@ -106,6 +116,7 @@ class ReplyStream:
         self._end("client_aborted")
 
     def _read_end(self) -> None:
+        self._exchange.hurry(END_S)
         try:
             while self._exchange.read_chunk():
                 pass
@@ -119,11 +130,12 @@ class ReplyStream:
         if _draining >= MAX_DRAINS:
             return
         _draining += 1
-        deadline_s = time.monotonic() + DRAIN_S
+        self._exchange.hurry(DRAIN_S)
         try:
-            while time.monotonic() < deadline_s and (chunk := self._exchange.read_chunk()):
+            while chunk := self._exchange.read_chunk():
                 self._tap.feed(chunk)
-        except (TransportError, BackendTimeout, ValueError):
+            self._tap.finish()
+        except (TransportError, BackendTimeout, ClientGone, ValueError):
             pass  # what was reported until here is what is known
         finally:
             _draining -= 1

@@ -23,15 +23,19 @@ from geventhttpclient._parser import HTTPParseError, HTTPResponseParser
 
 from router.errors import BackendTimeout, ClientGone
 from router.forwarding.resolver import Resolver
+from router.forwarding.tls import TlsSocket
 
 Endpoint = tuple[str, str, int]
 """Scheme, host, port: what connections are pooled by."""
+
+Socket = socket.socket | TlsSocket
 
 RECEIVE_BYTES: Final = 32 * 1024
 MAX_HEAD_BYTES: Final = 64 * 1024
 CLIENT_CHECK_S: Final = 0.25
 """How often a waiting call looks whether its client is still there."""
 _SMALL_BODY_BYTES: Final = 16 * 1024
+_SEND_BYTES: Final = 64 * 1024
 
 
 class TransportError(Exception):
@@ -55,10 +59,13 @@ class Patience:
 
 
 class _Parser(HTTPResponseParser):
-    """Collects what llhttp finds; a second message on the same bytes spoils the connection."""
+    """Collects what llhttp finds of one reply. Whatever comes after its head and its body, be it
+    trailers or a message that nobody asked for, changes neither; the latter spoils the connection.
+    """
 
     def __init__(self) -> None:
         super().__init__()
+        self.status = 0
         self.header_list: list[list[str]] = []
         self.body: list[bytes] = []
         self.head_done = False
@@ -74,6 +81,8 @@ class _Parser(HTTPResponseParser):
         """The reason phrase means nothing to anybody."""
 
     def _on_header_field(self, text: str) -> None:
+        if self.head_done:
+            return
         if self._in_value:
             self.header_list.append([text, ""])
             self._in_value = False
@@ -81,11 +90,17 @@ class _Parser(HTTPResponseParser):
             self.header_list[-1][0] += text
 
     def _on_header_value(self, text: str) -> None:
+        if self.head_done:
+            return
         self._in_value = True
         self.header_list[-1][1] += text
 
     def _on_headers_complete(self) -> bool:
-        if self.get_code() >= 200:
+        status = self.get_code()
+        if status < 100:  # neither an interim reply nor a final one
+            raise HTTPParseError("status below 100")
+        if status >= 200 and not self.head_done:
+            self.status = status
             self.head_done = True
         return False
 
@@ -110,51 +125,62 @@ class _Parser(HTTPResponseParser):
         return data
 
 
-def has_input(sock: socket.socket) -> bool:
+def has_input(sock: Socket) -> bool:
     """True when a read would not wait: data, end of stream or an error has arrived."""
-    raw = getattr(sock, "_sock", sock)  # gevent keeps the real socket in there, non-blocking
-    if raw is sock:
-        sock.settimeout(0.0)
-    try:
-        _socket.socket.recv(raw, 1, socket.MSG_PEEK)
-    except BlockingIOError:
-        return False
-    except OSError:
-        return True
-    return True
+    if isinstance(sock, TlsSocket):
+        return sock.has_input or has_input(sock.plain)
+    return _peek(sock) is not None
 
 
 def at_end(sock: socket.socket) -> bool:
     """True when the other side has closed; looks without reading and without waiting."""
-    raw = getattr(sock, "_sock", sock)
-    if raw is sock:
-        sock.settimeout(0.0)
+    return _peek(sock) == b""
+
+
+def _peek(sock: socket.socket) -> bytes | None:
+    """The next byte, ``b""`` at the end of the stream or after an error, ``None`` for no input."""
+    raw = getattr(sock, "_sock", sock)  # gevent keeps the real socket in there, non-blocking
+    if raw is not sock:
+        return _peek_at_once(raw)
+    timeout_s = sock.gettimeout()
+    sock.settimeout(0.0)
     try:
-        return not _socket.socket.recv(raw, 1, socket.MSG_PEEK)
+        return _peek_at_once(sock)
+    finally:
+        sock.settimeout(timeout_s)
+
+
+def _peek_at_once(raw: _socket.socket) -> bytes | None:
+    try:
+        return _socket.socket.recv(raw, 1, socket.MSG_PEEK)
     except BlockingIOError:
-        return False
+        return None
     except OSError:
-        return True
+        return b""
 
 
 class Exchange:
     """One request on one connection and the reply to it."""
 
-    __slots__ = ("_idle_deadline_s", "_parser", "_patience", "_pool", "_sock", "reused", "ttfb_s")
+    __slots__ = (
+        "_deadline_s", "_look_s", "_parser", "_patience", "_pool", "_sock", "reused", "ttfb_s",
+    )  # fmt: skip
 
-    def __init__(self, pool: Pool, sock: socket.socket, patience: Patience, reused: bool) -> None:
+    def __init__(self, pool: Pool, sock: Socket, patience: Patience, reused: bool) -> None:
         self._pool = pool
-        self._sock: socket.socket | None = sock
+        self._sock: Socket | None = sock
         self._patience = patience
         self._parser = _Parser()
-        self._idle_deadline_s = 0.0
+        self._deadline_s = patience.deadline_s
+        self._look_s = 0.0
+        """When to look again whether the client is still there."""
         self.reused = reused
         self.ttfb_s = 0.0
 
     @property
     def status(self) -> int:
         """The reply's status code."""
-        return self._parser.get_code()
+        return self._parser.status
 
     @property
     def headers(self) -> list[list[str]]:
@@ -164,6 +190,7 @@ class Exchange:
     def run(self, head: bytes, body: bytes) -> None:
         """Send the request and read up to the end of the reply's head."""
         started_s = time.monotonic()
+        self._look_s = started_s + CLIENT_CHECK_S
         try:
             self._send(head, body)
             self._read_head(time.monotonic() + self._patience.first_byte_s)
@@ -179,10 +206,10 @@ class Exchange:
         parser = self._parser
         if parser.body:
             return parser.take_body()
-        self._idle_deadline_s = time.monotonic() + self._patience.idle_s
+        deadline_s = time.monotonic() + self._patience.idle_s
         try:
             while not parser.body and not parser.done:
-                self._feed(self._receive(self._idle_deadline_s, "idle"))
+                self._feed(self._receive(deadline_s, "idle"))
         except BaseException:
             self.close()
             raise
@@ -192,17 +219,20 @@ class Exchange:
 
     def read_all(self, limit_bytes: int) -> bytes:
         """The whole body; raises :class:`TransportError` when it is over ``limit_bytes``."""
-        first = self.read_chunk()
-        if self._parser.done and not self._parser.body:
-            return first
-        chunks, size = [first], len(first)
-        while chunk := self.read_chunk():
+        chunk = self.read_chunk()
+        chunks, size = [chunk], len(chunk)
+        while size <= limit_bytes:
+            if self._parser.done:  # most replies: all of it came at once
+                return chunk if len(chunks) == 1 else b"".join(chunks)
+            chunk = self.read_chunk()
             chunks.append(chunk)
             size += len(chunk)
-            if size > limit_bytes:
-                self.close()
-                raise TransportError("reply too large", sent=True)
-        return b"".join(chunks)
+        self.close()
+        raise TransportError("reply too large", sent=True)
+
+    def hurry(self, within_s: float) -> None:
+        """Whatever is still to come has to come within ``within_s`` seconds from now."""
+        self._deadline_s = min(self._deadline_s, time.monotonic() + within_s)
 
     def close(self) -> None:
         """Give the connection back if it is clean, drop it otherwise. May be called again."""
@@ -216,21 +246,33 @@ class Exchange:
     def _send(self, head: bytes, body: bytes) -> None:
         sock = self._sock
         assert sock is not None
-        sock.settimeout(max(0.001, self._patience.deadline_s - time.monotonic()))
+        request = head + body if len(body) <= _SMALL_BODY_BYTES else head
+        left_s = self._deadline_s - time.monotonic()
+        if left_s <= 0:
+            raise BackendTimeout("total")
+        sock.settimeout(left_s)
         try:
-            if len(body) <= _SMALL_BODY_BYTES:
-                request = head + body
-                sent = sock.send(request)  # almost always all of it, at half the cost of sendall
-                if sent < len(request):
-                    sock.sendall(request[sent:])
-            else:
-                sock.sendall(head)
-                sock.sendall(body)
+            sent = sock.send(request)  # almost always all of it, at half the cost of sendall
+            if sent < len(request):
+                sock.sendall(request[sent:])
+            if request is head:
+                self._send_large(sock, memoryview(body))
         except TimeoutError:
             raise BackendTimeout("total") from None
         except OSError as error:
             # Part of it may have arrived: a backend that answers early (413) closes like this.
             raise TransportError(_why(error, "send failed"), sent=True) from None
+
+    def _send_large(self, sock: Socket, body: memoryview) -> None:
+        """Piece by piece: a backend that does not read is left, and a client that left is seen."""
+        stall_s = time.monotonic() + self._patience.idle_s
+        while body:
+            sock.settimeout(self._next_wait_s(stall_s, "idle"))
+            try:
+                body = body[sock.send(body[:_SEND_BYTES]) :]
+            except TimeoutError:
+                continue
+            stall_s = time.monotonic() + self._patience.idle_s
 
     def _read_head(self, deadline_s: float) -> None:
         parser, size = self._parser, 0
@@ -242,24 +284,31 @@ class Exchange:
                 raise TransportError("reply head too large", sent=True)
 
     def _receive(self, deadline_s: float, phase: str) -> bytes:
-        sock, patience = self._sock, self._patience
+        sock = self._sock
         if sock is None:
             raise TransportError("connection already closed", sent=True)
-        limit_s = deadline_s
-        if patience.deadline_s < deadline_s:
-            limit_s, phase = patience.deadline_s, "total"
         while True:
-            left_s = limit_s - time.monotonic()
-            if left_s <= 0:
-                raise BackendTimeout(phase)
-            sock.settimeout(left_s if left_s < CLIENT_CHECK_S else CLIENT_CHECK_S)
+            sock.settimeout(self._next_wait_s(deadline_s, phase))
             try:
                 return sock.recv(RECEIVE_BYTES)
             except TimeoutError:
-                if patience.client_gone is not None and patience.client_gone():
-                    raise ClientGone from None
+                continue
             except OSError as error:
                 raise TransportError(_why(error, "receive failed"), sent=True) from None
+
+    def _next_wait_s(self, deadline_s: float, phase: str) -> float:
+        """How long to wait before looking at the clock and at the client again."""
+        now_s = time.monotonic()
+        if self._deadline_s < deadline_s:
+            deadline_s, phase = self._deadline_s, "total"
+        left_s = deadline_s - now_s
+        if left_s <= 0:
+            raise BackendTimeout(phase)
+        if now_s >= self._look_s:  # also when bytes trickle in all the time
+            self._look_s = now_s + CLIENT_CHECK_S
+            if self._patience.client_gone is not None and self._patience.client_gone():
+                raise ClientGone
+        return left_s if left_s < CLIENT_CHECK_S else CLIENT_CHECK_S
 
     def _feed(self, data: bytes) -> None:
         parser = self._parser
@@ -294,13 +343,13 @@ class Pool:
         self._size = size
         self._in_use = 0
         self._waiting: deque[threading.Event] = deque()
-        self._idle: deque[tuple[socket.socket, float]] = deque()
+        self._idle: deque[tuple[Socket, float]] = deque()
         self.opened = 0
         self.reused = 0
 
     def open(self, patience: Patience) -> Exchange:
         """A clean connection, kept or new. Nothing has been sent when this raises."""
-        self._take_slot(patience.connect_s)
+        self._take_slot(min(patience.connect_s, patience.deadline_s - time.monotonic()))
         try:
             sock = self._take_idle()
             if sock is not None:
@@ -313,7 +362,7 @@ class Pool:
             self._free_slot()
             raise
 
-    def give_back(self, sock: socket.socket, *, reusable: bool) -> None:
+    def give_back(self, sock: Socket, *, reusable: bool) -> None:
         """Return a connection; one that is not reusable is closed."""
         if reusable:
             self._idle.append((sock, time.monotonic()))
@@ -333,13 +382,22 @@ class Pool:
             return
         turn = threading.Event()
         self._waiting.append(turn)
-        if turn.wait(timeout_s):
-            return
+        try:
+            turn.wait(timeout_s)
+        except BaseException:
+            if not self._leave_queue(turn):
+                self._free_slot()
+            raise
+        if self._leave_queue(turn):
+            raise TransportError("connection pool exhausted", sent=False)
+
+    def _leave_queue(self, turn: threading.Event) -> bool:
+        """False when the slot was handed over before, be it at the very last moment."""
         try:
             self._waiting.remove(turn)
         except ValueError:
-            return  # the slot was handed over at the very last moment
-        raise TransportError("connection pool exhausted", sent=False)
+            return False
+        return True
 
     def _free_slot(self) -> None:
         """Hand the slot to whoever waits longest, or count it free."""
@@ -348,7 +406,7 @@ class Pool:
         else:
             self._in_use -= 1
 
-    def _take_idle(self) -> socket.socket | None:
+    def _take_idle(self) -> Socket | None:
         """The connection used last, which is the least likely to have been closed."""
         oldest_s = time.monotonic() - self._idle_s
         while self._idle:
@@ -363,11 +421,12 @@ class Pool:
             _drop(sock)
         return None
 
-    def _connect(self, patience: Patience) -> socket.socket:
+    def _connect(self, patience: Patience) -> Socket:
         _, host, port = self._endpoint
-        deadline_s = min(time.monotonic() + patience.connect_s, patience.deadline_s)
+        now_s = time.monotonic()
+        deadline_s = min(now_s + patience.connect_s, patience.deadline_s)
         reason = "no address"
-        for address in self._resolver.resolve(host, patience.connect_s):
+        for address in self._resolver.resolve(host, deadline_s - now_s):
             left_s = deadline_s - time.monotonic()
             if left_s <= 0:
                 reason = "connect timeout"
@@ -378,20 +437,25 @@ class Pool:
                 reason = _why(error, "connect failed")
                 continue
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            return sock if self._tls is None else self._secure(sock, host, deadline_s)
+            return sock if self._tls is None else self._secure(self._tls, sock, host, deadline_s)
         raise TransportError(reason, sent=False)
 
-    def _secure(self, sock: socket.socket, host: str, deadline_s: float) -> socket.socket:
-        assert self._tls is not None
-        sock.settimeout(max(0.001, deadline_s - time.monotonic()))
+    def _secure(
+        self, tls: ssl.SSLContext, sock: socket.socket, host: str, deadline_s: float
+    ) -> TlsSocket:
         try:
-            return self._tls.wrap_socket(sock, server_hostname=host)
-        except (OSError, ValueError) as error:
+            secured = TlsSocket(sock, tls, host)
+            secured.settimeout(deadline_s - time.monotonic())
+            secured.handshake()
+        except BaseException as error:
             _drop(sock)
-            raise TransportError(_why(error, "TLS failed"), sent=False) from None
+            if isinstance(error, (OSError, ValueError)):
+                raise TransportError(_why(error, "TLS failed"), sent=False) from None
+            raise
+        return secured
 
 
-def _drop(sock: socket.socket) -> None:
+def _drop(sock: Socket) -> None:
     try:
         sock.close()
     except OSError:
@@ -403,6 +467,7 @@ def _why(error: Exception, default: str) -> str:
     if isinstance(error, TimeoutError):
         return "connect timeout" if default == "connect failed" else f"{default}: timeout"
     if isinstance(error, ssl.SSLCertVerificationError):
-        return f"{default}: certificate not trusted ({error.verify_message})"
+        problem = error.verify_message.partition(",")[0]  # the rest names the host
+        return f"{default}: certificate not trusted ({problem})"
     name = getattr(error, "strerror", None)
     return f"{default}: {name}" if name else default

@@ -15,7 +15,7 @@ from prometheus_client.mmap_dict import MmapedDict, mmap_key
 
 
 def slot_value_class(slot: str, directory: Path) -> type:
-    """A value class for ``prometheus_client.values.ValueClass``, with its files in ``directory``."""
+    """A class for ``prometheus_client.values.ValueClass``, with its files in ``directory``."""
     files: dict[str, MmapedDict] = {}
 
     def open_file(prefix: str) -> MmapedDict:

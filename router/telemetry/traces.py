@@ -36,8 +36,13 @@ def open_trace(traceparent: str | None) -> TraceContext:
     if traceparent is not None and len(traceparent) <= 512:
         match = _TRACEPARENT.fullmatch(traceparent.strip())
         if match and _is_valid(match):
-            return TraceContext(match[2], fresh[:16], match[3], match[4])
+            return TraceContext(match[2], fresh[:16], match[3], _known_flags(match[4]))
     return TraceContext(fresh[:32], fresh[32:], None, "00")
+
+
+def _known_flags(flags: str) -> str:
+    """Sampled and random-id; the standard wants all bits without a meaning yet sent as zero."""
+    return f"{int(flags, 16) & 0x03:02x}"
 
 
 def _is_valid(match: re.Match[str]) -> bool:

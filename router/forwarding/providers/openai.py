@@ -15,6 +15,9 @@ PATHS: Final[dict[Operation, str]] = {
     "embeddings": "/embeddings",
 }
 
+MOST_TOKENS: Final = 1_000_000_000
+"""A count above this makes no sense, and its cost would not fit a 64-bit number."""
+
 
 def supports(_operation: Operation) -> bool:
     """Every operation there is."""
@@ -146,7 +149,8 @@ def _choice_chars(choice: dict[str, Any], part: str) -> int:
         value = message.get(name)
         if isinstance(value, str):
             total += len(value)
-    for tool_call in message.get("tool_calls") or ():
+    tool_calls = message.get("tool_calls")
+    for tool_call in tool_calls if isinstance(tool_calls, list) else ():
         function = tool_call.get("function") if isinstance(tool_call, dict) else None
         if isinstance(function, dict) and isinstance(function.get("arguments"), str):
             total += len(function["arguments"])
@@ -155,7 +159,7 @@ def _choice_chars(choice: dict[str, Any], part: str) -> int:
 
 def _count(value: Any) -> int | None:
     """A number of tokens, or ``None`` for anything that is none."""
-    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MOST_TOKENS:
         return value
     return None
 

@@ -1,0 +1,180 @@
+"""What the public API answers, as marshmallow schemas: the other half of ``contracts/``.
+
+Replies of the OpenAI dialect are a backend's own bytes, so their schemas name what clients rely on
+and demand little of it; what the router writes itself is described to the last field.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from marshmallow import Schema, fields, validate
+
+from router.api.errors import FACES, INTERNAL
+from router.api.schema_fields import Open, Shaped, about
+from router.api.schemas import UUID_PATTERN
+
+LIMIT_STATES: Final = ("WITHIN_LIMIT",)
+CODES: Final = tuple(sorted({face.code for face in (*FACES.values(), INTERNAL)}))
+
+
+def _count(text: str, **more: Any) -> fields.Integer:
+    return fields.Integer(
+        required=True, strict=True, validate=validate.Range(min=0), metadata=about(text), **more
+    )
+
+
+def _text(text: str, **more: Any) -> fields.String:
+    return fields.String(required=True, metadata=about(text), **more)
+
+
+def _one_of(text: str, *choices: str) -> fields.String:
+    return _text(text, validate=validate.OneOf(choices))
+
+
+def _trace_id() -> Shaped:
+    return Shaped(
+        "^[0-9a-f]{32}$",
+        required=True,
+        metadata=about("W3C trace id: the caller's, when a `traceparent` was sent."),
+    )
+
+
+# --- native ---------------------------------------------------------------------------------
+
+
+class InferenceUsage(Schema):
+    tokens_input = _count("Input tokens, as the backend reported them or estimated.")
+    tokens_output = _count("Output tokens, as the backend reported them or estimated.")
+    latency_ms = _count("From the request's arrival to the end of the answer.")
+    cost_usd = fields.Float(
+        required=True,
+        allow_none=True,
+        metadata=about("What the call costs; null when the model has no price.", minimum=0),
+    )
+    limit_state = _one_of("How the call stands to its limits; values may be added.", *LIMIT_STATES)
+
+
+class InferenceEnd(Schema):
+    """The last event of a native stream; with ``output`` the reply to a buffered call."""
+
+    request_id = Shaped(UUID_PATTERN, required=True, metadata=about("As in the request."))
+    usage = fields.Nested(InferenceUsage, required=True)
+    trace_id = _trace_id()
+    span_id = Shaped(
+        "^[0-9a-f]{16}$", required=True, metadata=about("W3C id of the router's span.")
+    )
+
+
+class InferenceReply(InferenceEnd):
+    output = _text("What the model said.")
+
+
+class InferenceDelta(Schema):
+    """One event of a native stream: some more of the output."""
+
+    output = _text("What comes next.", validate=validate.Length(min=1))
+
+
+class ErrorDetails(Schema):
+    field = fields.String(metadata=about("Dotted path of the field at fault."))
+    backend_status = fields.Integer(metadata=about("Status with which the backend refused."))
+
+
+class Error(Schema):
+    """An error in the native dialect."""
+
+    error = _text("For people.")
+    code = _one_of("For programs.", *CODES)
+    trace_id = _trace_id()
+    details = fields.Nested(ErrorDetails, metadata=about("More facts, where there are any."))
+
+
+# --- OpenAI ---------------------------------------------------------------------------------
+
+
+class OpenAIErrorFacts(Open):
+    message = _text("For people.")
+    type = fields.Raw(required=True, metadata=about("Class of the error."))
+    param = fields.Raw(required=True, metadata=about("Path of the field at fault, or null."))
+    code = fields.Raw(required=True, metadata=about("For programs, or null."))
+
+
+class OpenAIError(Open):
+    """An error as the OpenAI SDKs expect it; a backend's own refusal may hold more."""
+
+    error = fields.Nested(OpenAIErrorFacts, required=True)
+
+
+class ReportedUsage(Open):
+    prompt_tokens = fields.Integer(strict=True)
+    completion_tokens = fields.Integer(strict=True)
+    total_tokens = fields.Integer(strict=True)
+
+
+class _Completed(Open):
+    id = fields.String()
+    object = fields.String()
+    created = fields.Integer()
+    model = fields.String(metadata=about("As the backend names it."))
+    choices = fields.List(fields.Dict())
+    usage = fields.Nested(ReportedUsage, allow_none=True)
+
+
+class ChatCompletion(_Completed):
+    """A chat completion, byte for byte as the backend sent it."""
+
+
+class ChatCompletionChunk(_Completed):
+    """One event of a streamed chat completion."""
+
+
+class Completion(_Completed):
+    """A text completion, byte for byte as the backend sent it; also one event of a stream."""
+
+
+class Embeddings(Open):
+    """Vectors, byte for byte as the backend sent them."""
+
+    object = fields.String()
+    data = fields.List(fields.Dict())
+    model = fields.String(metadata=about("As the backend names it."))
+    usage = fields.Nested(ReportedUsage, allow_none=True)
+
+
+class ModelCard(Schema):
+    id = _text("The id, or the alias that was asked for.")
+    object = _one_of("Always model.", "model")
+    created = fields.Integer(required=True, metadata=about("Always 0."))
+    owned_by = _text("Always api-router.")
+
+
+class ModelList(Schema):
+    object = _one_of("Always list.", "list")
+    data = fields.List(fields.Nested(ModelCard), required=True)
+
+
+# --- status ---------------------------------------------------------------------------------
+
+
+class Health(Schema):
+    status = _one_of("Always ok.", "ok")
+    version = _text("Version of the router.")
+    build = _text("Its build, from ROUTER_BUILD.")
+
+
+class ComponentCheck(Schema):
+    status = _one_of("degraded serves, failed does not.", "ok", "degraded", "failed")
+    revision = fields.Integer(metadata=about("Revision of the configuration in use."))
+    detail = fields.String(metadata=about("What is wrong."))
+
+
+class ComponentChecks(Schema):
+    state = fields.Nested(ComponentCheck, required=True, metadata=about("The configuration store."))
+
+
+class Readiness(Schema):
+    status = _one_of("not_ready comes with 503.", "ready", "degraded", "not_ready")
+    checks = fields.Nested(ComponentChecks, required=True)
+    version = _text("Version of the router.")
+    build = _text("Its build, from ROUTER_BUILD.")
