@@ -94,6 +94,10 @@ def post_fork(server: Arbiter, worker: RouterWorker) -> None:
     use_worker_slot(worker.slot, metrics_dir)
     drain_s = worker.cfg.graceful_timeout
     worker.cfg.set("graceful_timeout", max(1, drain_s - SETTLE_MARGIN_S))
+    # gunicorn looks its settings up one by one through __getattr__, 6 % of a call in all. Nothing
+    # changes them in a worker from here on, so they become plain attributes.
+    settings = worker.cfg.settings
+    vars(worker.cfg).update({name: setting.get() for name, setting in settings.items()})
 
 
 def child_exit(server: Arbiter, worker: RouterWorker) -> None:
