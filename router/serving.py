@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
+import socket
 import sys
 from pathlib import Path
 from typing import Any, Final
@@ -20,17 +20,27 @@ from gunicorn.http.errors import (
     LimitRequestLine,
     ParseException,
 )
+from gunicorn.workers.base_async import AsyncWorker
 from gunicorn.workers.ggevent import GeventWorker
 from prometheus_client.multiprocess import mark_process_dead
 
+from router.config.faults import PepperError
+from router.config.pepper import load_pepper
 from router.config.settings import Settings, export_metrics_dir, load_settings
 from router.telemetry.logs import JsonFormatter
 from router.telemetry.metrics import use_worker_slot
 
 APPLICATION: Final = "router.wsgi:application"
 HEARTBEAT_TIMEOUT_S: Final = 60
-SETTLE_MARGIN_S: Final = 2
-"""How much earlier than the master's kill a worker ends its streams, so that they settle."""
+SETTLE_MARGIN_S: Final = 4
+"""How much earlier than the master's kill a worker ends its streams, so that they settle.
+
+gunicorn spends up to three of them: one until a worker notices TERM, one between two looks at the
+clock, one in waiting once more before it ends what is left.
+"""
+
+_TCP_USER_TIMEOUT: Final = getattr(socket, "TCP_USER_TIMEOUT", None)
+"""Linux: ends a connection whose other side has acknowledged nothing for this long."""
 
 _HEAD_ERRORS: Final[dict[type[Exception], tuple[int, str]]] = {
     LimitRequestLine: (414, "URI Too Long"),
@@ -63,6 +73,7 @@ def configuration(settings: Settings) -> dict[str, Any]:
         "loglevel": settings.log_level.lower(),
         "proc_name": "api-router",
         "on_starting": on_starting,
+        "when_ready": when_ready,
         "pre_fork": pre_fork,
         "post_fork": post_fork,
         "child_exit": child_exit,
@@ -70,14 +81,26 @@ def configuration(settings: Settings) -> dict[str, Any]:
 
 
 def on_starting(server: Arbiter) -> None:
-    """Make the directories that the workers expect; the metrics of an earlier run are gone."""
+    """Make what the workers need; what an operator has to mend is one line and exit code 1."""
     settings = load_settings()
-    settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-    metrics_dir = settings.metrics_dir or settings.data_dir / "run" / "metrics"
-    shutil.rmtree(metrics_dir, ignore_errors=True)
-    metrics_dir.mkdir(mode=0o700, parents=True)
-    export_metrics_dir(metrics_dir)
+    try:
+        settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        load_pepper(settings, create=True)
+    except (OSError, PepperError) as error:
+        server.log.error("ROUTER_DATA_DIR cannot be used: %s", error)
+        sys.exit(1)
     server.router_slots = {}
+
+
+def when_ready(server: Arbiter) -> None:
+    """Begin with no metrics. Not before the ports are ours: they may be another instance's."""
+    settings = load_settings()
+    metrics_dir = settings.metrics_dir or settings.data_dir / "run" / "metrics"
+    metrics_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    # File by file: the directory may be a mount, and it may be one that others use, too.
+    for file in metrics_dir.glob("*.db"):
+        file.unlink(missing_ok=True)
+    export_metrics_dir(metrics_dir)
 
 
 def pre_fork(server: Arbiter, worker: RouterWorker) -> None:
@@ -89,15 +112,16 @@ def pre_fork(server: Arbiter, worker: RouterWorker) -> None:
 
 def post_fork(server: Arbiter, worker: RouterWorker) -> None:
     """In the worker: count in the slot's files, and end streams before the master kills."""
-    metrics_dir = load_settings().metrics_dir
-    assert metrics_dir is not None  # on_starting has set it
-    use_worker_slot(worker.slot, metrics_dir)
+    settings = load_settings()
+    assert settings.metrics_dir is not None  # when_ready has set it
+    use_worker_slot(worker.slot, settings.metrics_dir)
+    worker.client_write_timeout_s = settings.client_write_timeout_s
     drain_s = worker.cfg.graceful_timeout
     worker.cfg.set("graceful_timeout", max(1, drain_s - SETTLE_MARGIN_S))
     # gunicorn looks its settings up one by one through __getattr__, 6 % of a call in all. Nothing
     # changes them in a worker from here on, so they become plain attributes.
-    settings = worker.cfg.settings
-    vars(worker.cfg).update({name: setting.get() for name, setting in settings.items()})
+    current = {name: setting.get() for name, setting in worker.cfg.settings.items()}
+    worker.cfg.__dict__.update(current)
 
 
 def child_exit(server: Arbiter, worker: RouterWorker) -> None:
@@ -110,6 +134,7 @@ class RouterWorker(GeventWorker):  # type: ignore[misc]
     """A gevent worker that drains without waiting for idle clients and refuses in JSON."""
 
     slot = 0
+    client_write_timeout_s = 30.0
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -126,8 +151,25 @@ class RouterWorker(GeventWorker):  # type: ignore[misc]
             for idle in tuple(self._idle):
                 idle.end()
 
+    def handle(self, listener: Any, client: Any, addr: Any) -> None:
+        """Serve one connection, for as long as its client takes what it is sent."""
+        if _TCP_USER_TIMEOUT is not None:
+            patience_ms = int(self.client_write_timeout_s * 1000)
+            client.setsockopt(socket.IPPROTO_TCP, _TCP_USER_TIMEOUT, patience_ms)
+        super().handle(listener, client, addr)
+
+    def handle_request(self, listener_name: Any, req: Any, sock: Any, addr: Any) -> None:
+        """Serve one request; the base class would go on to the next after a killed greenlet."""
+        try:
+            AsyncWorker.handle_request(self, listener_name, req, sock, addr)
+        except (gevent.GreenletExit, SystemExit, TimeoutError):
+            # The drain is over, or the client has not taken anything for too long.
+            raise StopIteration from None
+
     def handle_error(self, req: Any, client: Any, addr: Any, exc: BaseException) -> None:
         """What cannot be read as a request is refused in JSON, without repeating any of it."""
+        if isinstance(exc, gevent.GreenletExit):
+            return
         if not isinstance(exc, ParseException):
             self.log.error("error handling a request", exc_info=exc)
             _refuse(client, 500, "Internal Server Error", "INTERNAL")

@@ -52,6 +52,9 @@ def text_chars(fields: dict[str, Any]) -> int:
             total += len(value)
         elif isinstance(value, dict):
             pending.extend(value.get(name) for name in _TEXT_FIELDS)
+            properties = value.get("properties")
+            if isinstance(properties, dict):  # of a tool's parameters, named as the tool likes
+                pending.extend((*properties, *properties.values()))
         elif isinstance(value, list):
             pending.extend(value)
         elif isinstance(value, int) and not isinstance(value, bool):
@@ -68,7 +71,8 @@ _TEXT_FIELDS: Final = (
     "tool_calls",
     "description",
     "parameters",
-    "properties",
+    "items",
+    "enum",
 )
 
 

@@ -129,6 +129,7 @@ def _openai(kinds: list[Kind]) -> Mapping[str, Any]:
     types = sorted({_face(kind).openai_type for kind in kinds})
     codes = sorted({_face(kind).openai_code for kind in kinds}, key=str)
     facts = {
+        "message": {"type": "string"},
         "type": {"enum": types},
         "code": {"enum": codes},
         "param": {"type": ["string", "null"]},

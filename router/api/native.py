@@ -63,10 +63,8 @@ def inference() -> Response:
     output = _output_of(delivery)
     if scope.call is not None and scope.call.stream:
         # The backend answered a streaming call in one piece.
-        return Response(
-            _event("delta", {"output": output}) + _event("done", _facts(scope)),
-            content_type="text/event-stream; charset=utf-8",
-        )
+        delta = _event("delta", {"output": output}) if output else b""
+        return stream_reply(delta + _event("done", _facts(scope)))
     return json_reply(orjson.dumps({**_facts(scope), "output": output}))
 
 
@@ -172,9 +170,12 @@ def _metadata(fields: dict[str, Any]) -> dict[str, str]:
 def _output_of(delivery: Delivery) -> str:
     try:
         message = orjson.loads(delivery.body or b"")["choices"][0]["message"]
-        return message.get("content") or ""
+        content = message.get("content")
     except (ValueError, LookupError, TypeError, AttributeError):
         raise BackendFailed("reply without choices") from None
+    if content is not None and not isinstance(content, str):
+        raise BackendFailed("reply whose content is no text")
+    return content or ""
 
 
 def _facts(scope: Scope) -> dict[str, Any]:
@@ -228,7 +229,7 @@ class _Events:
             text = orjson.loads(data)["choices"][0]["delta"].get("content")
         except (ValueError, LookupError, TypeError, AttributeError):
             return b""
-        return _event("delta", {"output": text}) if text else b""
+        return _event("delta", {"output": text}) if text and isinstance(text, str) else b""
 
 
 def _event(name: str, data: dict[str, Any]) -> bytes:

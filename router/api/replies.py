@@ -15,6 +15,7 @@ from router.api.scope import Scope, current_scope
 from router.call import Dialect
 from router.forwarding.forwarder import Delivery
 from router.forwarding.stream import ReplyStream
+from router.telemetry.redaction import conceal_bytes
 
 JSON: Final = "application/json"
 LONG_ANSWER_BYTES: Final = 64 * 1024
@@ -69,7 +70,7 @@ def json_reply(body: bytes, status: int = 200) -> Response:
     return Response(body, status, content_type=JSON)
 
 
-def stream_reply(stream: ClientStream) -> Response:
+def stream_reply(stream: ClientStream | bytes) -> Response:
     """Server-sent events, which nothing on the way may buffer."""
     # Not direct_passthrough: the server would then close the stream but never the response, and
     # what hangs on the response's end (settlement) would not happen.
@@ -85,7 +86,9 @@ def error_reply(error: Exception, dialect: Dialect) -> Response:
     face = face_of(error)
     scope.code = face.code
     scope.failed_outcome = face.outcome
-    response = json_reply(render(error, dialect, trace_id=scope.trace.trace_id), status_of(error))
+    body = render(error, dialect, trace_id=scope.trace.trace_id)
+    # It may name what the client sent: a model, a field. Keys have been seen in both places.
+    response = json_reply(conceal_bytes(body), status_of(error))
     wait_s = retry_after_s(error)
     if wait_s is not None:
         response.headers["Retry-After"] = str(wait_s)

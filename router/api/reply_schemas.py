@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from marshmallow import Schema, fields, validate
+from marshmallow import fields, validate
 
 from router.api.errors import FACES, INTERNAL
-from router.api.schema_fields import Open, Shaped, about
+from router.api.schema_fields import Closed, Open, Shaped, about
 from router.api.schemas import UUID_PATTERN
 
 LIMIT_STATES: Final = ("WITHIN_LIMIT",)
@@ -43,7 +43,7 @@ def _trace_id() -> Shaped:
 # --- native ---------------------------------------------------------------------------------
 
 
-class InferenceUsage(Schema):
+class InferenceUsage(Closed):
     tokens_input = _count("Input tokens, as the backend reported them or estimated.")
     tokens_output = _count("Output tokens, as the backend reported them or estimated.")
     latency_ms = _count("From the request's arrival to the end of the answer.")
@@ -55,7 +55,7 @@ class InferenceUsage(Schema):
     limit_state = _one_of("How the call stands to its limits; values may be added.", *LIMIT_STATES)
 
 
-class InferenceEnd(Schema):
+class InferenceEnd(Closed):
     """The last event of a native stream; with ``output`` the reply to a buffered call."""
 
     request_id = Shaped(UUID_PATTERN, required=True, metadata=about("As in the request."))
@@ -70,18 +70,18 @@ class InferenceReply(InferenceEnd):
     output = _text("What the model said.")
 
 
-class InferenceDelta(Schema):
+class InferenceDelta(Closed):
     """One event of a native stream: some more of the output."""
 
     output = _text("What comes next.", validate=validate.Length(min=1))
 
 
-class ErrorDetails(Schema):
+class ErrorDetails(Closed):
     field = fields.String(metadata=about("Dotted path of the field at fault."))
     backend_status = fields.Integer(metadata=about("Status with which the backend refused."))
 
 
-class Error(Schema):
+class Error(Closed):
     """An error in the native dialect."""
 
     error = _text("For people.")
@@ -142,14 +142,14 @@ class Embeddings(Open):
     usage = fields.Nested(ReportedUsage, allow_none=True)
 
 
-class ModelCard(Schema):
+class ModelCard(Closed):
     id = _text("The id, or the alias that was asked for.")
     object = _one_of("Always model.", "model")
     created = fields.Integer(required=True, metadata=about("Always 0."))
     owned_by = _text("Always api-router.")
 
 
-class ModelList(Schema):
+class ModelList(Closed):
     object = _one_of("Always list.", "list")
     data = fields.List(fields.Nested(ModelCard), required=True)
 
@@ -157,23 +157,23 @@ class ModelList(Schema):
 # --- status ---------------------------------------------------------------------------------
 
 
-class Health(Schema):
+class Health(Closed):
     status = _one_of("Always ok.", "ok")
     version = _text("Version of the router.")
     build = _text("Its build, from ROUTER_BUILD.")
 
 
-class ComponentCheck(Schema):
+class ComponentCheck(Closed):
     status = _one_of("degraded serves, failed does not.", "ok", "degraded", "failed")
     revision = fields.Integer(metadata=about("Revision of the configuration in use."))
     detail = fields.String(metadata=about("What is wrong."))
 
 
-class ComponentChecks(Schema):
+class ComponentChecks(Closed):
     state = fields.Nested(ComponentCheck, required=True, metadata=about("The configuration store."))
 
 
-class Readiness(Schema):
+class Readiness(Closed):
     status = _one_of("not_ready comes with 503.", "ready", "degraded", "not_ready")
     checks = fields.Nested(ComponentChecks, required=True)
     version = _text("Version of the router.")

@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from marshmallow import INCLUDE, Schema, ValidationError, fields, validate
+from marshmallow import INCLUDE, RAISE, Schema, ValidationError, fields, validate
 
 
 def about(text: str, **more: Any) -> dict[str, Any]:
@@ -73,6 +73,13 @@ class OneOf(fields.Field[Any]):
         raise ValidationError("has none of the shapes that are allowed")
 
 
+class Anything(fields.Raw):
+    """An element of whatever kind, null included."""
+
+    def deserialize(self, value: Any, *_: Any, **__: Any) -> Any:
+        return value
+
+
 class Words(fields.Dict):
     """A mapping of strings to strings, bounded in number and length."""
 
@@ -95,3 +102,10 @@ class Open(Schema):
 
     class Meta:
         unknown = INCLUDE
+
+
+class Closed(Schema):
+    """An object without further fields."""
+
+    class Meta:
+        unknown = RAISE  # marshmallow's default, but apispec 6.8 reads only what stands here

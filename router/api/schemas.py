@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 import orjson
-from marshmallow import Schema, ValidationError, fields, validate, validates_schema
+from marshmallow import ValidationError, fields, validate, validates_schema
 
 from router.api.bodies import parse_json
 from router.api.checks import MAX_NAME_CHARS
@@ -22,7 +22,18 @@ from router.api.native import (
     MAX_PAYLOAD_BYTES,
     RESERVED_PARAMETERS,
 )
-from router.api.schema_fields import Count, Flag, Number, OneOf, Open, Shaped, Words, about
+from router.api.schema_fields import (
+    Anything,
+    Closed,
+    Count,
+    Flag,
+    Number,
+    OneOf,
+    Open,
+    Shaped,
+    Words,
+    about,
+)
 from router.errors import InvalidRequest
 
 UUID_PATTERN: Final = "^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$"
@@ -40,7 +51,7 @@ def name(text: str) -> fields.String:
 def some(*, required: bool = True, text: str = "") -> fields.List[Any]:
     """An array with at least one element of whatever kind."""
     return fields.List(
-        fields.Raw(allow_none=True),
+        Anything(),
         required=required,
         validate=validate.Length(min=1),
         metadata=about(text) if text else {},
@@ -145,7 +156,7 @@ class Payload(fields.Raw):
     }
 
 
-class InferenceRequest(Schema):
+class InferenceRequest(Closed):
     """The body of a native call; unknown fields are refused."""
 
     contract: Final = {

@@ -15,6 +15,7 @@ from router.call import Attempt, Call, Caller, Dialect, Outcome
 from router.config.document import Document, KeyRecord
 from router.forwarding.forwarder import Delivery
 from router.services import Services
+from router.telemetry.redaction import holds_secret
 from router.telemetry.traces import TraceContext
 
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
@@ -73,7 +74,7 @@ def current_scope() -> Scope:
 
 def request_id_from(header: str | None) -> str:
     """The client's ``X-Request-ID`` when it is one we can echo safely, else a new UUID."""
-    if header is not None and _REQUEST_ID.fullmatch(header):
+    if header is not None and _REQUEST_ID.fullmatch(header) and not holds_secret(header):
         return header
     return new_uuid()
 

@@ -84,7 +84,7 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
         ),
         max_requests=reader.take("ROUTER_MAX_REQUESTS", default.max_requests, _int(0, 10**9)),
         keepalive_s=reader.take("ROUTER_KEEPALIVE", default.keepalive_s, _int(1, 600)),
-        drain_timeout_s=reader.take("ROUTER_DRAIN_TIMEOUT", default.drain_timeout_s, _int(3, 3600)),
+        drain_timeout_s=reader.take("ROUTER_DRAIN_TIMEOUT", default.drain_timeout_s, _int(5, 3600)),
         demo=reader.take("ROUTER_DEMO", default.demo, _flag),
         key_pepper=reader.take("ROUTER_KEY_PEPPER", None, _pepper),
         max_body_bytes=reader.take(

@@ -209,6 +209,8 @@ class Forwarder:
             body = exchange.read_all(MAX_ERROR_BYTES)
         except (TransportError, BackendTimeout):
             body = b""
+        if target.repeats_credential(body):
+            body = b""
         if status in RETRYABLE_STATUSES:
             if status == 429:
                 raise _TryNext(BackendBusy(retry_after_s=retry_after_s))

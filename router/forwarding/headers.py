@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Final
+
+from router.telemetry.redaction import holds_secret
 
 # Names as WSGI spells them. What is listed here never reaches a backend:
 _NEVER: Final = frozenset(
@@ -73,7 +76,7 @@ _NEVER: Final = frozenset(
     }
 )
 _NEVER_PREFIXES: Final = ("HTTP_X_FORWARDED_", "HTTP_X_ROUTER_", "HTTP_X_ROUTING_", "HTTP_CF_")
-_UNSAFE: Final = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
+_UNSAFE: Final = re.compile(r"[^\t -~\x80-\xff]")
 _TOKEN: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 
 
@@ -81,22 +84,28 @@ def forwardable(environ: Mapping[str, object], secrets: tuple[str, ...]) -> list
     """The client's end-to-end headers that a backend may see.
 
     ``environ`` spells headers as WSGI does. A header that carries one of ``secrets`` anywhere in
-    its value stays here too, whatever its name.
+    its value stays here too, whatever its name, and so does one that carries another key of ours.
     """
     named = _connection_names(environ.get("HTTP_CONNECTION"))
     kept: list[tuple[str, str]] = []
     for name, value in environ.items():
-        if not name.startswith("HTTP_") or name in _NEVER or name in named:
+        if not name.startswith("HTTP_") or name in named or not isinstance(value, str):
             continue
-        if name.startswith(_NEVER_PREFIXES) or not isinstance(value, str):
+        shown = _shown_name(name)
+        if shown is None or _UNSAFE.search(value):
             continue
-        # Nearly all names are identifiers, which is quicker to tell.
-        if not (name.isascii() and name.isidentifier()) and not _TOKEN.fullmatch(name, 5):
+        if any(secret in value for secret in secrets) or holds_secret(value):
             continue
-        if _UNSAFE.search(value) or any(secret in value for secret in secrets):
-            continue
-        kept.append((name[5:].replace("_", "-").title(), value))
+        kept.append((shown, value))
     return kept
+
+
+@lru_cache(maxsize=1024)
+def _shown_name(name: str) -> str | None:
+    """The header's name on the wire; ``None`` when no backend may see it."""
+    if name in _NEVER or name.startswith(_NEVER_PREFIXES) or not _TOKEN.fullmatch(name, 5):
+        return None
+    return name[5:].replace("_", "-").title()
 
 
 def _connection_names(connection: object) -> frozenset[str]:

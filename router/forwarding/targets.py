@@ -34,6 +34,7 @@ class Target:
         self._read_credential = read_credential
         self._heads: dict[Operation, bytes] = {}
         self._read_at_s = float("-inf")
+        self._credential: bytes | None = None
 
     def url(self, operation: Operation) -> str:
         """The URL as logs and ``requests`` see it."""
@@ -48,6 +49,10 @@ class Target:
             head = self._heads[operation] = self._write(operation)
         return head
 
+    def repeats_credential(self, reply: bytes) -> bool:
+        """Whether the backend quotes what we have proved ourselves with."""
+        return self._credential is not None and self._credential in reply
+
     def _refresh(self) -> None:
         now_s = time.monotonic()
         if now_s - self._read_at_s > CREDENTIAL_FRESH_S:
@@ -60,6 +65,7 @@ class Target:
             credential = self._read_credential(reference)
             if credential is None or not credential.isascii() or not credential.isprintable():
                 raise CredentialMissing(self.backend.id)
+            self._credential = credential.encode("ascii")
         headers = [
             ("Host", self._host),
             ("Content-Type", "application/json"),

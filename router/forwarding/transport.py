@@ -9,7 +9,6 @@ no connection reused after a byte too many.
 
 from __future__ import annotations
 
-import _socket
 import socket
 import ssl
 import threading
@@ -36,6 +35,7 @@ CLIENT_CHECK_S: Final = 0.25
 """How often a waiting call looks whether its client is still there."""
 _SMALL_BODY_BYTES: Final = 16 * 1024
 _SEND_BYTES: Final = 64 * 1024
+_ASCII: Final = bytes(range(128)) + b"?" * 128
 
 
 class TransportError(Exception):
@@ -139,20 +139,17 @@ def at_end(sock: socket.socket) -> bool:
 
 def _peek(sock: socket.socket) -> bytes | None:
     """The next byte, ``b""`` at the end of the stream or after an error, ``None`` for no input."""
-    raw = getattr(sock, "_sock", sock)  # gevent keeps the real socket in there, non-blocking
-    if raw is not sock:
-        return _peek_at_once(raw)
-    timeout_s = sock.gettimeout()
-    sock.settimeout(0.0)
+    # gevent keeps the real socket, which never waits, inside its own.
+    raw: socket.socket | None = getattr(sock, "_sock", None)
     try:
-        return _peek_at_once(sock)
-    finally:
-        sock.settimeout(timeout_s)
-
-
-def _peek_at_once(raw: _socket.socket) -> bytes | None:
-    try:
-        return _socket.socket.recv(raw, 1, socket.MSG_PEEK)
+        if raw is not None:
+            return raw.recv(1, socket.MSG_PEEK)
+        timeout_s = sock.gettimeout()
+        sock.settimeout(0.0)
+        try:
+            return sock.recv(1, socket.MSG_PEEK)
+        finally:
+            sock.settimeout(timeout_s)
     except BlockingIOError:
         return None
     except OSError:
@@ -279,7 +276,10 @@ class Exchange:
         while not parser.head_done:
             data = self._receive(deadline_s, "first_byte")
             size += len(data)
-            self._feed(data)
+            if data.isascii():
+                self._feed(data)
+            else:
+                self._feed_head(data)
             if size > MAX_HEAD_BYTES and not parser.head_done:
                 raise TransportError("reply head too large", sent=True)
 
@@ -309,6 +309,20 @@ class Exchange:
             if self._patience.client_gone is not None and self._patience.client_gone():
                 raise ClientGone
         return left_s if left_s < CLIENT_CHECK_S else CLIENT_CHECK_S
+
+    def _feed_head(self, data: bytes) -> None:
+        """Feed the head with ``?`` for whatever is not ASCII in it, and what follows as it is.
+
+        Up to geventhttpclient 2.4, the last for Python 3.10, the binding takes heads for UTF-8 and
+        brings the process down when they are not, or when a read ends inside a character.
+        """
+        start = 0
+        while start < len(data) and not self._parser.head_done:
+            end = data.find(b"\n", start) + 1 or len(data)  # heads end with a line
+            self._feed(data[start:end].translate(_ASCII))
+            start = end
+        if start < len(data):
+            self._feed(data[start:])
 
     def _feed(self, data: bytes) -> None:
         parser = self._parser
@@ -361,6 +375,11 @@ class Pool:
         except BaseException:
             self._free_slot()
             raise
+
+    @property
+    def in_use(self) -> int:
+        """Connections that calls hold at this moment."""
+        return self._in_use
 
     def give_back(self, sock: Socket, *, reusable: bool) -> None:
         """Return a connection; one that is not reusable is closed."""

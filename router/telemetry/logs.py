@@ -11,6 +11,8 @@ from typing import Any, BinaryIO, Final
 
 import orjson
 
+from router.telemetry.redaction import conceal
+
 _PLAIN: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
 
@@ -27,7 +29,20 @@ class JsonFormatter(logging.Formatter):
         line.update({k: v for k, v in vars(record).items() if k not in _PLAIN})
         if record.exc_info and record.exc_info[1] is not None:
             line["error"] = "".join(traceback.format_exception(*record.exc_info))
-        return orjson.dumps(line, default=str).decode()
+        try:
+            text = orjson.dumps(line, default=str)
+        except TypeError:  # huge integers, keys that are no strings, lone surrogates, cycles
+            text = orjson.dumps({_shown(k): _shown(v) for k, v in line.items()})
+        # Text of others may stand in a message or a traceback: a path, a parser's complaint.
+        return conceal(text.decode())
+
+
+def _shown(value: object) -> str:
+    """Any value as text that is valid UTF-8."""
+    try:
+        return str(value).encode("utf-8", "backslashreplace").decode()
+    except Exception as error:
+        return f"<{type(value).__name__}: {type(error).__name__}>"
 
 
 def configure_logging(level: str) -> None:
