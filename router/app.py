@@ -92,6 +92,7 @@ def open_scope(wired: Services) -> None:
         endpoint=endpoint,
         dialect=_dialect(environ["PATH_INFO"]),
     )
+    wired.metrics.running += 1
     refuse_ambiguous(environ)
     if endpoint in status.OPS_ENDPOINTS and not _on_ops_listener(wired, environ):
         raise errors.NotFound("no such endpoint")

@@ -12,6 +12,7 @@ from router.clock import Clock
 from router.config.pepper import load_pepper
 from router.config.settings import Settings, resolve_credential
 from router.config.state import StateReader
+from router.errors import NotConfigured
 from router.forwarding.forwarder import Forwarder
 from router.forwarding.retry_budget import PER_SECOND, RetryBudget
 from router.forwarding.session import BackendSession
@@ -33,6 +34,14 @@ class Services:
     session: BackendSession
     metrics: Metrics
     call_log: CallLog
+
+    def heartbeat(self) -> None:
+        """Once a second: show how the worker is, also while nobody calls."""
+        try:
+            revision = self.state.document().revision
+        except NotConfigured:
+            revision = 0
+        self.metrics.publish(revision)
 
     def close(self) -> None:
         """Give back connections and files."""

@@ -147,6 +147,7 @@ class RouterWorker(GeventWorker):  # type: ignore[misc]
     def notify(self) -> None:
         """Called every second: also while draining, when idle connections are only in the way."""
         super().notify()
+        self.wsgi.extensions["router"].heartbeat()
         if not self.alive:
             for idle in tuple(self._idle):
                 idle.end()

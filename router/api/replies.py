@@ -23,7 +23,12 @@ EVENT_STREAM: Final = "text/event-stream; charset=utf-8"
 
 
 class ClientStream:
-    """A stream for the client: the backend's bytes, then, if it broke, an event that says so."""
+    """A stream for the client: the backend's bytes, then, if it broke, an event that says so.
+
+    It has no ``close``: the response would call that first, and what interrupts it (the end of a
+    worker, while a stream that its client has left is read on) would skip the settlement, which
+    closes the stream itself.
+    """
 
     def __init__(
         self,
@@ -52,10 +57,6 @@ class ClientStream:
     def _counted(self, data: bytes) -> bytes:
         self._scope.bytes_sent += len(data)
         return data
-
-    def close(self) -> None:
-        """Called by the server however the response ended."""
-        self._stream.close()
 
 
 def deliver(delivery: Delivery) -> Response:

@@ -34,10 +34,19 @@ def settle(scope: Scope) -> None:
     if scope.settled:
         return
     scope.settled = True
+    scope.services.metrics.running -= 1
     ended_s = time.monotonic()
     stream = None if scope.delivery is None else scope.delivery.stream
+    try:
+        if stream is not None:
+            stream.close()  # may read on for a while, and the worker may end meanwhile
+    finally:
+        _record(scope, ended_s)
+
+
+def _record(scope: Scope, ended_s: float) -> None:
+    stream = None if scope.delivery is None else scope.delivery.stream
     if stream is not None:
-        stream.close()
         scope.attempts[-1].duration_s += (stream.ended_s or ended_s) - scope.answered_s
     usage, cost = call_usage(scope)
     outcome = _outcome(scope)

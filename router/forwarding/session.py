@@ -53,6 +53,9 @@ class Dispatch(requests.PreparedRequest):
 class BackendResponse(requests.Response):
     """A response whose ``raw`` is the exchange; skips what this session never uses."""
 
+    encoding = None
+    reason = ""
+
     def __init__(self, request: Dispatch, exchange: Exchange) -> None:
         # Not calling super().__init__(): it builds a cookie jar per reply, a third of its cost.
         self.status_code = exchange.status

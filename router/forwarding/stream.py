@@ -110,10 +110,12 @@ class ReplyStream:
         if self._tap.complete:  # the last byte was read, only the end of the body was not
             self._read_end()
             return
-        if self._drain:
-            self._drain_rest()
-        self._exchange.close()
-        self._end("client_aborted")
+        try:
+            if self._drain:
+                self._drain_rest()
+        finally:  # a worker that shuts down ends what still drains
+            self._exchange.close()
+            self._end("client_aborted")
 
     def _read_end(self) -> None:
         self._exchange.hurry(END_S)

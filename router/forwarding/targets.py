@@ -63,7 +63,7 @@ class Target:
         reference, credential = self.backend.credential, None
         if reference is not None:
             credential = self._read_credential(reference)
-            if credential is None or not credential.isascii() or not credential.isprintable():
+            if not credential or not credential.isascii() or not credential.isprintable():
                 raise CredentialMissing(self.backend.id)
             self._credential = credential.encode("ascii")
         headers = [

@@ -90,14 +90,16 @@ class Metrics:
             buckets=LATENCY_BUCKETS_S,
             registry=registry,
         )
-        self.in_flight = Gauge(
+        self.running = 0
+        """Requests being served by this worker now; changed on every call, hence a plain number."""
+        self._in_flight = Gauge(
             "api_router_requests_in_flight",
             "Requests being served now.",
             (),
             multiprocess_mode="livesum",
             registry=registry,
         )
-        self.revision = Gauge(
+        self._revision = Gauge(
             "api_router_config_revision",
             "Lowest configuration revision that a worker serves with.",
             (),
@@ -105,6 +107,11 @@ class Metrics:
             registry=registry,
         )
         self._children: dict[tuple[str, ...], Counter | Histogram] = {}
+
+    def publish(self, revision: int) -> None:
+        """Once a second: what is true now, rather than counted."""
+        self._in_flight.set(self.running)
+        self._revision.set(revision)
 
     def count_request(self, endpoint: str, status: int, outcome: str, duration_s: float) -> None:
         """One request has ended."""
