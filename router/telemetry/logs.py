@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import sys
 import time
@@ -24,7 +25,7 @@ class JsonFormatter(logging.Formatter):
             "ts": _timestamp(record.created),
             "level": record.levelname.lower(),
             "logger": record.name,
-            "event": record.getMessage(),
+            "event": _message(record),
         }
         line.update({k: v for k, v in vars(record).items() if k not in _PLAIN})
         if record.exc_info and record.exc_info[1] is not None:
@@ -37,6 +38,14 @@ class JsonFormatter(logging.Formatter):
         return conceal(text.decode())
 
 
+def _message(record: logging.LogRecord) -> str:
+    """The message; ``logging`` would write one that does not fit its arguments to stderr, raw."""
+    try:
+        return record.getMessage()
+    except Exception:
+        return f"{_shown(record.msg)} {_shown(record.args)}"
+
+
 def _shown(value: object) -> str:
     """Any value as text that is valid UTF-8."""
     try:
@@ -47,6 +56,8 @@ def _shown(value: object) -> str:
 
 def configure_logging(level: str) -> None:
     """Send every logger of this process to standard output as JSON."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(encoding="utf-8")  # as JSON is, whatever the locale says
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(JsonFormatter())
     root = logging.getLogger()

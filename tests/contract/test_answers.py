@@ -1,0 +1,245 @@
+"""Every answer that the document promises can be had, and is as promised when it comes.
+
+A status that no test here can bring about does not belong into the document, so it fails.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import gevent
+import pytest
+
+from router.api import status as status_views
+from router.app import expose_metrics
+from router.errors import NotConfigured
+from tests.contract.bodies import GOOD, new_request_id
+from tests.contract.checker import CONTRACTS, Contract
+from tests.fakes.router_stand import FailingGateway, RouterStand, World
+from tests.fakes.wsgi import Reply
+
+CALLS = tuple(GOOD)
+STREAMING = CALLS[:3]
+MODELS = ("/v1/models", "/v1/models/gpt-4o")
+HEALTH = ("/v1/status/healthz", "/healthz")
+READINESS = ("/v1/status/readyz", "/readyz")
+
+Case = Callable[[World, str], Reply]
+
+
+class Silent(io.RawIOBase):
+    """A body that never comes."""
+
+    def read(self, size: int = -1) -> bytes:
+        gevent.sleep(60)
+        return b""
+
+
+class Store:
+    """A configuration store that raises what it was given."""
+
+    fault = None
+
+    def __init__(self, error: Exception) -> None:
+        self._error = error
+
+    def document(self) -> Any:
+        raise self._error
+
+
+def body_of(path: str, **changes: Any) -> dict[str, Any]:
+    """A good body without a stream."""
+    fields = {**GOOD[path], "stream": False, **changes}
+    fields.pop("stream_options", None)
+    return fields | ({"request_id": new_request_id()} if path == "/v1/inference" else {})
+
+
+def post(stand: RouterStand, path: str, **changes: Any) -> Reply:
+    return stand.call("POST", path, json=body_of(path, **changes))
+
+
+def failing(world: World, path: str, model: str = "gpt-4o", **behaviour: Any) -> Reply:
+    """What becomes of a call when the backend behaves like this."""
+    stand = world.stand()
+    stand.backends.first.set(**behaviour)
+    return post(stand, path, model=model)
+
+
+def streamed(world: World, path: str) -> Reply:
+    stand = world.stand()
+    reply = stand.call("POST", path, json=body_of(path, stream=True))
+    assert len(reply.events) > 2
+    return reply
+
+
+def broken_off(world: World, path: str) -> Reply:
+    stand = world.stand()
+    stand.backends.first.set(failure="cut_stream", cut_after_chunks=2)
+    reply = stand.call("POST", path, json=body_of(path, stream=True))
+    assert "error" in reply.events[-1].data
+    return reply
+
+
+def timed_out(world: World, path: str) -> Reply:
+    stand = world.stand(settings=replace(world.settings, body_timeout_s=0.01))
+    headers = {"Content-Type": "application/json", "Content-Length": "9"}
+    return stand.call("POST", path, body=Silent(), headers=headers)
+
+
+def get(world: World, path: str, **request: Any) -> Reply:
+    return world.stand().call("GET", path, **request)
+
+
+CALL_CASES: dict[str, list[Case]] = {
+    "200": [lambda world, path: post(world.stand(), path)],
+    "400": [lambda world, path: post(world.stand(), path, model=7)],
+    "401": [
+        lambda world, path: world.stand().call("POST", path, key=None, json={}),
+        lambda world, path: world.stand().call("POST", path, key="signing", json=body_of(path)),
+    ],
+    "403": [
+        lambda world, path: world.stand().call("POST", path, key="reading", json={}),
+        lambda world, path: world.stand().call(
+            "POST", path, key="limited", json=body_of(path, model="renamed")
+        ),
+    ],
+    "404": [
+        lambda world, path: post(world.stand(), path, model="nowhere"),
+        lambda world, path: failing(world, path, error_rate=1, error_status=404),
+    ],
+    "408": [timed_out],
+    "413": [
+        lambda world, path: world.stand(settings=replace(world.settings, max_body_bytes=1024)).call(
+            "POST", path, body=b" " * 1025
+        ),
+    ],
+    "415": [
+        lambda world, path: world.stand().call(
+            "POST", path, body=b"x", headers={"Content-Type": "text/plain"}
+        ),
+    ],
+    "429": [
+        lambda world, path: failing(world, path, error_rate=1, error_status=429, retry_after_s=30),
+    ],
+    "4XX": [
+        lambda world, path: failing(world, path, error_rate=1, error_status=422),
+        lambda world, path: failing(world, path, error_rate=1, error_status=409),
+    ],
+    "500": [lambda world, path: post(world.stand(gateway=FailingGateway(KeyError())), path)],
+    "502": [
+        lambda world, path: failing(world, path, error_rate=1, error_status=500),
+        lambda world, path: failing(world, path, error_rate=1, error_status=401),
+        lambda world, path: failing(world, path, failure="bad_json"),
+        lambda world, path: failing(world, path, failure="garbage"),
+    ],
+    "503": [
+        lambda world, path: post(world.stand(), path, model="dead"),
+        lambda world, path: post(world.stand(state=Store(NotConfigured())), path),
+    ],
+    "504": [lambda world, path: failing(world, path, "impatient", failure="black_hole")],
+}
+MODEL_CASES: dict[str, list[Case]] = {
+    "200": [get],
+    "401": [lambda world, path: get(world, path, key="revoked")],
+    "403": [lambda world, path: get(world, path, key="calling")],
+    "500": [lambda world, path: world.stand(state=Store(KeyError())).call("GET", path)],
+    "503": [lambda world, path: world.stand(state=Store(NotConfigured())).call("GET", path)],
+}
+ONE_MODEL_CASES: dict[str, list[Case]] = {
+    "400": [lambda world, _: get(world, "/v1/models/a%2fb")],
+    "403": [lambda world, _: get(world, "/v1/models/renamed", key="limited")],
+    "404": [lambda world, _: get(world, "/v1/models/nowhere")],
+}
+READINESS_CASES: dict[str, list[Case]] = {
+    "200": [get],
+    "500": MODEL_CASES["500"],
+    "503": MODEL_CASES["503"],
+}
+
+CASES: list[tuple[str, str, Case]] = [
+    *((path, key, case) for path in CALLS for key, cases in CALL_CASES.items() for case in cases),
+    *((path, "200", case) for path in STREAMING for case in (streamed, broken_off)),
+    *((path, key, case) for path in MODELS for key, cases in MODEL_CASES.items() for case in cases),
+    *((MODELS[1], key, case) for key, cases in ONE_MODEL_CASES.items() for case in cases),
+    *((path, "200", get) for path in HEALTH),
+    *((path, key, case) for path in READINESS for key, cases in READINESS_CASES.items()
+      for case in cases),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("path", "key", "case"), CASES)
+def test_an_answer_is_as_promised(world: World, path: str, key: str, case: Case) -> None:
+    """Status, body, headers: the stand holds each answer against the document."""
+    reply = case(world, path)
+    assert key in (str(reply.status), f"{reply.status // 100}XX")
+
+
+@pytest.mark.parametrize("path", HEALTH)
+def test_a_defect_of_the_health_check(
+    world: World, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The only way to have a 500 from there is to break it."""
+    monkeypatch.setattr(status_views, "_build", lambda: {}["x"])
+    assert get(world, path).status == 500
+
+
+def test_metrics(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """200 on their own listener, 404 on the other, 500 when the files are gone."""
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
+    stand = world.stand()
+    expose_metrics(stand.app)
+    own = {"SERVER_PORT": "8081"}
+    assert stand.call("GET", "/metrics", **own).status == 200
+    openmetrics = {"Accept": "application/openmetrics-text; version=1.0.0"}
+    assert stand.call("GET", "/metrics", headers=openmetrics, **own).status == 200
+    assert stand.call("GET", "/metrics").status == 404
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path / "gone"))
+    assert stand.call("GET", "/metrics", **own).status == 500
+
+
+BEYOND = {
+    "/nothing": ("404", "GET", "/nothing"),
+    "/v1/nothing": ("404", "GET", "/v1/nothing"),
+    "/healthz": ("405", "POST", "/healthz"),
+    "/v1/models": ("405", "POST", "/v1/models"),
+    "/a//b": ("400", "GET", "/a//b"),
+    "/v1/a%2fb": ("400", "GET", "/v1/a%2fb"),
+}
+
+
+@pytest.mark.parametrize("case", BEYOND)
+def test_what_fits_no_operation(stand: RouterStand, case: str) -> None:
+    """The components say what it meets."""
+    status, method, target = BEYOND[case]
+    assert str(stand.call(method, target).status) == status
+
+
+def promised() -> Iterator[tuple[str, str]]:
+    document = json.loads((CONTRACTS / "openapi.json").read_text("utf-8"))
+    for path, item in document["paths"].items():
+        for operation in item.values():
+            if isinstance(operation, dict):
+                yield from ((path, key) for key in operation["responses"])
+
+
+def test_nothing_is_promised_in_vain() -> None:
+    """Each status of each operation stands in one of the tests above."""
+    had = {(path.replace("/gpt-4o", "/{model}"), key) for path, key, _ in CASES}
+    had |= {(path, "500") for path in HEALTH}
+    had |= {("/metrics", key) for key in ("200", "404", "500")}
+    assert set(promised()) == had
+
+
+def test_the_stand_would_notice(stand: RouterStand, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An answer that is not as promised does not pass."""
+    monkeypatch.setattr(status_views, "_build", lambda: {"version": "1"})
+    reply = stand.call("GET", "/healthz", promised=False)
+    assert len(stand.violations("GET", "/healthz", reply)) == 1
+    with pytest.raises(AssertionError, match="'build' is a required property"):
+        stand.call("GET", "/healthz")
+    assert Contract.published() is Contract.published()

@@ -1,0 +1,194 @@
+"""The published document: fresh, sound, and about exactly what the application serves."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from flask import Flask
+from gunicorn.http.errors import InvalidHTTPVersion, LimitRequestHeaders, LimitRequestLine
+from jsonschema import Draft202012Validator
+
+from router.api.contract_errors import GROUPS, NOBODY_LISTENS, meaning_of
+from router.api.contracts import check, openapi
+from router.api.errors import FACES
+from router.app import expose_metrics
+from router.errors import RouterError
+from router.serving import RouterWorker
+from tests.contract.checker import CONTRACTS, Contract
+from tests.fakes.router_stand import World
+
+METHODS = ("get", "post")
+
+
+@pytest.fixture(scope="module")
+def document() -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((CONTRACTS / "openapi.json").read_text("utf-8"))
+    return found
+
+
+def nodes(node: Any) -> Iterator[dict[str, Any]]:
+    """Every object within, the outermost included."""
+    if isinstance(node, dict):
+        yield node
+        for inner in node.values():
+            yield from nodes(inner)
+    elif isinstance(node, list):
+        for inner in node:
+            yield from nodes(inner)
+
+
+def operations(document: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    for path, item in document["paths"].items():
+        for method in METHODS:
+            if method in item:
+                yield path, method, item[method]
+
+
+def routes(app: Flask) -> set[tuple[str, str]]:
+    """Path template and method of everything that the application serves."""
+    return {
+        (re.sub(r"<(?:\w+:)?(\w+)>", "{}", rule.rule), method.lower())
+        for rule in app.url_map.iter_rules()
+        for method in rule.methods or ()
+        if method not in ("HEAD", "OPTIONS")
+    }
+
+
+def test_the_committed_files_are_what_the_code_says() -> None:
+    """`routerctl contracts check` has nothing to report."""
+    assert check(CONTRACTS) == []
+
+
+def test_nothing_else_is_in_the_folder() -> None:
+    """A file that nobody generates is a file that nobody keeps up to date."""
+    assert sorted(path.name for path in CONTRACTS.iterdir()) == [
+        "document.schema.json",
+        "openapi.json",
+    ]
+
+
+def test_every_route_is_documented_and_nothing_else(
+    world: World, document: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A new route without its contract fails here."""
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
+    app = world.stand().app
+    expose_metrics(app)
+    documented = {
+        (re.sub(r"\{\w+\}", "{}", path), method) for path, method, _ in operations(document)
+    }
+    assert routes(app) == documented
+
+
+def test_every_error_is_documented() -> None:
+    """A new error without its contract fails here."""
+    grouped = {kind for _, kinds in GROUPS.values() for kind in kinds}
+    assert grouped - {None} | set(NOBODY_LISTENS) == set(FACES)
+
+
+@pytest.mark.parametrize("kind", [*FACES, None])
+def test_every_error_is_explained_in_one_sentence(kind: type[RouterError] | None) -> None:
+    """The contract and the documentation take it from the error itself."""
+    meaning = meaning_of(kind)
+    assert meaning.endswith(".")
+    assert "``" not in meaning
+    assert "\n" not in meaning
+
+
+def test_every_code_is_one_of_the_enumeration(document: dict[str, Any]) -> None:
+    """And the enumeration holds no code that no error has."""
+    codes = document["components"]["schemas"]["Error"]["properties"]["code"]["enum"]
+    assert set(codes) == {face.code for face in FACES.values()} | {"INTERNAL"}
+
+
+def test_every_reference_leads_somewhere(document: dict[str, Any]) -> None:
+    """Nothing dangles, and no component is there for nobody."""
+    used = {node["$ref"] for node in nodes(document) if "$ref" in node}
+    for reference in used:
+        found: Any = document
+        for part in reference.removeprefix("#/").split("/"):
+            found = found[part]
+    named = {
+        f"#/components/{section}/{name}"
+        for section, components in document["components"].items()
+        if section not in ("securitySchemes", "responses")
+        for name in components
+    }
+    assert named - used == set()
+
+
+def test_every_schema_is_one(document: dict[str, Any]) -> None:
+    """JSON Schema 2020-12, on which OpenAPI 3.1 stands."""
+    for schema in document["components"]["schemas"].values():
+        Draft202012Validator.check_schema(schema)
+
+
+def test_every_operation_is_named_once(document: dict[str, Any]) -> None:
+    """Client generators make functions of these."""
+    names = [operation["operationId"] for _, _, operation in operations(document)]
+    assert len(set(names)) == len(names)
+
+
+def test_calls_need_a_key_and_probes_do_not(document: dict[str, Any]) -> None:
+    """Both ways to send a key, on each operation that asks for one."""
+    schemes = [{"ApiKey": []}, {"BearerKey": []}]
+    for path, _, operation in operations(document):
+        needs = path.startswith("/v1/") and not path.startswith("/v1/status")
+        assert operation.get("security") == (schemes if needs else None)
+
+
+def test_only_metrics_are_on_another_listener(document: dict[str, Any]) -> None:
+    """The public server serves all the rest."""
+    elsewhere = [path for path, item in document["paths"].items() if "servers" in item]
+    assert elsewhere == ["/metrics"]
+    assert document["paths"]["/metrics"]["servers"] != document["servers"]
+
+
+def test_nothing_is_promised_that_is_not_there() -> None:
+    """Limits come later; until then nobody shall program against them."""
+    text = json.dumps(openapi())
+    assert "LimitErrorResponse" not in text
+    assert "402" not in text
+
+
+class _Client:
+    """Takes what the server says instead of an answer."""
+
+    def __init__(self) -> None:
+        self.said = b""
+
+    def sendall(self, data: bytes) -> None:
+        self.said += data
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (InvalidHTTPVersion("x"), 400),
+        (LimitRequestLine(9, 8), 414),
+        (LimitRequestHeaders("x"), 431),
+    ],
+)
+def test_what_never_becomes_a_request_is_refused_in_the_native_shape(
+    document: dict[str, Any], error: Exception, status: int
+) -> None:
+    """The document says so in words: no operation answers like this."""
+    client = _Client()
+    log = SimpleNamespace(info=lambda *_: None)
+    RouterWorker.handle_error(SimpleNamespace(log=log), None, client, None, error)  # type: ignore[arg-type]
+    head, _, body = client.said.partition(b"\r\n\r\n")
+    assert head.startswith(f"HTTP/1.1 {status} ".encode())
+    fields = json.loads(body)
+    assert (fields["code"], fields["trace_id"]) == ("MALFORMED_REQUEST", "")
+    words = document["info"]["description"]
+    assert "MALFORMED_REQUEST" in words
+    assert str(status) in words
+    pointer = "#/components/schemas/Error"
+    known = {**fields, "code": "INVALID_REQUEST", "trace_id": "0" * 32}
+    assert Contract.published().errors_of(pointer, known) == []

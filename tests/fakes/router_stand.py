@@ -1,0 +1,401 @@
+"""A router in this process: the real application, real stores, live backends, time that stands.
+
+Every answer is held against the published contract on its way to the test.
+"""
+
+from __future__ import annotations
+
+import io
+import json as jsonlib
+import secrets
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flask import Flask
+from prometheus_client import CollectorRegistry
+
+from router.app import create_app
+from router.auth.keys import derive_signing_secret, generate_key, hash_key
+from router.auth.signatures import SignedParts, sign
+from router.clock import FrozenClock
+from router.config.loader import load_plain
+from router.config.settings import Settings
+from router.config.state import StateWriter
+from router.mock_backend.server import MockBackend
+from router.services import Services, build_services
+from router.telemetry.logs import CallLog
+from router.telemetry.metrics import Metrics
+from tests.contract.checker import Contract
+from tests.fakes.anthropic_api import AnthropicApi
+from tests.fakes.raw_server import Peer, RawServer
+from tests.fakes.wsgi import Headers, OpenReply, Reply, open_reply
+
+PEPPER = "a pepper for the tests of 32 bytes"
+TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+BACKEND_KEY = "sk-with-which-the-router-proves-itself"
+CLOSED_PORT = "http://127.0.0.1:1/v1"
+
+_PRICES = {
+    "input_usd_per_million_tokens": "2.50",
+    "output_usd_per_million_tokens": "10.00",
+    "cached_input_usd_per_million_tokens": "1.25",
+}
+
+
+class PlainBackend:
+    """A backend that answers everything with the bytes it was given last."""
+
+    def __init__(self) -> None:
+        self.server = RawServer(self._play)
+        self._answer = b""
+        self._ends = False
+
+    def reset(self) -> None:
+        self._answer, self._ends = b"", False
+        self.server.requests.clear()
+
+    def will_answer(
+        self, body: bytes, *, status: int = 200, content_type: str = "application/json"
+    ) -> None:
+        """A whole answer."""
+        head = f"HTTP/1.1 {status} X\r\nContent-Type: {content_type}\r\n"
+        self._answer = f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
+        self._ends = False
+
+    def will_stream(self, *chunks: bytes, whole: bool = True) -> None:
+        """A chunked event stream; one that is not ``whole`` breaks off after the last chunk."""
+        head = b"HTTP/1.1 200 X\r\nContent-Type: text/event-stream\r\n"
+        body = b"".join(b"%x\r\n%s\r\n" % (len(chunk), chunk) for chunk in chunks)
+        end = b"0\r\n\r\n" if whole else b""
+        self._answer = head + b"Transfer-Encoding: chunked\r\n\r\n" + body + end
+        self._ends = not whole
+
+    def will_end_after(self, data: bytes) -> None:
+        """These very bytes and the end of the connection."""
+        self._answer, self._ends = data, True
+
+    @property
+    def bodies(self) -> list[bytes]:
+        """The bodies of what it has received."""
+        return [request.partition(b"\r\n\r\n")[2] for request in self.server.requests]
+
+    def _play(self, peer: Peer) -> None:
+        ends = False
+        while not ends:
+            peer.read_request()
+            ends = self._ends
+            peer.send(self._answer)
+        peer.end()
+
+
+@dataclass(frozen=True)
+class Backends:
+    """The servers that the router forwards to; `second` is there for failover."""
+
+    first: MockBackend
+    second: MockBackend
+    anthropic: AnthropicApi
+    plain: PlainBackend
+
+    def reset(self) -> None:
+        """Back to good behaviour, with nothing received."""
+        self.first.reset()
+        self.second.reset()
+        self.anthropic.requests.clear()
+        self.plain.reset()
+
+    def document(
+        self, keys: Mapping[str, Mapping[str, Any]], credential_file: Path
+    ) -> dict[str, Any]:
+        """A document in which each model shows one thing."""
+        first = {
+            "kind": "openai",
+            "base_url": f"{self.first.url}/v1",
+            "credential": f"file:{credential_file}",
+        }
+        return {
+            "version": 1,
+            "organizations": [
+                {"id": "acme"},
+                {"id": "closed", "active": False},
+                {"id": "narrow"},
+            ],
+            "keys": [
+                {"id": f"key-{name}", "organization": "acme", **facts}
+                for name, facts in keys.items()
+            ],
+            "models": [
+                {"id": "gpt-4o", "aliases": ["gpt", "vendor/gpt-4o"], "prices": _PRICES},
+                {"id": "renamed", "aliases": ["other-name"], "prices": _PRICES},
+                {"id": "unpriced"},
+                {"id": "claude", "prices": _PRICES, "max_output_tokens": 512},
+                {"id": "embedder", "prices": _PRICES},
+                {"id": "dead"},
+                {"id": "failover", "prices": _PRICES},
+                {"id": "nowhere"},
+                {"id": "no-credential"},
+                {"id": "impatient"},
+                {"id": "plain", "aliases": ["plain-alias"], "prices": _PRICES},
+            ],
+            "backends": [
+                {"id": "first", **first, "models": {"renamed": "vendor-name-of-it"}},
+                {"id": "second", "kind": "openai", "base_url": f"{self.second.url}/v1"},
+                {"id": "closed", "kind": "openai", "base_url": CLOSED_PORT},
+                {"id": "impatient", **first, "timeouts": {"first_byte_s": 0.3, "idle_s": 0.1}},
+                {
+                    "id": "anthropic",
+                    "kind": "anthropic",
+                    "base_url": self.anthropic.url,
+                    "models": {"claude": "claude-test"},
+                    "credential": f"file:{credential_file}",
+                },
+                {"id": "plain", "kind": "openai", "base_url": f"{self.plain.server.url}/v1"},
+                {"id": "locked", **first, "credential": "file:/nowhere/to/be/found"},
+            ],
+            "policies": [
+                *(
+                    {"organization": "acme", "model": model, "backends": [{"id": "first"}]}
+                    for model in ("gpt-4o", "renamed", "unpriced", "embedder")
+                ),
+                {"organization": "acme", "model": "claude", "backends": [{"id": "anthropic"}]},
+                {"organization": "acme", "model": "plain", "backends": [{"id": "plain"}]},
+                {"organization": "acme", "model": "dead", "backends": [{"id": "closed"}]},
+                {"organization": "acme", "model": "impatient", "backends": [{"id": "impatient"}]},
+                {
+                    "organization": "acme",
+                    "model": "failover",
+                    # So lopsided that the closed port is tried first in every run.
+                    "backends": [
+                        {"id": "closed", "weight": 1_000_000},
+                        {"id": "second", "weight": 1},
+                    ],
+                },
+                {"organization": "acme", "model": "no-credential", "backends": [{"id": "locked"}]},
+                {"organization": "narrow", "model": "gpt-4o", "backends": [{"id": "first"}]},
+            ],
+        }
+
+
+@dataclass
+class RouterStand:
+    """The application with everything that a test wants to look at."""
+
+    services: Services
+    backends: Backends
+    keys: Mapping[str, str]
+    clock: FrozenClock
+    log: io.BytesIO = field(default_factory=io.BytesIO)
+    registry: CollectorRegistry = field(default_factory=CollectorRegistry)
+
+    def __post_init__(self) -> None:
+        self.services = replace(
+            self.services, call_log=CallLog(self.log), metrics=Metrics(self.registry)
+        )
+        self.app: Flask = create_app(self.services)
+
+    # --- requests ---------------------------------------------------------------------------
+
+    def open(
+        self,
+        method: str,
+        target: str,
+        *,
+        key: str | None = "main",
+        json: Any = None,
+        body: bytes | io.IOBase = b"",
+        headers: Headers = (),
+        **environ: Any,
+    ) -> OpenReply:
+        """Send a request; ``key`` names one of the stand's keys."""
+        sent = list(headers.items() if isinstance(headers, Mapping) else headers)
+        names = {name.lower() for name, _ in sent}
+        if json is not None:
+            body = jsonlib.dumps(json).encode()
+        if body and "content-type" not in names:
+            sent.append(("Content-Type", "application/json"))
+        if key is not None and not names & {"x-api-key", "authorization"}:
+            sent.append(("X-API-Key", self.keys[key]))
+        return open_reply(self.app, method, target, sent, body, **environ)
+
+    def call(self, method: str, target: str, *, promised: bool = True, **request: Any) -> Reply:
+        """Send a request and read its answer; unless not ``promised``, the contract holds."""
+        reply = self.open(method, target, **request).read()
+        problems = self.violations(method, target, reply) if promised else []
+        if problems:
+            raise AssertionError("\n".join([*problems, repr(reply.body[:2000])]))
+        return reply
+
+    def violations(self, method: str, target: str, reply: Reply) -> list[str]:
+        """What of the answer is not as the contract says."""
+        contract = Contract.published()
+        return contract.violations(method, target, reply.status, reply.headers, reply.body)
+
+    def chat(self, model: str = "gpt-4o", text: str = "hello there", **more: Any) -> Reply:
+        """A chat call in the OpenAI dialect; ``more`` goes into the body."""
+        return self.call("POST", "/v1/chat/completions", json=chat_body(model, text, **more))
+
+    def inference(self, model: str = "gpt-4o", text: str = "hello there", **more: Any) -> Reply:
+        """The same call in the native dialect."""
+        return self.call("POST", "/v1/inference", json=native_body(model, text, **more))
+
+    def signature(
+        self, method: str, target: str, body: bytes = b"", /, *, key: str = "main", **changes: str
+    ) -> dict[str, str]:
+        """The three headers that sign a request; ``changes`` replace signed parts."""
+        path, _, query = target.partition("?")
+        facts = {
+            "method": method,
+            "path": path,
+            "query": query,
+            "timestamp": str(int(self.clock.now_s())),
+            "nonce": secrets.token_hex(16),
+        }
+        parts = SignedParts(**{**facts, **changes})
+        key_hash = hash_key(self.keys[key], PEPPER.encode()).hex()
+        secret = derive_signing_secret(PEPPER.encode(), f"key-{key}", key_hash)
+        return {
+            "X-Router-Timestamp": parts.timestamp,
+            "X-Router-Nonce": parts.nonce,
+            "X-Router-Signature": sign(secret, parts, body),
+        }
+
+    # --- what became of it ------------------------------------------------------------------
+
+    @property
+    def lines(self) -> list[dict[str, Any]]:
+        """The call log so far."""
+        return [jsonlib.loads(line) for line in self.log.getvalue().splitlines()]
+
+    @property
+    def line(self) -> dict[str, Any]:
+        """The one line of the call log."""
+        [line] = self.lines
+        return line
+
+    def metric(self, name: str, **labels: str) -> float:
+        """The value of a sample; 0 when there is none yet."""
+        return self.registry.get_sample_value(f"api_router_{name}", labels) or 0.0
+
+    def received(self) -> int:
+        """Number of requests that reached any backend."""
+        found = self.backends
+        mocks = sum(len(each.requests()) for each in (found.first, found.second))
+        return mocks + len(found.anthropic.requests) + len(found.plain.server.requests)
+
+
+def chat_body(model: str = "gpt-4o", text: str = "hello there", **more: Any) -> dict[str, Any]:
+    """A chat call of one message."""
+    return {"model": model, "messages": [{"role": "user", "content": text}], **more}
+
+
+def native_body(model: str = "gpt-4o", text: str = "hello there", **more: Any) -> dict[str, Any]:
+    """A native call of one text."""
+    return {"request_id": str(uuid.uuid4()), "model": model, "payload": text, **more}
+
+
+class FailingGateway:
+    """Raises what it was given instead of serving."""
+
+    def __init__(self, error: BaseException) -> None:
+        self._error = error
+
+    def serve(self, *_: Any) -> Any:
+        raise self._error
+
+
+def _keys(clock: FrozenClock) -> dict[str, dict[str, Any]]:
+    """Name → what is special about the key."""
+    moment = "2027-01-15T08:00:00Z"  # where a frozen clock stands
+    assert clock.now_s() == 1_800_000_000.0
+    return {
+        "main": {},
+        "spare": {},
+        "expired": {"expires_at": moment},
+        "revoked": {"status": "revoked"},
+        "demo": {"demo": True},
+        "inactive": {"organization": "closed"},
+        "narrow": {"organization": "narrow"},
+        "limited": {"models": ["gpt-4o", "unpriced"]},
+        "reading": {"scopes": ["models:read"]},
+        "calling": {"scopes": ["inference"]},
+        "signing": {"require_signature": True},
+    }
+
+
+@dataclass(frozen=True)
+class World:
+    """What is the same for all tests: backends that run, a store that is filled, one worker."""
+
+    settings: Settings
+    backends: Backends
+    keys: Mapping[str, str]
+    clock: FrozenClock
+    services: Services
+
+    def stand(self, **parts: Any) -> RouterStand:
+        """A fresh application over it, backends and time as in the beginning; ``parts`` are put
+        in place of the services of the same names."""
+        self.backends.reset()
+        self.clock.advance(FrozenClock().now_s() - self.clock.now_s())
+        services = replace(self.services, **parts)
+        return RouterStand(services, self.backends, self.keys, self.clock)
+
+    @contextmanager
+    def other_stand(self, **settings: Any) -> Iterator[RouterStand]:
+        """An application with settings, and therefore services, of its own."""
+        self.backends.reset()
+        self.services.state.close()  # a process can have a store open once; it opens again
+        clock = FrozenClock()
+        services = build_services(replace(self.settings, **settings), clock=clock)
+        try:
+            yield RouterStand(services, self.backends, self.keys, clock)
+        finally:
+            services.close()
+
+
+@contextmanager
+def running_world(data_dir: Path) -> Iterator[World]:
+    """Start backends, make keys, apply the document."""
+    clock = FrozenClock()
+    facts = _keys(clock)
+    keys = {name: generate_key("test") for name in facts}
+    hashed = {
+        name: {"hash": hash_key(keys[name], PEPPER.encode()).hex(), **more}
+        for name, more in facts.items()
+    }
+    credential_file = data_dir / "credential"
+    credential_file.write_text(BACKEND_KEY)
+    settings = Settings(data_dir=data_dir, key_pepper=PEPPER, workers=1, build="tested")
+    plain = PlainBackend()
+    with (
+        MockBackend("first", api_key=BACKEND_KEY) as first,
+        MockBackend("second") as second,
+        AnthropicApi(api_key=BACKEND_KEY) as anthropic,
+        plain.server,
+    ):
+        backends = Backends(first, second, anthropic, plain)
+        document = backends.document(hashed, credential_file)
+        StateWriter(settings.state_dir, clock).apply(load_plain(document))
+        services = build_services(settings, clock=clock)
+        try:
+            yield World(settings, backends, keys, clock, services)
+        finally:
+            services.close()
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    """Backends and stores that all tests share."""
+    with running_world(tmp_path_factory.mktemp("router")) as running:
+        yield running
+
+
+@pytest.fixture
+def stand(world: World) -> RouterStand:
+    """An application nobody has used yet."""
+    return world.stand()

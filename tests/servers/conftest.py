@@ -1,0 +1,26 @@
+"""One router for all tests that do not end it; whoever does starts another."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.servers.deployment import Deployment, deploy
+
+
+@pytest.fixture(scope="session")
+def shared_deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
+    """Two workers with default settings, for the whole session."""
+    with deploy(tmp_path_factory.mktemp("router")) as deployment:
+        yield deployment
+        router = deployment.router
+        assert router.faults() == [], "the router logged errors"
+        assert router.stop() == 0
+
+
+@pytest.fixture
+def deployed(shared_deployment: Deployment) -> Deployment:
+    """The shared router, its backends as new."""
+    shared_deployment.reset()
+    return shared_deployment

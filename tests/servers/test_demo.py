@@ -1,0 +1,114 @@
+"""`routerctl demo`: what `make run` starts, and that nothing of it stays."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.servers.router_process import (
+    children,
+    clean_environment,
+    free_port,
+    is_running,
+    wait_until,
+)
+
+pytestmark = pytest.mark.skipif(
+    shutil.which("curl") is None, reason="CURL IS NOT INSTALLED: the demo's own line is not tested"
+)
+
+START_TIMEOUT_S = 40.0
+STOP_TIMEOUT_S = 20.0
+
+
+def descendants(pid: int) -> list[int]:
+    """The processes below this one, at any depth."""
+    found = children(pid)
+    return found + [below for child in found for below in descendants(child)]
+
+
+class Demo:
+    """A running demo and what it has printed."""
+
+    def __init__(self, directory: Path) -> None:
+        environment = {
+            "ROUTER_BIND": f"127.0.0.1:{free_port()}",
+            "ROUTER_OPS_BIND": f"127.0.0.1:{free_port()}",
+            "ROUTER_DATA_DIR": str(directory / "data"),
+        }
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "router.cli", "demo"],
+            env=clean_environment(environment),
+            cwd=directory,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        self.lines: list[str] = []
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        self.lines.extend(iter(self.process.stdout.readline, ""))
+
+    @property
+    def text(self) -> str:
+        return "".join(list(self.lines))
+
+    def curl_line(self) -> str:
+        """The command that it tells its reader to paste."""
+        wait_until(lambda: "Stop: Ctrl-C" in self.text, START_TIMEOUT_S, "the demo is up")
+        found = re.search(r"^ *(curl (?:.*\\\n)*.*)$", self.text, re.MULTILINE)
+        assert found is not None, self.text
+        return found[1]
+
+    def close(self) -> None:
+        """End whatever still runs."""
+        if self.process.poll() is None:
+            self.process.terminate()
+            try:
+                self.process.wait(STOP_TIMEOUT_S)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+        self._reader.join()
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+
+
+@pytest.fixture
+def demo(tmp_path: Path) -> Iterator[Demo]:
+    demo = Demo(tmp_path)
+    yield demo
+    demo.close()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_demo_serves_and_leaves_nothing(demo: Demo, number: signal.Signals) -> None:
+    """Must show 1: the printed line returns a completion; Ctrl-C or TERM ends every process."""
+    line = demo.curl_line()
+    answer = subprocess.run(
+        ["sh", "-c", line], capture_output=True, text=True, timeout=20, check=True
+    )
+    started = descendants(demo.process.pid)
+
+    reply = json.loads(answer.stdout)
+    assert reply["choices"][0]["message"]["content"]
+    assert reply["usage"]["total_tokens"] > 0
+    # Two backends, the master and two workers.
+    assert len(started) >= 5
+
+    demo.process.send_signal(number)
+    assert demo.process.wait(STOP_TIMEOUT_S) == 0
+    assert [pid for pid in started if is_running(pid)] == []
+    assert "Traceback" not in demo.text

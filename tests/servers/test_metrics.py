@@ -1,0 +1,242 @@
+"""Figures of several workers, while they serve, are recycled and are killed."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import stat
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.servers.deployment import CHAT, HELLO, Deployment, deploy
+from tests.servers.load import running_load
+from tests.servers.raw_client import exchange
+from tests.servers.router_process import children, wait_until
+
+WORKERS = 3
+MAX_REQUESTS = 150
+KILLS = 9
+FILES_A_WORKER = 4
+"""Counters, histograms and two kinds of gauge."""
+
+Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
+
+
+@pytest.fixture(scope="module")
+def metered(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
+    """Three workers that are recycled every few hundred requests."""
+    directory = tmp_path_factory.mktemp("metered")
+    with deploy(directory, workers=WORKERS, ROUTER_MAX_REQUESTS=str(MAX_REQUESTS)) as deployed:
+        yield deployed
+        assert deployed.router.stop() == 0
+
+
+def samples(text: str) -> Samples:
+    """Every sample of a scrape that only ever grows."""
+    found: Samples = {}
+    for family in text_string_to_metric_families(text):
+        if family.type in ("counter", "histogram"):
+            for sample in family.samples:
+                found[sample.name, frozenset(sample.labels.items())] = sample.value
+    return found
+
+
+def total(scrape: Samples, **labels: str) -> float:
+    """Requests with these labels."""
+    return sum(
+        value
+        for (name, found), value in scrape.items()
+        if name == "api_router_requests_total" and labels.items() <= dict(found).items()
+    )
+
+
+def fallen(earlier: Samples, later: Samples) -> list[Any]:
+    """Samples that are lower than before, or gone."""
+    return [key for key, value in earlier.items() if later.get(key, -1) < value]
+
+
+@contextmanager
+def scraping(deployed: Deployment, *, scrapers: int = 2) -> Iterator[list[list[Samples]]]:
+    """Scrape all the time until the block ends; one list of scrapes for each scraper."""
+    stopping = threading.Event()
+    scrapes: list[list[Samples]] = [[] for _ in range(scrapers)]
+
+    def scrape(into: list[Samples]) -> None:
+        while not stopping.is_set():
+            try:
+                into.append(samples(deployed.router.metrics()))
+            except OSError:
+                continue  # the worker that answered was killed
+            time.sleep(0.02)
+
+    threads = [threading.Thread(target=scrape, args=(into,)) for into in scrapes]
+    for thread in threads:
+        thread.start()
+    try:
+        yield scrapes
+    finally:
+        stopping.set()
+        for thread in threads:
+            thread.join()
+
+
+def chat(deployed: Deployment) -> Any:
+    fields = {"model": CHAT, "messages": HELLO}
+    return lambda _: ("/v1/chat/completions", fields, {"X-API-Key": deployed.key.key})
+
+
+def recycled(deployed: Deployment) -> int:
+    """How many workers were started in place of another."""
+    started = [line for line in deployed.router.log() if line["event"].startswith("Booting")]
+    return len(started) - WORKERS
+
+
+def test_totals_are_exact_and_never_fall(metered: Deployment) -> None:
+    """M1, M2: through parallel scrapes and recycled workers, not one request is lost."""
+    before = samples(metered.router.metrics())
+    with (
+        scraping(metered) as scrapes,
+        running_load(metered.router.port, chat(metered), clients=6, name="count") as load,
+    ):
+        wait_until(lambda: len(load.results) >= 900, 60, "900 calls")
+    answered = [result for result in load.results if result.error is None]
+    after = samples(metered.router.metrics())
+
+    assert recycled(metered) >= 2
+    assert {result.status for result in answered} == {200}
+    assert [result for result in load.results if result.error and result.fresh] == []
+    labels = {"endpoint": "openai.chat_completions", "status": "200", "outcome": "completed"}
+    assert total(after, **labels) - total(before, **labels) == len(answered)
+    for line in scrapes:
+        assert len(line) >= 3
+        for earlier, later in zip([before, *line], [*line, after], strict=True):
+            assert fallen(earlier, later) == []
+
+
+def test_killed_workers_take_nothing_with_them(metered: Deployment) -> None:
+    """M2: counters never fall over SIGKILLs, and files do not pile up."""
+    router = metered.router
+    before = samples(router.metrics())
+    with (
+        scraping(metered, scrapers=1) as scrapes,
+        running_load(router.port, chat(metered), clients=3, name="kill"),
+    ):
+        for _ in range(KILLS):
+            victim = random.choice(children(router.pid))
+            os.kill(victim, signal.SIGKILL)
+            wait_until(
+                lambda victim=victim: (
+                    victim not in children(router.pid) and len(children(router.pid)) == WORKERS
+                ),
+                10,
+                "the worker is replaced",
+            )
+            time.sleep(0.15)
+    wait_until(lambda: router.request("GET", "/healthz").status == 200, 5, "it serves")
+    after = samples(router.metrics())
+
+    line = scrapes[0]
+    assert len(line) >= 3
+    for earlier, later in zip([before, *line], [*line, after], strict=True):
+        assert fallen(earlier, later) == []
+    assert total(after) > total(before)
+    files = list(router.metrics_dir.glob("*.db"))
+    assert len(files) <= FILES_A_WORKER * (WORKERS + 1), sorted(file.name for file in files)
+
+
+def test_what_clients_choose_makes_no_series(deployed: Deployment) -> None:
+    """M5: random paths, methods, models, keys and headers add nothing to a scrape."""
+    router = deployed.router
+
+    def strange(number: int) -> None:
+        text = f"{random.getrandbits(64):x}"
+        key = deployed.key.key if number % 3 else f"rtr_live_{text}"
+        method = ("GET", "POST", "DELETE", text.upper()[:8].replace("0", "X"))[number % 4]
+        path = (f"/{text}", f"/v1/{text}", f"/v1/models/{text}", "/v1/chat/completions")[
+            number % 5 % 4
+        ]
+        body = f'{{"model": "{text}", "messages": [{{"role": "user", "content": "{text}"}}]}}'
+        head = (
+            f"{method} {path}?q={text} HTTP/1.1\r\nHost: {text}\r\nX-API-Key: {key}\r\n"
+            f"User-Agent: {text}\r\nX-{text}: {text}\r\nContent-Type: application/json\r\n"
+            f"Content-Length: {len(body)}\r\n\r\n"
+        )
+        assert exchange(router.port, (head + body).encode()).status < 500
+
+    for number in range(120):
+        strange(number)
+    before = series(router.metrics())
+    for number in range(300):
+        strange(number)
+
+    assert series(router.metrics()) == before
+
+
+def series(text: str) -> set[Any]:
+    """Every series of a scrape."""
+    return {
+        (sample.name, frozenset(sample.labels.items()))
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+def test_the_files_are_private(deployed: Deployment) -> None:
+    """M3: only their owner reads the figures' files, wherever the data directory is."""
+    mode = stat.S_IMODE(deployed.router.metrics_dir.stat().st_mode)
+    assert mode & 0o077 == 0
+
+
+def test_metrics_are_for_operators_alone(deployed: Deployment) -> None:
+    """Z2: the public listener knows no `/metrics`; the other one serves them without a key."""
+    public = deployed.router.request("GET", "/metrics")
+
+    assert (public.status, public.json["code"]) == (404, "NOT_FOUND")
+    assert "api_router_requests_total" in deployed.router.metrics()
+
+
+def test_gauges_tell_what_is_now(metered: Deployment) -> None:
+    """M6: calls in flight are counted while they last; each worker's revision is the stored one."""
+    metered.reset()
+    metered.backend.set(latency_ms=2_500)
+    threads = [
+        threading.Thread(
+            target=metered.router.post,
+            args=("/v1/chat/completions", {"model": CHAT, "messages": HELLO}, metered.key.key),
+        )
+        for _ in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    metered.backend.wait_for(lambda stats: stats.in_flight == 4)
+    wait_until(
+        lambda: gauge(metered.router.metrics(), "api_router_requests_in_flight") >= 4,
+        2,
+        "calls in flight are shown",
+    )
+    for thread in threads:
+        thread.join()
+
+    assert gauge(metered.router.metrics(), "api_router_config_revision") == 1
+    wait_until(
+        # The scrape that asks is itself in flight.
+        lambda: gauge(metered.router.metrics(), "api_router_requests_in_flight") <= 1,
+        5,
+        "nothing is in flight",
+    )
+
+
+def gauge(text: str, name: str) -> float:
+    return sum(
+        sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+        if sample.name == name
+    )

@@ -1,0 +1,149 @@
+"""Health, readiness, and the metrics that only the operations listener shows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import prometheus_client.values
+import pytest
+from prometheus_client.mmap_dict import MmapedDict
+
+from router.app import expose_metrics
+from router.errors import NotConfigured
+from router.telemetry import slot_values
+from router.telemetry.metrics import use_worker_slot
+from tests.fakes.router_stand import RouterStand, World
+
+HEALTH = ("/v1/status/healthz", "/healthz")
+READINESS = ("/v1/status/readyz", "/readyz")
+
+
+class StubbornState:
+    """A store in whatever condition a test wants; it counts who asks."""
+
+    def __init__(self, document: Any = None, fault: str | None = None) -> None:
+        self._document = document
+        self.fault = fault
+        self.asked = 0
+
+    def document(self) -> Any:
+        self.asked += 1
+        if self._document is None:
+            raise NotConfigured
+        return self._document
+
+
+@pytest.mark.parametrize("path", HEALTH)
+def test_health_says_what_is_running(stand: RouterStand, path: str) -> None:
+    """H1: no key is needed and no backend is asked."""
+    reply = stand.call("GET", path, key=None)
+    assert reply.status == 200
+    assert reply.json["status"] == "ok"
+    assert reply.json["build"] == "tested"
+    assert reply.json["version"]
+    assert stand.received() == 0
+
+
+@pytest.mark.parametrize("path", HEALTH)
+def test_health_touches_nothing(world: World, path: str) -> None:
+    """H2: it answers with every store away."""
+    state = StubbornState()
+    stand = world.stand(state=state)
+    assert stand.call("GET", path, key=None).status == 200
+    assert state.asked == 0
+
+
+@pytest.mark.parametrize("path", READINESS)
+def test_ready(stand: RouterStand, path: str) -> None:
+    """With the revision that it serves with."""
+    reply = stand.call("GET", path, key=None)
+    assert reply.status == 200
+    assert reply.json["status"] == "ready"
+    assert reply.json["checks"] == {"state": {"status": "ok", "revision": 1}}
+
+
+@pytest.mark.parametrize("path", READINESS)
+def test_degraded_is_ready(world: World, path: str) -> None:
+    """H2: the last good configuration serves on, and the reply says what is wrong."""
+    document = world.services.state.document()
+    stand = world.stand(state=StubbornState(document, "revision 2 cannot be used"))
+    reply = stand.call("GET", path, key=None)
+    assert (reply.status, reply.json["status"]) == (200, "degraded")
+    assert reply.json["checks"]["state"] == {
+        "status": "degraded",
+        "revision": 1,
+        "detail": "revision 2 cannot be used",
+    }
+
+
+@pytest.mark.parametrize("path", READINESS)
+def test_not_ready_before_anything_was_applied(world: World, path: str) -> None:
+    """D6: the router starts, and says that it has nothing to serve with."""
+    reply = world.stand(state=StubbornState()).call("GET", path, key=None)
+    assert (reply.status, reply.json["status"]) == (503, "not_ready")
+    assert reply.json["checks"]["state"]["status"] == "failed"
+
+
+@pytest.mark.parametrize("path", [*HEALTH, *READINESS, "/v1/models", "/v1/models/gpt-4o"])
+def test_head_is_get_without_a_body(stand: RouterStand, path: str) -> None:
+    """Load balancers like it."""
+    reply = stand.call("HEAD", path)
+    assert (reply.status, reply.body) == (200, b"")
+    assert reply.header("Content-Length") == str(len(stand.call("GET", path).body))
+
+
+# --- metrics --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def metered(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[RouterStand]:
+    """A stand that counts in files, as workers do, and shows them."""
+    files: list[MmapedDict] = []
+
+    class File(MmapedDict):
+        def __init__(self, *place: Any) -> None:
+            super().__init__(*place)
+            files.append(self)
+
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
+    monkeypatch.setattr(slot_values, "MmapedDict", File)
+    monkeypatch.setattr(prometheus_client.values, "ValueClass", prometheus_client.values.ValueClass)
+    use_worker_slot(0, tmp_path)
+    stand = world.stand()
+    expose_metrics(stand.app)
+    yield stand
+    for file in files:
+        file.close()
+
+
+def test_metrics_are_shown_to_operators(metered: RouterStand) -> None:
+    """All families of this worker, with what was counted."""
+    metered.chat()
+    reply = metered.call("GET", "/metrics", key=None, SERVER_PORT="8081")
+    assert reply.status == 200
+    text = reply.body.decode()
+    assert 'api_router_requests_total{endpoint="openai.chat_completions"' in text
+    assert "api_router_cost_nanousd_total 45000.0" in text
+    assert metered.keys["main"] not in text
+
+
+@pytest.mark.parametrize("headers", [{}, {"Host": "127.0.0.1:8081"}, {"X-Forwarded-Port": "8081"}])
+def test_metrics_are_hidden_from_the_public(metered: RouterStand, headers: dict[str, str]) -> None:
+    """Z2: on the public listener there is no such path, whatever a client says of itself."""
+    reply = metered.call("GET", "/metrics", headers=headers)
+    assert (reply.status, reply.json["code"]) == (404, "NOT_FOUND")
+
+
+def test_everything_public_is_on_the_operations_listener_too(metered: RouterStand) -> None:
+    """A probe of the host may use either."""
+    assert metered.call("GET", "/readyz", key=None, SERVER_PORT="8081").status == 200
+
+
+def test_what_is_true_now_is_published(stand: RouterStand) -> None:
+    """In flight and revision are gauges, set from plain numbers."""
+    stand.services.metrics.running = 3
+    stand.services.metrics.publish(7)
+    assert stand.metric("requests_in_flight") == 3.0
+    assert stand.metric("config_revision") == 7.0

@@ -1,0 +1,245 @@
+"""What a scrape shows: names, closed label sets, and one sample for each thing that is counted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import get_args
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from prometheus_client import CollectorRegistry, generate_latest
+
+from router.api.settlement import _error_class
+from router.call import OUTCOMES, Attempt, Outcome, UsageSource
+from router.telemetry.metrics import (
+    ATTEMPT_ERRORS,
+    LATENCY_BUCKETS_S,
+    OVERHEAD_BUCKETS_S,
+    Metrics,
+)
+
+FAMILIES = {
+    "api_router_requests": ("counter", {"endpoint", "status", "outcome"}),
+    "api_router_request_duration_seconds": ("histogram", {"endpoint"}),
+    "api_router_overhead_seconds": ("histogram", set()),
+    "api_router_tokens": ("counter", {"direction", "source"}),
+    "api_router_cost_nanousd": ("counter", set()),
+    "api_router_auth_failures": ("counter", {"reason"}),
+    "api_router_backend_requests": ("counter", {"backend", "error"}),
+    "api_router_backend_request_duration_seconds": ("histogram", {"backend"}),
+    "api_router_requests_in_flight": ("gauge", set()),
+    "api_router_config_revision": ("gauge", set()),
+}
+
+
+@pytest.fixture
+def registry() -> CollectorRegistry:
+    return CollectorRegistry()
+
+
+@pytest.fixture
+def metrics(registry: CollectorRegistry) -> Metrics:
+    return Metrics(registry)
+
+
+def shown(registry: CollectorRegistry) -> list[str]:
+    """The samples of a scrape that are not zero, without the times at which they were created."""
+    lines = generate_latest(registry).decode().splitlines()
+    return [
+        line
+        for line in lines
+        if not line.startswith("#") and "_created" not in line and not line.endswith(" 0.0")
+    ]
+
+
+def count_everything(metrics: Metrics) -> None:
+    metrics.count_request("native.inference", 200, "completed", 0.02)
+    metrics.count_overhead(0.001)
+    metrics.count_usage("reported", 3, 5)
+    metrics.count_cost(7)
+    metrics.count_auth_failure("unknown")
+    metrics.count_attempt("primary", "none", 0.01)
+    metrics.publish(1)
+
+
+# --- what there is --------------------------------------------------------------------------
+
+
+def test_these_are_all_the_metrics(metrics: Metrics, registry: CollectorRegistry) -> None:
+    """M5: each name begins with `api_router_`; no label is what a client could choose."""
+    count_everything(metrics)
+    found = {
+        family.name: (
+            family.type,
+            {label for sample in family.samples for label in sample.labels} - {"le"},
+        )
+        for family in registry.collect()
+    }
+    assert found == FAMILIES
+    assert all(family.documentation.endswith(".") for family in registry.collect())
+
+
+@pytest.mark.parametrize("buckets", [LATENCY_BUCKETS_S, OVERHEAD_BUCKETS_S])
+def test_buckets_rise(buckets: tuple[float, ...]) -> None:
+    """Each bound once, in order."""
+    assert list(buckets) == sorted(set(buckets))
+
+
+def test_buckets_are_those_declared(metrics: Metrics, registry: CollectorRegistry) -> None:
+    """Latency reaches to five minutes, overhead begins at half a millisecond."""
+    count_everything(metrics)
+    bounds: dict[str, list[float]] = {}
+    for family in registry.collect():
+        for sample in family.samples:
+            if sample.name.endswith("_bucket"):
+                bounds.setdefault(family.name, []).append(float(sample.labels["le"]))
+    latency, overhead = [*LATENCY_BUCKETS_S, float("inf")], [*OVERHEAD_BUCKETS_S, float("inf")]
+    assert bounds == {
+        "api_router_request_duration_seconds": latency,
+        "api_router_backend_request_duration_seconds": latency,
+        "api_router_overhead_seconds": overhead,
+    }
+
+
+# --- what is counted ------------------------------------------------------------------------
+
+COUNTED: dict[str, tuple[Callable[[Metrics], None], list[str]]] = {
+    "a request": (
+        lambda metrics: metrics.count_request("openai.chat", 429, "rejected", 200.0),
+        [
+            'api_router_requests_total{endpoint="openai.chat",outcome="rejected",status="429"} 1.0',
+            'api_router_request_duration_seconds_bucket{endpoint="openai.chat",le="300.0"} 1.0',
+            'api_router_request_duration_seconds_bucket{endpoint="openai.chat",le="+Inf"} 1.0',
+            'api_router_request_duration_seconds_count{endpoint="openai.chat"} 1.0',
+            'api_router_request_duration_seconds_sum{endpoint="openai.chat"} 200.0',
+        ],
+    ),
+    "overhead": (
+        lambda metrics: metrics.count_overhead(0.75),
+        [
+            'api_router_overhead_seconds_bucket{le="1.0"} 1.0',
+            'api_router_overhead_seconds_bucket{le="+Inf"} 1.0',
+            "api_router_overhead_seconds_count 1.0",
+            "api_router_overhead_seconds_sum 0.75",
+        ],
+    ),
+    "usage": (
+        lambda metrics: metrics.count_usage("estimated", 11, 22),
+        [
+            'api_router_tokens_total{direction="input",source="estimated"} 11.0',
+            'api_router_tokens_total{direction="output",source="estimated"} 22.0',
+        ],
+    ),
+    "cost": (
+        lambda metrics: metrics.count_cost(123_456_789),
+        ["api_router_cost_nanousd_total 1.23456789e+08"],
+    ),
+    "a refused credential": (
+        lambda metrics: metrics.count_auth_failure("expired"),
+        ['api_router_auth_failures_total{reason="expired"} 1.0'],
+    ),
+    "an attempt": (
+        lambda metrics: metrics.count_attempt("b-1", "status_429", 301.0),
+        [
+            'api_router_backend_requests_total{backend="b-1",error="status_429"} 1.0',
+            'api_router_backend_request_duration_seconds_bucket{backend="b-1",le="+Inf"} 1.0',
+            'api_router_backend_request_duration_seconds_count{backend="b-1"} 1.0',
+            'api_router_backend_request_duration_seconds_sum{backend="b-1"} 301.0',
+        ],
+    ),
+    "what is true now": (
+        lambda metrics: metrics.publish(17),
+        ["api_router_config_revision 17.0"],
+    ),
+}
+
+
+@pytest.mark.parametrize(("count", "expected"), COUNTED.values(), ids=COUNTED)
+def test_what_a_scrape_shows(
+    metrics: Metrics,
+    registry: CollectorRegistry,
+    count: Callable[[Metrics], None],
+    expected: list[str],
+) -> None:
+    """Each method makes these samples and no others."""
+    count(metrics)
+    assert sorted(shown(registry)) == sorted(expected)
+
+
+@pytest.mark.parametrize(("count", "expected"), COUNTED.values(), ids=COUNTED)
+def test_counting_the_same_again_adds_no_series(
+    metrics: Metrics,
+    registry: CollectorRegistry,
+    count: Callable[[Metrics], None],
+    expected: list[str],
+) -> None:
+    """M5: a sample grows; it does not get a neighbour."""
+    for _ in range(3):
+        count(metrics)
+    names = [line.rpartition(" ")[0] for line in shown(registry)]
+    assert sorted(names) == sorted(line.rpartition(" ")[0] for line in expected)
+
+
+def test_running_requests_are_published_not_counted(
+    metrics: Metrics, registry: CollectorRegistry
+) -> None:
+    """M6: the number of the moment is shown at each publication, and falls again."""
+    metrics.running += 2
+    assert registry.get_sample_value("api_router_requests_in_flight") == 0
+    metrics.publish(1)
+    assert registry.get_sample_value("api_router_requests_in_flight") == 2
+    metrics.running -= 2
+    metrics.publish(1)
+    assert registry.get_sample_value("api_router_requests_in_flight") == 0
+
+
+def test_series_of_like_names_are_kept_apart(metrics: Metrics, registry: CollectorRegistry) -> None:
+    """Metrics with the same labels are children of different families."""
+    metrics.count_request("same", 200, "completed", 1.0)
+    metrics.count_attempt("same", "none", 2.0)
+    metrics.count_auth_failure("same")
+    for name, labels in {
+        "request_duration_seconds_sum": {"endpoint": "same"},
+        "auth_failures_total": {"reason": "same"},
+    }.items():
+        assert registry.get_sample_value(f"api_router_{name}", labels) == 1.0
+    assert (
+        registry.get_sample_value(
+            "api_router_backend_request_duration_seconds_sum", {"backend": "same"}
+        )
+        == 2.0
+    )
+
+
+def test_small_costs_add_up_exactly(metrics: Metrics, registry: CollectorRegistry) -> None:
+    """B9: after much money, a nano-USD more is still a nano-USD more."""
+    much = 9_000_000 * 10**9 - 100_000  # as much as any budget may hold
+    metrics.count_cost(much)
+    for _ in range(100_000):
+        metrics.count_cost(1)
+    assert registry.get_sample_value("api_router_cost_nanousd_total") == 9_000_000 * 10**9
+
+
+# --- closed sets ----------------------------------------------------------------------------
+
+
+@given(
+    error=st.none()
+    | st.text(max_size=20)
+    | st.sampled_from(
+        ["connect", "connect timeout", "credential missing", "BackendTimeout", "ClientGone"]
+    ),
+    status=st.none() | st.integers(0, 999),
+)
+def test_errors_of_attempts_are_a_closed_set(error: str | None, status: int | None) -> None:
+    """M5: whatever went wrong at a backend, its label is one of the declared ones."""
+    assert _error_class(Attempt("b-1", status=status, error=error)) in ATTEMPT_ERRORS
+
+
+def test_outcomes_and_sources_are_closed_sets() -> None:
+    """M5: the types that fill the labels list their values, each once."""
+    assert set(OUTCOMES) == set(get_args(Outcome))
+    assert len(OUTCOMES) == len(set(OUTCOMES))
+    assert set(get_args(UsageSource)) == {"reported", "estimated", "none"}
+    assert len(ATTEMPT_ERRORS) == len(set(ATTEMPT_ERRORS))

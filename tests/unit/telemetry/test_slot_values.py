@@ -1,0 +1,233 @@
+"""Metric files by worker slot: read by the library's own collector, outlived by their figures."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import prometheus_client.values
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.mmap_dict import MmapedDict
+from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
+
+from router.telemetry.metrics import Metrics, use_worker_slot
+from router.telemetry.slot_values import slot_value_class
+from tests.unit.telemetry import worker_lives
+from tests.unit.telemetry.worker_lives import Life
+
+CALL = {"endpoint": "native.inference", "status": "200", "outcome": "completed"}
+
+
+def pass_lives(directory: Path, *lives: Life) -> None:
+    """Let these workers live one after another, each in a process of its own."""
+    listed = json.dumps([asdict(life) for life in lives])
+    command = [sys.executable, "-W", "error", str(worker_lives.__file__), str(directory), listed]
+    subprocess.run(command, check=True, timeout=60)
+
+
+def scrape(directory: Path) -> CollectorRegistry:
+    """What a scrape of this directory shows."""
+    registry = CollectorRegistry()
+    MultiProcessCollector(registry, path=str(directory))  # type: ignore[no-untyped-call]
+    return registry
+
+
+def value(directory: Path, name: str, **labels: str) -> float | None:
+    return scrape(directory).get_sample_value(f"api_router_{name}", labels)
+
+
+def samples(directory: Path) -> dict[Any, float]:
+    """Every sample of a scrape."""
+    return {
+        (sample.name, tuple(sorted(sample.labels.items()))): sample.value
+        for family in scrape(directory).collect()
+        for sample in family.samples
+    }
+
+
+@pytest.fixture
+def slot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The directory of this process's own files, until the test is over."""
+    monkeypatch.setattr(prometheus_client.values, "ValueClass", prometheus_client.values.ValueClass)
+    use_worker_slot(0, tmp_path)
+    return tmp_path
+
+
+# --- over the lives of processes ------------------------------------------------------------
+
+
+def test_a_successor_goes_on_counting(tmp_path: Path) -> None:
+    """M2: counters and histograms of a slot hold what all its workers did, killed ones too."""
+    pass_lives(tmp_path, Life(0, calls=3), Life(0, calls=4, killed=True), Life(0, calls=5))
+    assert value(tmp_path, "requests_total", **CALL) == 12
+    assert value(tmp_path, "tokens_total", direction="output", source="reported") == 60
+    assert value(tmp_path, "cost_nanousd_total") == 84
+    assert value(tmp_path, "overhead_seconds_count") == 12
+    endpoint = {"endpoint": "native.inference"}
+    assert value(tmp_path, "request_duration_seconds_count", **endpoint) == 12
+    assert value(tmp_path, "request_duration_seconds_sum", **endpoint) == pytest.approx(0.24)
+    bucket = "request_duration_seconds_bucket"
+    assert value(tmp_path, bucket, le="0.01", **endpoint) == 0
+    assert value(tmp_path, bucket, le="0.025", **endpoint) == 12
+
+
+def test_slots_add_up(tmp_path: Path) -> None:
+    """M1: what is counted sums over workers; gauges are of those that live."""
+    pass_lives(
+        tmp_path,
+        Life(0, calls=2, running=1, revision=9),
+        Life(1, calls=3, running=4, revision=8),
+    )
+    assert value(tmp_path, "requests_total", **CALL) == 5
+    assert value(tmp_path, "overhead_seconds_count") == 5
+    assert value(tmp_path, "requests_in_flight") == 5
+    assert value(tmp_path, "config_revision") == 8
+
+
+def test_gauges_of_the_dead_disappear(tmp_path: Path) -> None:
+    """M6: what a dead worker was doing is over; what it has counted stays."""
+    pass_lives(
+        tmp_path,
+        Life(0, calls=2, running=3, revision=1, killed=True),
+        Life(1, running=1, revision=2),
+    )
+    assert value(tmp_path, "requests_in_flight") == 4
+    mark_process_dead("slot0", str(tmp_path))  # type: ignore[no-untyped-call]
+    assert value(tmp_path, "requests_in_flight") == 1
+    assert value(tmp_path, "config_revision") == 2
+    assert value(tmp_path, "requests_total", **CALL) == 2
+    mark_process_dead("slot1", str(tmp_path))  # type: ignore[no-untyped-call]
+    assert value(tmp_path, "requests_in_flight") is None
+    assert value(tmp_path, "requests_total", **CALL) == 2
+
+
+def test_marking_one_slot_dead_leaves_its_namesakes_alone(tmp_path: Path) -> None:
+    """Slot 1 is not slot 10 or 11."""
+    pass_lives(tmp_path, Life(1, running=1), Life(10, running=2), Life(11, running=4))
+    mark_process_dead("slot1", str(tmp_path))  # type: ignore[no-untyped-call]
+    assert value(tmp_path, "requests_in_flight") == 6
+
+
+def test_files_do_not_pile_up(tmp_path: Path) -> None:
+    """M2: twenty generations of two slots leave the files, and their sizes, of the first one."""
+    pass_lives(tmp_path, Life(0, calls=1), Life(1, calls=1))
+    first = {file.name: file.stat().st_size for file in tmp_path.iterdir()}
+    series = set(samples(tmp_path))
+    pass_lives(
+        tmp_path,
+        *(Life(turn % 2, calls=1, killed=turn % 3 == 0) for turn in range(2 * 19)),
+    )
+    assert {file.name: file.stat().st_size for file in tmp_path.iterdir()} == first
+    assert sorted(first) == [
+        f"{kind}_slot{number}.db"
+        for kind in ("counter", "gauge_livemin", "gauge_livesum", "histogram")
+        for number in (0, 1)
+    ]
+    assert set(samples(tmp_path)) == series
+    assert value(tmp_path, "requests_total", **CALL) == 40
+
+
+def test_counters_never_fall_from_life_to_life(tmp_path: Path) -> None:
+    """M2: between any two workers of a slot, no counted sample is lower than before."""
+    before: dict[Any, float] = {}
+    for calls, killed in ((2, True), (0, False), (1, True)):
+        pass_lives(tmp_path, Life(0, calls=calls, killed=killed))
+        after = samples(tmp_path)
+        assert all(after[key] >= value for key, value in before.items())
+        before = after
+    assert value(tmp_path, "requests_total", **CALL) == 3
+
+
+# --- one process ----------------------------------------------------------------------------
+
+
+def test_the_collector_reads_every_kind(slot: Path) -> None:
+    """Names, labels, help texts and values come out as they were declared and set."""
+    registry = CollectorRegistry()
+    counter = Counter("calls", "Calls, “quoted”.", ("of",), registry=registry)
+    counter.labels('back"end\n1').inc(2.5)
+    gauge = Gauge("level", "Level.", multiprocess_mode="max", registry=registry)
+    gauge.set(-4)
+    gauge.inc(1)
+    Histogram("waits", "Waits.", buckets=(1, 2), registry=registry).observe(1.5)
+
+    found = {family.name: family for family in scrape(slot).collect()}
+    assert found["calls"].documentation == "Calls, “quoted”."
+    assert [(s.labels, s.value) for s in found["calls"].samples] == [({"of": 'back"end\n1'}, 2.5)]
+    assert [s.value for s in found["level"].samples] == [-3]
+    buckets = {s.labels["le"]: s.value for s in found["waits"].samples if "le" in s.labels}
+    assert buckets == {"1.0": 0, "2.0": 1, "+Inf": 1}
+    assert scrape(slot).get_sample_value("waits_sum") == 1.5
+
+
+def test_this_process_sees_its_own_values(slot: Path) -> None:
+    """The registry of the worker and the files say the same."""
+    registry = CollectorRegistry()
+    metrics = Metrics(registry)
+    metrics.count_cost(5)
+    metrics.count_cost(6)
+    assert registry.get_sample_value("api_router_cost_nanousd_total") == 11
+    assert value(slot, "cost_nanousd_total") == 11
+
+
+def test_exemplars_are_ignored(slot: Path) -> None:
+    """The files have no place for them; counting with one still counts."""
+    counter = Counter("calls", "Calls.", registry=CollectorRegistry())
+    counter.inc(2, exemplar={"trace_id": "1"})
+    assert scrape(slot).get_sample_value("calls_total") == 2
+
+
+def test_more_series_than_a_file_begins_with(slot: Path) -> None:
+    """A file that has grown is read whole, and goes on in the next worker."""
+    names = [f"backend-{number:04}" for number in range(600)]
+    for _ in range(2):
+        use_worker_slot(0, slot)
+        metrics = Metrics(CollectorRegistry())
+        for name in names:
+            metrics.count_attempt(name, "none", 0.1)
+    assert (slot / "histogram_slot0.db").stat().st_size > 2**16
+    registry = scrape(slot)
+    counted = [
+        registry.get_sample_value(
+            "api_router_backend_requests_total", {"backend": name, "error": "none"}
+        )
+        for name in names
+    ]
+    assert counted == [2.0] * 600
+
+
+@given(
+    lives=st.lists(
+        st.lists(st.tuples(st.integers(0, 3), st.floats(0, 1e9)), max_size=6), max_size=4
+    )
+)
+def test_any_history_adds_up(
+    tmp_path_factory: pytest.TempPathFactory, lives: list[list[tuple[int, float]]]
+) -> None:
+    """Whatever earlier workers of the slot have counted, the next one adds to it."""
+    directory = tmp_path_factory.mktemp("slot")
+    expected: dict[int, float] = {}
+    for life in lives:
+        values = slot_value_class("slot3", directory)
+        counters = [
+            values("counter", "calls", "calls_total", ["n"], [str(number)], "Calls.")
+            for number in range(4)
+        ]
+        for number, amount in life:
+            counters[number].inc(amount)
+            expected[number] = expected.get(number, 0.0) + amount
+        assert [counter.get() for counter in counters] == [
+            expected.get(number, 0.0) for number in range(4)
+        ]
+    if lives:
+        path = str(directory / "counter_slot3.db")
+        stored = MmapedDict.read_all_values_from_file(path)  # type: ignore[no-untyped-call]
+        found = {int(json.loads(key)[2]["n"]): value for key, value, _, _ in stored}
+        assert found == {number: expected.get(number, 0.0) for number in range(4)}
