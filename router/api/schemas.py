@@ -1,7 +1,7 @@
 """Request bodies of the public API as marshmallow schemas: what ``contracts/`` is made of.
 
 No call is loaded through these. The readers in ``native`` and ``openai`` look at the same fields in
-a tenth of the time, and ``tests/contract`` proves that a body passes here exactly if it passes
+a fraction of the time, and ``tests/contract`` proves that a body passes here exactly if it passes
 there. What JSON Schema cannot say (sizes in bytes, text that must be JSON) stands in descriptions.
 """
 

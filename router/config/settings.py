@@ -113,7 +113,7 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
         log_level=reader.take("ROUTER_LOG_LEVEL", default.log_level, _one_of(*_LOG_LEVELS)),
         build=reader.take("ROUTER_BUILD", default.build, str),
     )
-    if settings.bind.port == settings.ops_bind.port and settings.bind.port != 0:
+    if settings.bind.port == settings.ops_bind.port:
         reader.problems.append("ROUTER_OPS_BIND: must use another port than ROUTER_BIND")
     if reader.problems:
         raise SettingsError(reader.problems)
@@ -161,7 +161,7 @@ class _Reader:
 
 def _address(raw: str) -> Address:
     host, separator, port = raw.rpartition(":")
-    if not separator or not port.isdigit() or int(port) > 65535:
+    if not separator or not port.isdigit() or not 0 < int(port) <= 65535:
         raise ValueError(f"expected HOST:PORT, got {raw!r}")
     return Address(host.strip("[]") or "0.0.0.0", int(port))
 

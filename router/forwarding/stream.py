@@ -30,7 +30,6 @@ class ReplyStream:
         self._drain = drain
         self.outcome: Outcome | None = None
         self.failure: str | None = None
-        self.bytes_sent = 0
         self.ended_s = 0.0
 
     @property
@@ -56,7 +55,6 @@ class ReplyStream:
         while self.outcome is None:
             data = self._step()
             if data:
-                self.bytes_sent += len(data)
                 return data
         raise StopIteration
 

@@ -7,10 +7,15 @@ The `reference` entries tell how fast the machine is at the moment.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
+import random
 from collections.abc import Callable
+from typing import Any
 
-from tests.benchmarks.messages import API_KEY, CALL_BODY
+from tests.benchmarks.messages import API_KEY, CALL_BODY, PATH
+
+TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
 Operation = Callable[[], object]
 
@@ -24,7 +29,98 @@ def _reference_sha256() -> Operation:
     return lambda: hashlib.sha256(secret).digest()
 
 
+def _cost_nanos() -> Operation:
+    from router.accounting.usage import cost_nanos
+    from router.call import Usage
+    from router.config.document import Prices
+
+    usage = Usage(tokens_input=1_200, tokens_output=350, tokens_cached=1_024)
+    prices = Prices(2_500_000_000, 10_000_000_000, cached_input_nanos=1_250_000_000)
+    return lambda: cost_nanos(usage, prices)
+
+
+def _estimate() -> Operation:
+    from router.accounting.usage import estimate
+
+    fields = json.loads(CALL_BODY)
+    return lambda: estimate(fields, 1_400)
+
+
+def _parse_object() -> Operation:
+    from router.api.bodies import parse_object
+
+    return lambda: parse_object(CALL_BODY)
+
+
+def _open_trace() -> Operation:
+    from router.telemetry.traces import open_trace
+
+    return lambda: open_trace(TRACEPARENT)
+
+
+def _forwardable() -> Operation:
+    from router.forwarding.headers import forwardable
+
+    environ = {
+        "REQUEST_METHOD": "POST",
+        "PATH_INFO": PATH,
+        "QUERY_STRING": "",
+        "SERVER_PROTOCOL": "HTTP/1.1",
+        "REMOTE_ADDR": "127.0.0.1",
+        "CONTENT_TYPE": "application/json",
+        "CONTENT_LENGTH": str(len(CALL_BODY)),
+        "HTTP_HOST": "127.0.0.1:8080",
+        "HTTP_CONNECTION": "keep-alive",
+        "HTTP_USER_AGENT": "OpenAI/Python 3.40.0",
+        "HTTP_ACCEPT": "application/json",
+        "HTTP_ACCEPT_ENCODING": "gzip, deflate",
+        "HTTP_AUTHORIZATION": f"Bearer {API_KEY}",
+        "HTTP_TRACEPARENT": TRACEPARENT,
+        "HTTP_X_STAINLESS_LANG": "python",
+        "HTTP_X_STAINLESS_RETRY_COUNT": "0",
+    }
+    return lambda: forwardable(environ, (API_KEY,))
+
+
+def _order() -> Operation:
+    from router.config.document import Share
+    from router.routing.policies import order
+
+    shares = (Share("primary", 70), Share("secondary", 30))
+    return lambda: order(shares, random.random)
+
+
+def _conceal() -> Operation:
+    from router.telemetry.redaction import conceal
+
+    text = CALL_BODY.decode()
+    return lambda: conceal(text)
+
+
+class _Nowhere(io.BytesIO):
+    """Takes everything and keeps nothing."""
+
+    def write(self, data: Any) -> int:
+        return len(data)
+
+
+def _call_log() -> Operation:
+    from router.telemetry.logs import CallLog
+
+    fields = {"request_id": "r-1", "trace_id": TRACEPARENT[3:35], "status": 200, "cost_nanos": 7}
+    log = CallLog(_Nowhere())
+    return lambda: log.write(fields)
+
+
 OPERATIONS: dict[str, Callable[[], Operation]] = {
     "reference.json_loads": _reference_json_loads,
     "reference.sha256": _reference_sha256,
+    "accounting.cost_nanos": _cost_nanos,
+    "accounting.estimate": _estimate,
+    "api.parse_object": _parse_object,
+    "forwarding.forwardable": _forwardable,
+    "routing.order": _order,
+    "telemetry.call_log": _call_log,
+    "telemetry.conceal": _conceal,
+    "telemetry.open_trace": _open_trace,
 }

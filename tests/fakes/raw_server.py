@@ -32,7 +32,7 @@ class Peer:
         self._server = server
         self._sock = sock
         self._unread = b""
-        self.received = b""
+        self.received = bytearray()
         """Every byte that arrived, decrypted."""
         self.requests: list[bytes] = []
         self.closed_s: float | None = None
@@ -40,9 +40,15 @@ class Peer:
 
     def read_request(self) -> bytes:
         """The next request with its body; raises :class:`PeerGone` at the end of the stream."""
-        while (size := _request_size(self._unread)) is None or len(self._unread) < size:
+        while (size := _request_size(self._unread)) is None:
             self._unread += self.read_some()
-        request, self._unread = self._unread[:size], self._unread[size:]
+        missing = size - len(self._unread)
+        parts = [self._unread]
+        while missing > 0:
+            parts.append(self.read_some())
+            missing -= len(parts[-1])
+        whole = b"".join(parts)
+        request, self._unread = whole[:size], whole[size:]
         self.requests.append(request)
         self._server.requests.append(request)
         return request

@@ -13,20 +13,18 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from prometheus_client.parser import text_string_to_metric_families
 
 from tests.servers.deployment import CHAT, HELLO, Deployment, deploy
 from tests.servers.load import running_load
 from tests.servers.raw_client import exchange
 from tests.servers.router_process import children, wait_until
+from tests.servers.scrapes import Samples, gauge, samples, series, total
 
 WORKERS = 3
 MAX_REQUESTS = 150
 KILLS = 9
 FILES_A_WORKER = 4
 """Counters, histograms and two kinds of gauge."""
-
-Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
 
 @pytest.fixture(scope="module")
@@ -36,25 +34,6 @@ def metered(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
     with deploy(directory, workers=WORKERS, ROUTER_MAX_REQUESTS=str(MAX_REQUESTS)) as deployed:
         yield deployed
         assert deployed.router.stop() == 0
-
-
-def samples(text: str) -> Samples:
-    """Every sample of a scrape that only ever grows."""
-    found: Samples = {}
-    for family in text_string_to_metric_families(text):
-        if family.type in ("counter", "histogram"):
-            for sample in family.samples:
-                found[sample.name, frozenset(sample.labels.items())] = sample.value
-    return found
-
-
-def total(scrape: Samples, **labels: str) -> float:
-    """Requests with these labels."""
-    return sum(
-        value
-        for (name, found), value in scrape.items()
-        if name == "api_router_requests_total" and labels.items() <= dict(found).items()
-    )
 
 
 def fallen(earlier: Samples, later: Samples) -> list[Any]:
@@ -151,6 +130,27 @@ def test_killed_workers_take_nothing_with_them(metered: Deployment) -> None:
     assert len(files) <= FILES_A_WORKER * (WORKERS + 1), sorted(file.name for file in files)
 
 
+def test_a_reload_fails_nobody(metered: Deployment) -> None:
+    """P13: SIGHUP under load replaces every worker; no call is lost and no counter falls."""
+    router = metered.router
+    metered.reset()
+    before, old = samples(router.metrics()), set(router.worker_pids())
+    with running_load(router.port, chat(metered), clients=6, name="reload") as load:
+        wait_until(lambda: len(load.results) > 60, 10, "traffic")
+        router.signal(signal.SIGHUP)
+        wait_until(lambda: not old & set(router.worker_pids()), 20, "other workers")
+        reloaded_s = time.monotonic()
+        wait_until(lambda: len(load.since(reloaded_s)) > 60, 10, "traffic")
+    after = samples(router.metrics())
+
+    answered = [result for result in load.results if result.error is None]
+    assert {result.status for result in answered} == {200}
+    assert [result for result in load.results if result.error and result.fresh] == []
+    assert fallen(before, after) == []
+    labels = {"endpoint": "openai.chat_completions", "status": "200", "outcome": "completed"}
+    assert total(after, **labels) - total(before, **labels) == len(answered)
+
+
 def test_what_clients_choose_makes_no_series(deployed: Deployment) -> None:
     """M5: random paths, methods, models, keys and headers add nothing to a scrape."""
     router = deployed.router
@@ -172,20 +172,12 @@ def test_what_clients_choose_makes_no_series(deployed: Deployment) -> None:
 
     for number in range(120):
         strange(number)
+    router.metrics()  # a scrape is counted, too, once it is over
     before = series(router.metrics())
     for number in range(300):
         strange(number)
 
     assert series(router.metrics()) == before
-
-
-def series(text: str) -> set[Any]:
-    """Every series of a scrape."""
-    return {
-        (sample.name, frozenset(sample.labels.items()))
-        for family in text_string_to_metric_families(text)
-        for sample in family.samples
-    }
 
 
 def test_the_files_are_private(deployed: Deployment) -> None:
@@ -230,13 +222,4 @@ def test_gauges_tell_what_is_now(metered: Deployment) -> None:
         lambda: gauge(metered.router.metrics(), "api_router_requests_in_flight") <= 1,
         5,
         "nothing is in flight",
-    )
-
-
-def gauge(text: str, name: str) -> float:
-    return sum(
-        sample.value
-        for family in text_string_to_metric_families(text)
-        for sample in family.samples
-        if sample.name == name
     )

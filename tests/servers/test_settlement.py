@@ -11,8 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 from tests.servers.deployment import CHAT, CLAUDE, DEAD, HELLO, SECOND, Deployment
 from tests.servers.router_process import wait_until
+from tests.servers.scrapes import samples, total
 from tests.servers.streaming_client import StreamingClient
-from tests.servers.test_metrics import samples, total
 
 CALLS = 300
 AT_ONCE = 12

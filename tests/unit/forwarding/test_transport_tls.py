@@ -11,6 +11,7 @@ import pytest
 import trustme
 
 from router.errors import BackendTimeout
+from router.forwarding import transport
 from router.forwarding.session import trusted_context
 from router.forwarding.transport import Pool, TransportError
 from tests.fakes.raw_server import (
@@ -154,6 +155,28 @@ def test_large_bodies_pass_both_ways(
     assert server.connections == 1
 
 
+def test_a_slow_reader_gets_every_record_once(
+    serve: Serve,
+    pool_to: PoolTo,
+    trusted: ssl.SSLContext,
+    trusting: ssl.SSLContext,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A wait in the middle of a record is taken up where it was, not begun again."""
+    monkeypatch.setattr(transport, "CLIENT_CHECK_S", 0.02)
+
+    def slow(peer: Peer) -> None:
+        peer.pause(0.15)
+        peer.read_request()
+        peer.send(reply(b"got it"))
+
+    server = serve(slow, tls=trusted)
+    body = bytes(range(256)) * 60_000
+    exchange = begin(pool_to(server, tls=trusting), patience(), body)
+    assert exchange.read_all(REPLY_BYTES) == b"got it"
+    assert server.requests == [head(body) + body]
+
+
 def test_a_request_that_is_not_read_ends(
     serve: Serve, pool_to: PoolTo, trusted: ssl.SSLContext, trusting: ssl.SSLContext
 ) -> None:
@@ -220,12 +243,21 @@ def test_a_body_that_ends_with_the_connection_needs_a_farewell(
             exchange_body(pool)
 
 
-def trickled(context: ssl.SSLContext, data: bytes, *, handshake: bool) -> Script:
-    """Serve TLS, with the handshake or else the reply going out byte by byte."""
+def by_hand(
+    context: ssl.SSLContext, *records: bytes, handshake_s: float = 0.0, records_s: float = 0.0
+) -> Script:
+    """Serve TLS and answer with these records, at once or byte by byte."""
 
     def play(peer: Peer) -> None:
         incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         engine = context.wrap_bio(incoming, outgoing, server_side=True)
+
+        def send(every_s: float) -> None:
+            data = outgoing.read()
+            if every_s:
+                peer.trickle(data, every_s)
+            else:
+                peer.send(data)
 
         def until(step: Callable[[], object], every_s: float) -> None:
             while True:
@@ -233,25 +265,40 @@ def trickled(context: ssl.SSLContext, data: bytes, *, handshake: bool) -> Script
                     step()
                     break
                 except ssl.SSLWantReadError:
-                    peer.trickle(outgoing.read(), every_s) if every_s else peer.send(
-                        outgoing.read()
-                    )
+                    send(every_s)
                     incoming.write(peer.read_some())
-            peer.send(outgoing.read())
+            send(every_s)
 
-        until(engine.do_handshake, 0.02 if handshake else 0.0)
+        until(engine.do_handshake, handshake_s)
         until(lambda: engine.read(65536), 0.0)
-        engine.write(data)
-        peer.trickle(outgoing.read(), 0.02)
+        for record in records:
+            engine.write(record)
+        send(records_s)
+        peer.wait_closed()
 
     return play
+
+
+def test_records_nobody_asked_for_end_a_connection(
+    serve: Serve, trusted: ssl.SSLContext, trusting: ssl.SSLContext
+) -> None:
+    """Also when they came along with the reply and wait, decrypted or not, in our memory (P16)."""
+    server = serve(
+        by_hand(trusted, reply(b"first"), reply(b"forged")),
+        by_hand(trusted, reply(b"second")),
+    )
+    pool = new_pool(("https", "127.0.0.1", server.port), tls=trusting)
+    assert exchange_body(pool) == (200, b"first")
+    assert exchange_body(pool) == (200, b"second")
+    assert server.connections == 2
+    pool.close()
 
 
 def test_a_trickled_handshake_costs_the_connect_timeout(
     serve: Serve, trusted: ssl.SSLContext, trusting: ssl.SSLContext
 ) -> None:
     """Under gevent each byte used to start the wait anew: 48 s instead of half a second (F7)."""
-    server = serve(trickled(trusted, reply(), handshake=True))
+    server = serve(by_hand(trusted, reply(), handshake_s=0.02))
     pool = new_pool(("https", "127.0.0.1", server.port), tls=trusting)
     started_s = time.monotonic()
     with pytest.raises(TransportError, match=r"^TLS failed: timeout$") as late:
@@ -271,7 +318,7 @@ def test_a_trickled_record_does_not_stretch_a_deadline(
     phase: str,
 ) -> None:
     """Nor do the bytes of a record that is never whole (F7)."""
-    server = serve(trickled(trusted, reply(b"x" * 5000), handshake=False))
+    server = serve(by_hand(trusted, reply(b"x" * 5000), records_s=0.02))
     pool = new_pool(("https", "127.0.0.1", server.port), tls=trusting)
     started_s = time.monotonic()
     with pytest.raises(BackendTimeout) as late:

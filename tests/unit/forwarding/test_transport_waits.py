@@ -5,11 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 
 from router.errors import BackendTimeout, ClientGone
-from router.forwarding.transport import Patience, Pool, TransportError
+from router.forwarding.transport import Exchange, Patience, Pool, TransportError
 from tests.fakes.raw_server import (
     Peer,
     RawServer,
@@ -24,6 +25,8 @@ from tests.fakes.raw_server import (
 )
 from tests.unit.forwarding.builders import (
     REPLY_BYTES,
+    Returns,
+    ScriptedSocket,
     begin,
     exchange_body,
     head,
@@ -176,6 +179,30 @@ def test_a_slow_reader_gets_all_of_a_large_request(serve: Serve, pool_to: PoolTo
     exchange = begin(pool_to(server), patience(), body)
     assert exchange.read_all(REPLY_BYTES) == b"got it"
     assert server.requests == [head(body) + body]
+
+
+def test_a_socket_that_takes_little_at_a_time_gets_every_byte() -> None:
+    """What a socket did not take is sent again, and nothing is sent twice."""
+
+    class Reluctant(ScriptedSocket):
+        taken = b""
+        asked = 0
+
+        def send(self, data: bytes) -> int:
+            self.asked += 1
+            if self.asked % 3 == 0 and len(self.taken) > 100:
+                raise TimeoutError
+            self.taken += bytes(data[:7_001])
+            return min(len(data), 7_001)
+
+        def sendall(self, data: bytes) -> None:
+            self.taken += data
+
+    sock: Any = Reluctant([reply()])
+    returns: Any = Returns()
+    body = bytes(range(256)) * 1_000
+    Exchange(returns, sock, patience(), False).run(head(body), body)
+    assert sock.taken == head(body) + body
 
 
 def test_nothing_is_sent_after_the_deadline(serve: Serve, pool_to: PoolTo) -> None:

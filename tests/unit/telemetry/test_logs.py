@@ -14,7 +14,7 @@ from typing import Any
 
 import orjson
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from router.telemetry.logs import CallLog, JsonFormatter, configure_logging
@@ -156,6 +156,7 @@ def test_a_message_that_does_not_fit_its_arguments_is_shown(
     assert formatted(message, *args)["event"] == event
 
 
+@settings(max_examples=60)
 @given(
     st.text(),
     st.dictionaries(

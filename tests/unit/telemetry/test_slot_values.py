@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import prometheus_client.values
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.mmap_dict import MmapedDict
@@ -52,12 +54,31 @@ def samples(directory: Path) -> dict[Any, float]:
     }
 
 
+@contextmanager
+def closing_files() -> Iterator[None]:
+    """Close what is opened inside; a worker's files stay open for as long as it lives."""
+    opened: list[MmapedDict] = []
+
+    class Closed(MmapedDict):
+        def __init__(self, filename: str) -> None:
+            super().__init__(filename)  # type: ignore[no-untyped-call]
+            opened.append(self)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("router.telemetry.slot_values.MmapedDict", Closed)
+        yield
+    for file in opened:
+        file.close()  # type: ignore[no-untyped-call]
+
+
 @pytest.fixture
-def slot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def slot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """The directory of this process's own files, until the test is over."""
-    monkeypatch.setattr(prometheus_client.values, "ValueClass", prometheus_client.values.ValueClass)
-    use_worker_slot(0, tmp_path)
-    return tmp_path
+    library = prometheus_client.values
+    monkeypatch.setattr(library, "ValueClass", library.ValueClass)  # to be put back
+    with closing_files():
+        use_worker_slot(0, tmp_path)
+        yield tmp_path
 
 
 # --- over the lives of processes ------------------------------------------------------------
@@ -115,34 +136,25 @@ def test_marking_one_slot_dead_leaves_its_namesakes_alone(tmp_path: Path) -> Non
     assert value(tmp_path, "requests_in_flight") == 6
 
 
-def test_files_do_not_pile_up(tmp_path: Path) -> None:
-    """M2: twenty generations of two slots leave the files, and their sizes, of the first one."""
+def test_twenty_generations_leave_what_the_first_one_left(tmp_path: Path) -> None:
+    """M2: files, their sizes and their series stay the same, and no counter ever falls."""
     pass_lives(tmp_path, Life(0, calls=1), Life(1, calls=1))
     first = {file.name: file.stat().st_size for file in tmp_path.iterdir()}
-    series = set(samples(tmp_path))
+    before = samples(tmp_path)
     pass_lives(
         tmp_path,
         *(Life(turn % 2, calls=1, killed=turn % 3 == 0) for turn in range(2 * 19)),
     )
+    after = samples(tmp_path)
     assert {file.name: file.stat().st_size for file in tmp_path.iterdir()} == first
     assert sorted(first) == [
         f"{kind}_slot{number}.db"
         for kind in ("counter", "gauge_livemin", "gauge_livesum", "histogram")
         for number in (0, 1)
     ]
-    assert set(samples(tmp_path)) == series
+    assert set(after) == set(before)
+    assert [key for key in before if after[key] < before[key]] == []
     assert value(tmp_path, "requests_total", **CALL) == 40
-
-
-def test_counters_never_fall_from_life_to_life(tmp_path: Path) -> None:
-    """M2: between any two workers of a slot, no counted sample is lower than before."""
-    before: dict[Any, float] = {}
-    for calls, killed in ((2, True), (0, False), (1, True)):
-        pass_lives(tmp_path, Life(0, calls=calls, killed=killed))
-        after = samples(tmp_path)
-        assert all(after[key] >= value for key, value in before.items())
-        before = after
-    assert value(tmp_path, "requests_total", **CALL) == 3
 
 
 # --- one process ----------------------------------------------------------------------------
@@ -186,23 +198,22 @@ def test_exemplars_are_ignored(slot: Path) -> None:
 
 def test_more_series_than_a_file_begins_with(slot: Path) -> None:
     """A file that has grown is read whole, and goes on in the next worker."""
-    names = [f"backend-{number:04}" for number in range(600)]
+    names = [f"backend-{number:04}" for number in range(100)]
     for _ in range(2):
         use_worker_slot(0, slot)
         metrics = Metrics(CollectorRegistry())
         for name in names:
             metrics.count_attempt(name, "none", 0.1)
     assert (slot / "histogram_slot0.db").stat().st_size > 2**16
-    registry = scrape(slot)
-    counted = [
-        registry.get_sample_value(
-            "api_router_backend_requests_total", {"backend": name, "error": "none"}
-        )
-        for name in names
-    ]
-    assert counted == [2.0] * 600
+    counted = {
+        dict(labels)["backend"]: value
+        for (name, labels), value in samples(slot).items()
+        if name == "api_router_backend_requests_total"
+    }
+    assert counted == dict.fromkeys(names, 2.0)
 
 
+@settings(max_examples=30)
 @given(
     lives=st.lists(
         st.lists(st.tuples(st.integers(0, 3), st.floats(0, 1e9)), max_size=6), max_size=4
@@ -213,21 +224,18 @@ def test_any_history_adds_up(
 ) -> None:
     """Whatever earlier workers of the slot have counted, the next one adds to it."""
     directory = tmp_path_factory.mktemp("slot")
-    expected: dict[int, float] = {}
+    expected = dict.fromkeys(range(4), 0.0)
     for life in lives:
-        values = slot_value_class("slot3", directory)
-        counters = [
-            values("counter", "calls", "calls_total", ["n"], [str(number)], "Calls.")
-            for number in range(4)
-        ]
-        for number, amount in life:
-            counters[number].inc(amount)
-            expected[number] = expected.get(number, 0.0) + amount
-        assert [counter.get() for counter in counters] == [
-            expected.get(number, 0.0) for number in range(4)
-        ]
-    if lives:
-        path = str(directory / "counter_slot3.db")
-        stored = MmapedDict.read_all_values_from_file(path)  # type: ignore[no-untyped-call]
-        found = {int(json.loads(key)[2]["n"]): value for key, value, _, _ in stored}
-        assert found == {number: expected.get(number, 0.0) for number in range(4)}
+        with closing_files():
+            values = slot_value_class("slot3", directory)
+            counters = [
+                values("counter", "calls", "calls_total", ["n"], [str(number)], "Calls.")
+                for number in expected
+            ]
+            for number, amount in life:
+                counters[number].inc(amount)
+                expected[number] += amount
+            assert [counter.get() for counter in counters] == [*expected.values()]
+    registry = scrape(directory)
+    found = {n: registry.get_sample_value("calls_total", {"n": str(n)}) for n in expected}
+    assert found == (expected if lives else dict.fromkeys(expected))

@@ -159,5 +159,5 @@ def test_any_header_gives_a_trace_that_can_be_sent(traceparent: str) -> None:
     """Whatever a client sends, what we send is well-formed and never all zeros."""
     trace = open_trace(traceparent)
     assert SHAPE.fullmatch(trace.traceparent)
-    assert "0" * 32 != trace.trace_id
+    assert trace.trace_id != "0" * 32
     assert trace.parent_span_id is None or trace.parent_span_id in traceparent

@@ -1,0 +1,244 @@
+"""The environment: every variable, its bounds, its mistakes, and credentials by reference."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from router.config.settings import (
+    Address,
+    Settings,
+    SettingsError,
+    child_environment,
+    export_metrics_dir,
+    load_settings,
+    resolve_credential,
+)
+
+ACCEPTED: list[tuple[str, str, str, Any]] = [
+    ("ROUTER_BIND", "0.0.0.0:80", "bind", Address("0.0.0.0", 80)),
+    ("ROUTER_BIND", ":8000", "bind", Address("0.0.0.0", 8000)),
+    ("ROUTER_BIND", "[::1]:8000", "bind", Address("::1", 8000)),
+    ("ROUTER_BIND", "localhost:1", "bind", Address("localhost", 1)),
+    ("ROUTER_BIND", "localhost:65535", "bind", Address("localhost", 65535)),
+    ("ROUTER_OPS_BIND", "127.0.0.1:9", "ops_bind", Address("127.0.0.1", 9)),
+    ("ROUTER_DATA_DIR", "/var/lib/router", "data_dir", Path("/var/lib/router")),
+    ("PROMETHEUS_MULTIPROC_DIR", "/run/m", "metrics_dir", Path("/run/m")),
+    ("WEB_CONCURRENCY", "1", "workers", 1),
+    ("WEB_CONCURRENCY", "256", "workers", 256),
+    ("ROUTER_MAX_REQUESTS", "0", "max_requests", 0),
+    ("ROUTER_KEEPALIVE", "600", "keepalive_s", 600),
+    ("ROUTER_DEMO", "true", "demo", True),
+    ("ROUTER_DEMO", "YES", "demo", True),
+    ("ROUTER_DEMO", "on", "demo", True),
+    ("ROUTER_DEMO", "1", "demo", True),
+    ("ROUTER_DEMO", "False", "demo", False),
+    ("ROUTER_DEMO", "no", "demo", False),
+    ("ROUTER_DEMO", "off", "demo", False),
+    ("ROUTER_DEMO", "0", "demo", False),
+    ("ROUTER_KEY_PEPPER", "x" * 32, "key_pepper", "x" * 32),
+    ("ROUTER_KEY_PEPPER", "é" * 16, "key_pepper", "é" * 16),
+    ("ROUTER_MAX_BODY_BYTES", "1024", "max_body_bytes", 1024),
+    ("ROUTER_BODY_TIMEOUT", "2", "body_timeout_s", 2.0),
+    ("ROUTER_BODY_TIMEOUT", "2.5", "body_timeout_s", 2.5),
+    ("ROUTER_BODY_TIMEOUT", "2s", "body_timeout_s", 2.0),
+    ("ROUTER_BODY_TIMEOUT", "250ms", "body_timeout_s", 0.25),
+    ("ROUTER_BODY_TIMEOUT", "1m", "body_timeout_s", 60.0),
+    ("ROUTER_BACKEND_IDLE", "0", "backend_idle_s", 0.0),
+    ("ROUTER_ON_CLIENT_ABORT", "DRAIN", "on_client_abort", "drain"),
+    ("ROUTER_LOG_LEVEL", "debug", "log_level", "DEBUG"),
+    ("ROUTER_BUILD", "1a2b3c", "build", "1a2b3c"),
+    ("ROUTER_BUILD", "  spaced  ", "build", "spaced"),
+]
+
+REFUSED: list[tuple[str, str]] = [
+    ("ROUTER_BIND", "8080"),
+    ("ROUTER_BIND", "localhost"),
+    ("ROUTER_BIND", "localhost:"),
+    ("ROUTER_BIND", "localhost:http"),
+    ("ROUTER_BIND", "localhost:65536"),
+    ("ROUTER_BIND", "localhost:-1"),
+    ("ROUTER_BIND", "localhost:²"),
+    ("WEB_CONCURRENCY", "0"),
+    ("WEB_CONCURRENCY", "257"),
+    ("WEB_CONCURRENCY", "two"),
+    ("WEB_CONCURRENCY", "1.5"),
+    ("WEB_CONCURRENCY", "9" * 5_000),
+    ("ROUTER_MAX_REQUESTS", "-1"),
+    ("ROUTER_DEMO", "maybe"),
+    ("ROUTER_MAX_BODY_BYTES", "1023"),
+    ("ROUTER_BODY_TIMEOUT", "0"),
+    ("ROUTER_BODY_TIMEOUT", "-1s"),
+    ("ROUTER_BODY_TIMEOUT", "11m"),
+    ("ROUTER_BODY_TIMEOUT", "nan"),
+    ("ROUTER_BODY_TIMEOUT", "inf"),
+    ("ROUTER_BODY_TIMEOUT", "soon"),
+    ("ROUTER_BODY_TIMEOUT", "ms"),
+    ("ROUTER_ON_CLIENT_ABORT", "ignore"),
+    ("ROUTER_LOG_LEVEL", "TRACE"),
+    ("ROUTER_KEY_PEPPER", "x" * 31),
+]
+
+
+@pytest.mark.parametrize(("variable", "raw", "field", "value"), ACCEPTED)
+def test_a_variable_fills_its_field(variable: str, raw: str, field: str, value: Any) -> None:
+    """And no other field."""
+    found = load_settings({variable: raw})
+    expected = {**_fields(Settings()), field: value}
+    assert _fields(found) == expected
+    assert type(getattr(found, field)) is type(value)
+
+
+def _fields(settings: Settings) -> dict[str, Any]:
+    return {name: getattr(settings, name) for name in Settings.__dataclass_fields__}
+
+
+@pytest.mark.parametrize("raw", ["", " ", "\t\n"])
+def test_an_empty_variable_is_not_set(raw: str) -> None:
+    """As `docker run -e NAME=` and empty lines of an environment file mean it."""
+    names = {variable for variable, *_ in ACCEPTED}
+    assert load_settings(dict.fromkeys(names, raw)) == Settings()
+
+
+@pytest.mark.parametrize(("variable", "raw"), REFUSED)
+def test_a_wrong_value_is_refused_by_its_name(variable: str, raw: str) -> None:
+    """One problem, which begins with the variable at fault."""
+    with pytest.raises(SettingsError) as raised:
+        load_settings({variable: raw})
+    [problem] = raised.value.problems
+    assert problem.startswith(f"{variable}: ")
+
+
+def test_all_mistakes_are_reported_at_once() -> None:
+    """Nobody wants to find them one start at a time."""
+    wrong = {
+        "ROUTER_BIND": "nowhere",
+        "WEB_CONCURRENCY": "many",
+        "ROUTER_DEMO": "maybe",
+        "ROUTER_KEY_PEPPER": "short and secret",
+    }
+    with pytest.raises(SettingsError) as raised:
+        load_settings(wrong)
+    assert {problem.partition(":")[0] for problem in raised.value.problems} == set(wrong)
+    assert all(f"\n  {problem}" in str(raised.value) for problem in raised.value.problems)
+
+
+def test_a_refused_pepper_is_not_repeated() -> None:
+    """K6: the message ends up in logs; the others show what was wrong with the value."""
+    with pytest.raises(SettingsError) as raised:
+        load_settings({"ROUTER_KEY_PEPPER": "short and secret", "ROUTER_DEMO": "maybe"})
+    assert "short and secret" not in str(raised.value)
+    assert "'maybe'" in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("bind", "ops_bind"),
+    [("127.0.0.1:8000", "127.0.0.1:8000"), ("0.0.0.0:8000", "127.0.0.1:8000"), (":8081", "")],
+)
+def test_both_listeners_need_a_port_of_their_own(bind: str, ops_bind: str) -> None:
+    """Z2: the port is what tells the operations listener from the public one."""
+    with pytest.raises(SettingsError, match="ROUTER_OPS_BIND: must use another port"):
+        load_settings({"ROUTER_BIND": bind, "ROUTER_OPS_BIND": ops_bind})
+
+
+@pytest.mark.parametrize("variable", ["ROUTER_BIND", "ROUTER_OPS_BIND"])
+def test_a_listener_needs_a_port_that_is_known(variable: str) -> None:
+    """Port 0 is any port: the metrics used to be reachable on none of them."""
+    with pytest.raises(SettingsError, match=f"{variable}: expected HOST:PORT"):
+        load_settings({variable: "127.0.0.1:0"})
+
+
+def test_other_variables_do_not_matter() -> None:
+    """Neither those of the host nor those that only look like ours."""
+    assert load_settings({"PATH": "/bin", "ROUTER_UNKNOWN": "1", "router_demo": "1"}) == Settings()
+
+
+def test_the_process_environment_is_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a mapping, what the operator has exported counts."""
+    monkeypatch.setenv("ROUTER_BUILD", "exported")
+    assert load_settings().build == "exported"
+
+
+@pytest.mark.parametrize("address", [Address("127.0.0.1", 80), Address("::1", 80), Address("h", 9)])
+def test_an_address_is_read_as_it_is_written(address: Address) -> None:
+    """IPv6 addresses stand in brackets."""
+    assert load_settings({"ROUTER_BIND": str(address)}).bind == address
+
+
+def test_the_store_is_in_the_data_directory() -> None:
+    """One variable moves all that an instance keeps."""
+    assert load_settings({"ROUTER_DATA_DIR": "/srv/a"}).state_dir == Path("/srv/a/state")
+
+
+@given(st.dictionaries(st.sampled_from(sorted({name for name, *_ in ACCEPTED})), st.text()))
+def test_no_value_gets_past_with_another_error(environ: dict[str, str]) -> None:
+    """Whatever stands in the variables, it is settings or a list of problems."""
+    problems: list[str] = []
+    try:
+        load_settings(environ)
+    except SettingsError as error:
+        problems = error.problems
+    assert {problem.partition(":")[0] for problem in problems} <= {*environ, "ROUTER_OPS_BIND"}
+
+
+# --- what processes hand on -----------------------------------------------------------------
+
+
+def test_the_metrics_directory_is_exported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The metrics library and the children read it from the environment."""
+    monkeypatch.delenv("PROMETHEUS_MULTIPROC_DIR", raising=False)
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", "before")
+    export_metrics_dir(tmp_path)
+    assert os.environ["PROMETHEUS_MULTIPROC_DIR"] == str(tmp_path)
+
+
+def test_a_child_gets_a_changed_copy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Our own environment stays as it is."""
+    monkeypatch.setenv("ROUTER_BUILD", "ours")
+    child = child_environment(ROUTER_BUILD="theirs", NEW="1")
+    assert (child["ROUTER_BUILD"], child["NEW"]) == ("theirs", "1")
+    assert {**child, "ROUTER_BUILD": "ours"}.items() >= os.environ.items()
+    assert (os.environ["ROUTER_BUILD"], os.environ.get("NEW")) == ("ours", None)
+
+
+# --- credentials by reference ---------------------------------------------------------------
+
+
+def test_a_credential_from_a_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As it stands there; an empty variable holds none."""
+    environ = {"THE_KEY": "sk-1", "EMPTY": ""}
+    assert resolve_credential("env:THE_KEY", environ) == "sk-1"
+    assert resolve_credential("env:EMPTY", environ) is None
+    assert resolve_credential("env:ABSENT", environ) is None
+    monkeypatch.setenv("THE_KEY", "sk-2")
+    assert resolve_credential("env:THE_KEY") == "sk-2"
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [(b"sk-1", "sk-1"), (b" sk-1\n", "sk-1"), (b"", None), (b" \n", None), (b"\xff\xfe", None)],
+)
+def test_a_credential_from_a_file(tmp_path: Path, content: bytes, expected: str | None) -> None:
+    """Without the line end that editors add; what is no text is no credential."""
+    path = tmp_path / "key:with:colons"
+    path.write_bytes(content)
+    assert resolve_credential(f"file:{path}") == expected
+
+
+def test_a_file_that_cannot_be_read_holds_no_credential(tmp_path: Path) -> None:
+    """Neither a missing one nor a directory stops the router."""
+    assert resolve_credential(f"file:{tmp_path / 'absent'}") is None
+    assert resolve_credential(f"file:{tmp_path}") is None
+
+
+def test_a_rotated_file_is_read_anew(tmp_path: Path) -> None:
+    """Nothing is remembered here."""
+    path = tmp_path / "key"
+    for secret in ("sk-1", "sk-2"):
+        path.write_text(secret)
+        assert resolve_credential(f"file:{path}") == secret
