@@ -27,6 +27,7 @@ from prometheus_client.multiprocess import mark_process_dead
 from router.config.faults import PepperError
 from router.config.pepper import load_pepper
 from router.config.settings import Settings, export_metrics_dir, load_settings
+from router.corked import CorkedSocket
 from router.telemetry.logs import JsonFormatter
 from router.telemetry.metrics import use_worker_slot
 
@@ -161,8 +162,13 @@ class RouterWorker(GeventWorker):  # type: ignore[misc]
 
     def handle_request(self, listener_name: Any, req: Any, sock: Any, addr: Any) -> None:
         """Serve one request; the base class would go on to the next after a killed greenlet."""
+        corked = CorkedSocket(sock)
         try:
-            AsyncWorker.handle_request(self, listener_name, req, sock, addr)
+            AsyncWorker.handle_request(self, listener_name, req, corked, addr)
+            corked.flush()
+        except StopIteration:  # the reply is whole and the connection is to be closed
+            _flush(corked)
+            raise
         except (gevent.GreenletExit, SystemExit, TimeoutError):
             # The drain is over, or the client has not taken anything for too long.
             raise StopIteration from None
@@ -217,6 +223,13 @@ class JsonLogger(gunicorn.glogging.Logger):  # type: ignore[misc]
         handler.setFormatter(JsonFormatter())
         self.error_log.handlers[:] = [handler]
         self.error_log.propagate = False
+
+
+def _flush(corked: CorkedSocket) -> None:
+    try:
+        corked.flush()
+    except OSError:
+        pass  # gunicorn has given the connection up
 
 
 def _refuse(client: Any, status: int, reason: str, code: str) -> None:

@@ -19,6 +19,7 @@ import router
 DOORS = frozenset(
     {
         "wsgi",
+        "corked",
         "gunicorn_conf",
         "cli",
         "commands",

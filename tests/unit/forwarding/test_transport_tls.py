@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import random
 import ssl
 import time
 from collections.abc import Callable
@@ -171,7 +172,7 @@ def test_a_slow_reader_gets_every_record_once(
         peer.send(reply(b"got it"))
 
     server = serve(slow, tls=trusted)
-    body = bytes(range(256)) * 60_000
+    body = random.Random(7).randbytes(12_000_000)
     exchange = begin(pool_to(server, tls=trusting), patience(), body)
     assert exchange.read_all(REPLY_BYTES) == b"got it"
     assert server.requests == [head(body) + body]
@@ -206,7 +207,7 @@ def test_a_connection_closed_while_idle_is_not_used(
             peer.end_tls()
         else:
             peer.end()
-        peer.pause(0.3)
+        peer.pause(0.15)
 
     server = serve(once, answer(reply(b"second")), tls=trusted)
     pool = pool_to(server, tls=trusting)
@@ -233,7 +234,7 @@ def test_a_body_that_ends_with_the_connection_needs_a_farewell(
             peer.end_tls()
         else:
             peer.end()
-        peer.pause(0.3)
+        peer.pause(0.15)
 
     pool = pool_to(serve(cut, tls=trusted), tls=trusting)
     if farewell:

@@ -1,0 +1,43 @@
+"""A client's connection for the time of one reply: head and body leave with one system call."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+JOINED_BYTES: Final = 64 * 1024
+"""Up to here copying is cheaper than another system call and another packet."""
+
+
+class CorkedSocket:
+    """Holds back the first thing that is sent, which is the head, until the next one comes.
+
+    gunicorn writes head and body apart. For all else this is the socket that it wraps.
+    """
+
+    __slots__ = ("_held", "_sock")
+
+    def __init__(self, sock: Any) -> None:
+        self._sock = sock
+        self._held: bytes | None = None
+
+    def sendall(self, data: bytes) -> None:
+        """Send ``data`` behind what is held back; hold it back if it is the first."""
+        if self._held is None:
+            self._held = data
+            return
+        if self._held:
+            held, self._held = self._held, b""
+            if len(data) <= JOINED_BYTES:
+                data = held + data
+            else:
+                self._sock.sendall(held)
+        self._sock.sendall(data)
+
+    def flush(self) -> None:
+        """Send what is held back: the reply had no body."""
+        if self._held:
+            held, self._held = self._held, b""
+            self._sock.sendall(held)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._sock, name)
