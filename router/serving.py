@@ -148,7 +148,9 @@ class RouterWorker(GeventWorker):  # type: ignore[misc]
     def notify(self) -> None:
         """Called every second: also while draining, when idle connections are only in the way."""
         super().notify()
-        self.wsgi.extensions["router"].heartbeat()
+        services = getattr(self.wsgi, "extensions", {}).get("router")
+        if services is not None:  # else somebody has wrapped the application
+            services.heartbeat()
         if not self.alive:
             for idle in tuple(self._idle):
                 idle.end()

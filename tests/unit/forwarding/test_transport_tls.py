@@ -38,6 +38,8 @@ from tests.unit.forwarding.builders import (
 Serve = Callable[..., RawServer]
 PoolTo = Callable[..., Pool]
 
+SLACK_S = 0.5
+"""What a busy machine may add. Without its deadline each wait would take 4 s and more."""
 LAST_YEAR = datetime.datetime.now(datetime.timezone.utc) - datetime.timedelta(days=365)
 
 
@@ -187,7 +189,7 @@ def test_a_request_that_is_not_read_ends(
     with pytest.raises(BackendTimeout) as late:
         begin(pool, patience(idle_s=0.2), b"x" * 12_000_000)
     assert late.value.phase == "idle"
-    assert time.monotonic() - started_s <= 0.6
+    assert time.monotonic() - started_s <= 0.2 + SLACK_S
 
 
 @pytest.mark.parametrize("farewell", [True, False])
@@ -304,7 +306,7 @@ def test_a_trickled_handshake_costs_the_connect_timeout(
     started_s = time.monotonic()
     with pytest.raises(TransportError, match=r"^TLS failed: timeout$") as late:
         pool.open(patience(connect_s=0.2))
-    assert 0.2 <= time.monotonic() - started_s <= 0.4
+    assert 0.2 <= time.monotonic() - started_s <= 0.2 + SLACK_S
     assert (late.value.sent, pool.in_use) == (False, 0)
 
 
@@ -325,7 +327,7 @@ def test_a_trickled_record_does_not_stretch_a_deadline(
     with pytest.raises(BackendTimeout) as late:
         begin(pool, patience(**waits))
     assert late.value.phase == phase
-    assert 0.2 <= time.monotonic() - started_s <= 0.5
+    assert 0.2 <= time.monotonic() - started_s <= 0.2 + SLACK_S
     assert pool.in_use == 0
 
 
