@@ -14,10 +14,11 @@ class CorkedSocket:
     gunicorn writes head and body apart. For all else this is the socket that it wraps.
     """
 
-    __slots__ = ("_held", "_sock")
+    # Not `_sock`: whoever asks for that wants the socket inside gevent's, which never waits.
+    __slots__ = ("_client", "_held")
 
     def __init__(self, sock: Any) -> None:
-        self._sock = sock
+        self._client = sock
         self._held: bytes | None = None
 
     def sendall(self, data: bytes) -> None:
@@ -30,14 +31,14 @@ class CorkedSocket:
             if len(data) <= JOINED_BYTES:
                 data = held + data
             else:
-                self._sock.sendall(held)
-        self._sock.sendall(data)
+                self._client.sendall(held)
+        self._client.sendall(data)
 
     def flush(self) -> None:
         """Send what is held back: the reply had no body."""
         if self._held:
             held, self._held = self._held, b""
-            self._sock.sendall(held)
+            self._client.sendall(held)
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._sock, name)
+        return getattr(self._client, name)

@@ -15,6 +15,9 @@ def serve() -> Delivery:
     scope = current_scope()
     assert scope.document is not None and scope.caller is not None and scope.call is not None
     headers = forwardable(scope.request.environ, scope.secrets)
+    if scope.trace.parent_span_id is None:
+        # Without the trace that it belongs to, the client's state would join ours to another.
+        headers = [header for header in headers if header[0] != "Tracestate"]
     headers.append(("X-Request-ID", scope.request_id))
     headers.append(("traceparent", scope.trace.traceparent))
     passage = Passage(headers, _client_probe(scope))

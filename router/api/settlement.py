@@ -104,7 +104,16 @@ def _error_class(attempt: Attempt) -> str:
         return "status_5xx" if status >= 500 else "status_4xx"
     if error in ("BackendTimeout", "ClientGone", "InvalidRequest"):
         return {"BackendTimeout": "timeout", "ClientGone": "client_gone"}.get(error, "invalid")
-    return "connect" if status is None and "connect" in error else "transport"
+    return "connect" if error.startswith(_NEVER_CONNECTED) else "transport"
+
+
+_NEVER_CONNECTED: Final = (
+    "connect failed",
+    "connect timeout",
+    "connection pool exhausted",
+    "no address",
+    "TLS failed",
+)
 
 
 def _line(

@@ -154,5 +154,8 @@ def trusted_context() -> ssl.SSLContext:
     context = ssl.create_default_context()
     context.load_verify_locations(DEFAULT_CA_BUNDLE_PATH)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
+    # Python asks OpenSSL 3 to take a cut connection for a proper end; a reply without a declared
+    # length could then be cut short by anybody on the way.
+    context.options &= ~ssl.OP_IGNORE_UNEXPECTED_EOF
     context.set_alpn_protocols(["http/1.1"])
     return context

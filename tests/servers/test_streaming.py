@@ -148,6 +148,17 @@ def test_a_stream_is_recorded_to_its_end(deployed: Deployment) -> None:
     assert 0 < line["bytes_sent"] < len(body)
 
 
+@pytest.mark.parametrize("streamed", [False, True])
+def test_a_slow_answer_is_waited_for(deployed: Deployment, streamed: bool) -> None:
+    """A look at the client during the wait does not end it; it used to, for ever."""
+    deployed.backend.set(latency_ms=0 if streamed else 800, first_token_ms=800)
+    fields = {"model": CHAT, "messages": HELLO, "stream": streamed}
+    reply = deployed.router.post("/v1/chat/completions", fields, deployed.key.key)
+
+    assert reply.status == 200
+    assert b"sea" in reply.body
+
+
 # --- the client leaves -------------------------------------------------------------------------
 
 

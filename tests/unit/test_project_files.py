@@ -37,8 +37,13 @@ def declared(section: str, option: str) -> list[Requirement]:
     return [Requirement(line) for line in lines if line and not line.startswith("#")]
 
 
-def dependencies() -> list[Requirement]:
-    return declared("options", "install_requires")
+def dependencies(python: str | None = None) -> list[Requirement]:
+    """All of them, or those that apply to one Python."""
+    found = declared("options", "install_requires")
+    if python is None:
+        return found
+    environment = {"python_version": python, "python_full_version": f"{python}.0"}
+    return [one for one in found if one.marker is None or one.marker.evaluate(environment)]
 
 
 def pins(file: str, python: str) -> dict[str, str]:
@@ -125,7 +130,7 @@ def test_lowest_pins_every_dependency_at_its_bound(python: str) -> None:
     """What the `lowest` environments run with is what setup.cfg allows at least."""
     bounds = {
         canonicalize_name(requirement.name): lower_bound(requirement)
-        for requirement in dependencies() + declared("options.extras_require", "test")
+        for requirement in dependencies(python) + declared("options.extras_require", "test")
     }
     lowest = pins("lowest.txt", python)
     assert {name: lowest.get(name) for name in bounds} == bounds
@@ -149,7 +154,7 @@ def test_locked_satisfies_the_bounds(python: str) -> None:
     """Every requirement, tools included, has a pin that it accepts."""
     locked = pins("locked.txt", python)
     requirements = [
-        *dependencies(),
+        *dependencies(python),
         *declared("options.extras_require", "test"),
         *declared("options.extras_require", "dev"),
     ]

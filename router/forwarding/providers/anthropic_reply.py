@@ -28,7 +28,7 @@ COUNTS: Final = (
     "cache_creation_input_tokens",
     "output_tokens",
 )
-_COUNT_LIMIT: Final = 2**53
+_COUNT_LIMIT: Final = 10**9
 _MESSAGE_LIMIT_CHARS: Final = 1000
 _SECRET: Final = re.compile(r"\bsk-[\w-]{4,}|\bBearer\s+\S+", re.IGNORECASE)
 _LINK: Final = re.compile(r"\bhttps?://\S+", re.IGNORECASE)

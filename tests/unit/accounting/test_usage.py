@@ -58,6 +58,12 @@ def exact_nanos(usage: Usage, prices: Prices) -> Fraction:
         pytest.param(Usage(0, 0, 50), GPT_4O_CACHED, 0, id="cached of nothing"),
         pytest.param(Usage(10**9, 10**9, 10**9), Prices(0, 0, 0), 0, id="free"),
         pytest.param(Usage(5, 5), Prices(0, 1_000_000), 5, id="free input"),
+        pytest.param(
+            Usage(999_999_999, 0),
+            Prices(10**14 - 1, 0),
+            99_999_999_899_999_001,
+            id="more than a float can tell apart",
+        ),
     ],
 )
 def test_cost_of_a_call(usage: Usage, prices: Prices, expected: int) -> None:

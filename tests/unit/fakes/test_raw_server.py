@@ -48,7 +48,7 @@ def test_a_reset_is_an_error_and_an_end_is_none() -> None:
         peer.wait_closed()
 
     with RawServer(Peer.reset, ending) as server:
-        with connect(server) as client, pytest.raises(ConnectionResetError):
+        with pytest.raises(ConnectionResetError), connect(server) as client:
             client.recv(1)
         with connect(server) as client:
             assert client.recv(1) == b""

@@ -133,6 +133,12 @@ def test_the_ends_of_the_range_belong_to_somebody(
     assert order(numbered([weight] * 3), lambda: mark) == expected
 
 
+def test_a_draw_on_the_border_belongs_to_the_next() -> None:
+    """Draws are below 1 and may be 0, so each backend has the lower end of its part."""
+    assert order(numbered([1, 1]), lambda: 0.5) == ["b1", "b0"]
+    assert order(numbered([1, 1]), lambda: math.nextafter(0.5, 0.0)) == ["b0", "b1"]
+
+
 @given(weights=WEIGHTS, seed=st.integers(0, 2**32))
 def test_each_backend_with_a_weight_has_one_place(weights: list[int], seed: int) -> None:
     """Whatever is drawn, nobody is forgotten and nobody comes twice."""

@@ -100,7 +100,7 @@ def endless() -> list[Any]:
 
 def deep() -> list[Any]:
     found: list[Any] = []
-    for _ in range(10_000):
+    for _ in range(100_000):
         found = [found]
     return found
 
@@ -223,6 +223,23 @@ def test_no_secret_gets_into_a_line(facts: dict[str, Any]) -> None:
 def test_times_are_utc_with_milliseconds(created: float, expected: str) -> None:
     """Cut off rather than rounded: never `.1000`, never a second that has not begun."""
     assert formatted(created=created)["ts"] == expected
+
+
+@pytest.fixture
+def tokyo(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A host nine hours ahead."""
+    with monkeypatch.context() as patch:
+        patch.setenv("TZ", "JST-9")
+        time.tzset()
+        yield
+    time.tzset()
+
+
+@pytest.mark.usefixtures("tokyo")
+def test_times_do_not_follow_the_host() -> None:
+    """UTC wherever the host stands; this second is formatted nowhere else."""
+    assert time.localtime(0).tm_hour == 9
+    assert formatted(created=1_234_567_890.0)["ts"] == "2009-02-13T23:31:30.000Z"
 
 
 def test_times_follow_the_clock_back_and_forth() -> None:
