@@ -9,7 +9,7 @@ LOCK := constraints/locked.txt
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(LOCK)
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint format contracts bench dev-up dev-down clean
+.PHONY: help run test proof lint format contracts bench dev-up dev-down clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -19,6 +19,9 @@ run: $(VENV)/.installed ## start two mock backends and the router with the demo 
 
 test: $(VENV)/.tox ## lint, contracts and the test matrix (TOX_ARGS="-e py311-fakes-locked")
 	$(BIN)/tox run $(TOX_ARGS)
+
+proof: $(VENV)/.tox ## the long forms of the tests that have a short form in `make test`
+	ROUTER_TEST_PROOF=1 $(BIN)/tox run -e servers-locked $(TOX_ARGS)
 
 lint: $(VENV)/.tox ## formatter, linter and strict typing, changing nothing
 	$(BIN)/tox run -e lint

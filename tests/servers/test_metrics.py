@@ -85,11 +85,15 @@ def test_totals_are_exact_and_never_fall(metered: Deployment) -> None:
         scraping(metered) as scrapes,
         running_load(metered.router.port, chat(metered), clients=6, name="count") as load,
     ):
-        wait_until(lambda: len(load.results) >= 900, 60, "900 calls")
+        # Which worker gets how many of them is the kernel's choice.
+        wait_until(
+            lambda: len(load.results) >= 900 and recycled(metered) >= 2,
+            60,
+            "900 calls and two recycled workers",
+        )
     answered = [result for result in load.results if result.error is None]
     after = samples(metered.router.metrics())
 
-    assert recycled(metered) >= 2
     assert {result.status for result in answered} == {200}
     assert [result for result in load.results if result.error and result.fresh] == []
     labels = {"endpoint": "openai.chat_completions", "status": "200", "outcome": "completed"}
