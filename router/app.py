@@ -28,7 +28,7 @@ from router.telemetry.traces import open_trace
 
 log = logging.getLogger("router")
 
-NATIVE_PATHS: Final = ("/v1/inference", "/v1/status", "/healthz", "/readyz", "/metrics")
+NATIVE_PATHS: Final = ("/v1/inference/", "/v1/status/")
 
 
 class _NoSession(SessionInterface):
@@ -105,7 +105,10 @@ def open_scope(wired: Services) -> None:
     )
     wired.metrics.running += 1
     refuse_ambiguous(environ)
-    if endpoint in status.OPS_ENDPOINTS and not _on_ops_listener(wired, environ):
+    on_ops_listener = environ.get("SERVER_PORT") == str(wired.settings.ops_bind.port)
+    if on_ops_listener is not (endpoint in status.OPS_ENDPOINTS) and not endpoint.startswith(
+        status.EVERYWHERE
+    ):
         raise errors.NotFound("no such endpoint")
 
 
@@ -130,6 +133,8 @@ def on_router_error(error: errors.RouterError) -> Response:
     scope = current_scope()
     if isinstance(error, (errors.Unauthenticated, errors.SignatureInvalid, errors.BackendFailed)):
         scope.reason = error.reason
+    if isinstance(error, errors.Unauthenticated):
+        scope.refused = error.known
     return error_reply(error, scope.dialect)
 
 
@@ -152,8 +157,6 @@ def on_unexpected_error(error: Exception) -> Response:
 
 def _dialect(path: str) -> Dialect:
     """Unknown paths are answered as the OpenAI SDKs expect it, unless they are clearly ours."""
-    return "native" if path.startswith(NATIVE_PATHS) or not path.startswith("/v1/") else "openai"
-
-
-def _on_ops_listener(wired: Services, environ: dict[str, Any]) -> bool:
-    return environ.get("SERVER_PORT") == str(wired.settings.ops_bind.port)
+    if not path.startswith("/v1/"):
+        return "native"
+    return "native" if f"{path}/".startswith(NATIVE_PATHS) else "openai"

@@ -17,7 +17,7 @@ from typing import IO, Final
 from urllib.error import URLError
 from urllib.request import ProxyHandler, build_opener
 
-from router.config.settings import Settings, child_environment, load_settings
+from router.config.settings import Address, Settings, child_environment, load_settings
 
 BACKENDS: Final = {"mock-a": "http://127.0.0.1:9101/v1", "mock-b": "http://127.0.0.1:9102/v1"}
 """The backends of the demo document and the addresses that stand for them in it."""
@@ -163,11 +163,17 @@ def _await_ready(gateway: _Part, settings: Settings) -> None:
 
 
 def _url(settings: Settings) -> str:
-    return f"http://{settings.bind}".replace("//0.0.0.0", "//127.0.0.1")
+    return _reachable(settings.bind)
 
 
 def _ops_url(settings: Settings) -> str:
-    return f"http://{settings.ops_bind}".replace("//0.0.0.0", "//127.0.0.1")
+    return _reachable(settings.ops_bind)
+
+
+def _reachable(address: Address) -> str:
+    """Where this host reaches a listener that may be bound to every address."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(address.host, address.host)
+    return f"http://{Address(host, address.port)}"
 
 
 def _say(text: str) -> None:

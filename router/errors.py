@@ -17,9 +17,11 @@ class RouterError(Exception):
 class Unauthenticated(RouterError):
     """No valid key. ``reason`` is for log and metrics only: the reply never tells it."""
 
-    def __init__(self, reason: str) -> None:
+    def __init__(self, reason: str, *, known: tuple[str, str] | None = None) -> None:
         super().__init__("missing or invalid API key")
         self.reason = reason
+        self.known = known
+        """Key id and organization, when the key is one of ours that may not be used."""
 
 
 class SignatureInvalid(RouterError):

@@ -9,7 +9,7 @@ from prometheus_client import CollectorRegistry
 from router.auth.authenticator import Authenticator
 from router.auth.nonces import NonceStore
 from router.clock import Clock
-from router.config.pepper import load_pepper
+from router.config.pepper import load_pepper, pepper_fingerprint
 from router.config.settings import Settings, resolve_credential
 from router.config.state import StateReader
 from router.errors import NotConfigured
@@ -32,6 +32,8 @@ class Services:
     authenticator: Authenticator
     gateway: Gateway
     session: BackendSession
+    pepper_fingerprint: str
+    """Tells whether the stored keys were made with the pepper that this worker checks them with."""
     metrics: Metrics
     call_log: CallLog
 
@@ -62,9 +64,10 @@ def build_services(settings: Settings, *, clock: Clock | None = None) -> Service
         # The promise is 10 retries a second for the router, so each worker gets its part.
         retry_budget=RetryBudget(per_second=PER_SECOND / settings.workers),
     )
+    pepper = load_pepper(settings, create=True)
     authenticator = Authenticator(
         keys=state,
-        pepper=load_pepper(settings, create=True),
+        pepper=pepper,
         clock=clock,
         nonces=NonceStore(tolerance_s=settings.signature_tolerance_s),
         demo=settings.demo,
@@ -77,6 +80,7 @@ def build_services(settings: Settings, *, clock: Clock | None = None) -> Service
         authenticator=authenticator,
         gateway=Gateway(RoutingEngine(), forwarder),
         session=session,
+        pepper_fingerprint=pepper_fingerprint(pepper),
         metrics=Metrics(CollectorRegistry()),
         call_log=CallLog(),
     )

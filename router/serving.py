@@ -28,6 +28,7 @@ from router.config.faults import PepperError
 from router.config.pepper import load_pepper
 from router.config.settings import Settings, export_metrics_dir, load_settings
 from router.corked import CorkedSocket
+from router.metrics_dir import prepare_metrics_dir, remove_metrics_dir
 from router.telemetry.logs import JsonFormatter
 from router.telemetry.metrics import use_worker_slot
 
@@ -78,6 +79,7 @@ def configuration(settings: Settings) -> dict[str, Any]:
         "pre_fork": pre_fork,
         "post_fork": post_fork,
         "child_exit": child_exit,
+        "on_exit": on_exit,
     }
 
 
@@ -96,12 +98,15 @@ def on_starting(server: Arbiter) -> None:
 def when_ready(server: Arbiter) -> None:
     """Begin with no metrics. Not before the ports are ours: they may be another instance's."""
     settings = load_settings()
-    metrics_dir = settings.metrics_dir or settings.data_dir / "run" / "metrics"
-    metrics_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-    # File by file: the directory may be a mount, and it may be one that others use, too.
-    for file in metrics_dir.glob("*.db"):
-        file.unlink(missing_ok=True)
-    export_metrics_dir(metrics_dir)
+    server.router_metrics_dir = prepare_metrics_dir(settings)
+    export_metrics_dir(server.router_metrics_dir)
+
+
+def on_exit(server: Arbiter) -> None:
+    """Leave nothing in shared memory, unless another master (USR2) goes on with it."""
+    metrics_dir = getattr(server, "router_metrics_dir", None)
+    if metrics_dir is not None and not server.reexec_pid and not server.master_pid:
+        remove_metrics_dir(load_settings(), metrics_dir)
 
 
 def pre_fork(server: Arbiter, worker: RouterWorker) -> None:

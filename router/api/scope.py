@@ -37,6 +37,8 @@ class Scope:
     dialect: Dialect = "native"
     document: Document | None = None
     key: KeyRecord | None = None
+    refused: tuple[str, str] | None = None
+    """Id and organization of a key that is known and may not be used: for the log."""
     caller: Caller | None = None
     secrets: tuple[str, ...] = ()
     """Credentials the client sent; nothing that holds one leaves the router."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from typing import Any, Final
 
@@ -9,6 +10,8 @@ from router.accounting.usage import cost_nanos, estimate
 from router.api.dispatch import decision
 from router.api.scope import Scope
 from router.call import NO_USAGE, Attempt, Outcome, Usage
+
+log = logging.getLogger("router")
 
 QUIET_ENDPOINTS: Final = ("status.", "prometheus_")
 """Asked for every few seconds by machines; a line for each would drown the calls."""
@@ -41,7 +44,10 @@ def settle(scope: Scope) -> None:
         if stream is not None:
             stream.close()  # may read on for a while, and the worker may end meanwhile
     finally:
-        _record(scope, ended_s)
+        try:
+            _record(scope, ended_s)
+        except Exception:  # the server below would break the client's connection off
+            log.exception("a call could not be settled", extra={"request_id": scope.request_id})
 
 
 def _record(scope: Scope, ended_s: float) -> None:
@@ -53,7 +59,9 @@ def _record(scope: Scope, ended_s: float) -> None:
     duration_s = ended_s - scope.started_s
     _count(scope, usage, cost, outcome, duration_s)
     if not scope.endpoint.startswith(QUIET_ENDPOINTS):
-        scope.services.call_log.write(_line(scope, usage, cost, outcome, duration_s))
+        written = scope.services.call_log.write(_line(scope, usage, cost, outcome, duration_s))
+        if not written:
+            scope.services.metrics.count_lost_line()
 
 
 def _outcome(scope: Scope) -> Outcome:
@@ -134,6 +142,8 @@ def _line(
     if scope.key is not None:
         line["organization_id"] = scope.key.organization_id
         line["key_id"] = scope.key.id
+    elif scope.refused is not None:
+        line["key_id"], line["organization_id"] = scope.refused
     if scope.code is not None:
         line["code"] = scope.code
     if scope.reason is not None:

@@ -17,6 +17,9 @@ blueprint: Final = Blueprint("status", __name__)
 OPS_ENDPOINTS: Final = frozenset({"prometheus_metrics"})
 """Served on the ops listener only."""
 
+EVERYWHERE: Final = "status."
+"""Served on both; all else is served on the public listener only."""
+
 
 @blueprint.get("/v1/status/healthz")
 @blueprint.get("/healthz")
@@ -38,11 +41,19 @@ def readyz() -> Response:
 
 
 def _state_check() -> dict[str, Any]:
-    state = services().state
+    wired = services()
+    state = wired.state
     try:
         document = state.document()
+        keys_fit = state.pepper_matches(wired.pepper_fingerprint)
     except NotConfigured as error:
         return {"status": "failed", "detail": error.message}
+    if keys_fit is False:  # every key would be refused as unknown
+        return {
+            "status": "failed",
+            "revision": document.revision,
+            "detail": "the keys were made with another pepper than this router's",
+        }
     if state.fault is not None:
         return {"status": "degraded", "revision": document.revision, "detail": state.fault}
     return {"status": "ok", "revision": document.revision}

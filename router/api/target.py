@@ -14,6 +14,8 @@ _AMBIGUOUS: Final = re.compile(
     r"//|\\|#|%(?:2[ef]|5c|00|25|0[ad])|(?:^|/)\.{1,2}(?:/|$)", re.IGNORECASE
 )
 _SUSPICIOUS: Final = re.compile(r"[%\\#]|//|/\.")
+_MODELS: Final = "/v1/models/"
+_ENCODED_SLASH: Final = re.compile("%2f", re.IGNORECASE)
 _BAD_ESCAPE: Final = re.compile(r"%(?![0-9a-fA-F]{2})")
 
 
@@ -31,6 +33,9 @@ def refuse_ambiguous(environ: Mapping[str, Any]) -> None:
     """Raises ``InvalidRequest`` for dot segments, encoded slashes, empty segments and the like."""
     try:
         path = raw_target(environ).partition("?")[0]
+        if path.startswith(_MODELS):
+            # Ids of models may contain slashes, which the SDKs encode. Nothing behind us sees them.
+            path = _ENCODED_SLASH.sub("/", path)
     except ValueError:
         raise InvalidRequest("the request target is malformed", field="path") from None
     if _SUSPICIOUS.search(path) and (_AMBIGUOUS.search(path) or _BAD_ESCAPE.search(path)):

@@ -111,7 +111,7 @@ class Authenticator:
         if refusal is None and not organization_active(record.organization_id):
             refusal = "organization_inactive"
         if refusal is not None:
-            raise Unauthenticated(refusal)
+            raise Unauthenticated(refusal, known=(record.id, record.organization_id))
         return record
 
     @staticmethod

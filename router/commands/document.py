@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from router.config.faults import PepperError
 from router.config.settings import Settings, load_settings
 
 if TYPE_CHECKING:
     from router.config.diff import Change, FieldChange
     from router.config.loader import LoadedDocument
+    from router.config.state import StateWriter
 
 _MARKS: Final = {"added": ("+", "green"), "changed": ("~", "yellow"), "removed": ("-", "red")}
 _NAMED_IN_TITLE: Final = {"policies": ("organization", "model")}
@@ -29,7 +30,8 @@ def check_config(file: Path) -> None:
     Changes nothing. Exits with 1 if there is a mistake.
     """
     settings = load_settings()
-    click.echo(f"{file} is valid: {_summary(_load(file, settings, create_pepper=False))}")
+    # Only demo secrets are hashed, and a check does so for form's sake.
+    click.echo(f"{file} is valid: {_summary(_load(file, settings, lambda: b''))}")
 
 
 @click.command("apply")
@@ -45,16 +47,17 @@ def apply(file: Path, dry_run: bool, prune_keys: bool, reactivate_keys: bool) ->
     from router.config.state import StateWriter
 
     settings = load_settings()
-    loaded = _load(file, settings, create_pepper=not dry_run)
     writer = StateWriter(settings.state_dir)
+    loaded = _load(file, settings, lambda: _demo_pepper(settings, writer, dry_run=dry_run))
+    fingerprint = _fingerprint(settings) if loaded.keys else None
     rules = {"prune_keys": prune_keys, "reactivate_keys": reactivate_keys}
-    changes = writer.changes(loaded, **rules)
+    changes = writer.changes(loaded, **rules, fingerprint=fingerprint)
     _show(changes)
     if dry_run:
         click.echo("dry run, nothing was written" if changes else "no changes")
         return
     before = writer.revision()
-    after = writer.apply(loaded, **rules)
+    after = writer.apply(loaded, **rules, fingerprint=fingerprint)
     if not changes and before == after:
         click.echo(f"no changes, revision {after}")
     else:
@@ -85,24 +88,28 @@ def export(form: str) -> None:
         click.echo(dump_yaml(plain), nl=False)
 
 
-def _load(file: Path, settings: Settings, *, create_pepper: bool) -> LoadedDocument:
+def _load(file: Path, settings: Settings, pepper: Callable[[], bytes]) -> LoadedDocument:
     from router.config.loader import load_file
 
-    return load_file(file, demo=settings.demo, pepper=_pepper(settings, create=create_pepper))
+    return load_file(file, demo=settings.demo, pepper=pepper)
 
 
-def _pepper(settings: Settings, *, create: bool) -> bytes:
-    """Only demo secrets are hashed. A check does so for form's sake, if need be without one."""
-    from router.config.pepper import load_pepper
+def _demo_pepper(settings: Settings, writer: StateWriter, *, dry_run: bool) -> bytes:
+    """What demo secrets are hashed with; a dry run makes none and does without."""
+    from router.config.pepper import has_pepper, load_pepper
 
-    if not settings.demo:
+    if dry_run and not has_pepper(settings):
         return b""
-    try:
-        return load_pepper(settings, create=create)
-    except PepperError:
-        if create:
-            raise
-        return b""
+    return load_pepper(settings, create=writer.pepper_fingerprint() is None)
+
+
+def _fingerprint(settings: Settings) -> str | None:
+    """Of the pepper that is there; hashes may also be applied before their pepper arrives."""
+    from router.config.pepper import has_pepper, load_pepper, pepper_fingerprint
+
+    if not has_pepper(settings):
+        return None
+    return pepper_fingerprint(load_pepper(settings, create=False))
 
 
 def _summary(loaded: LoadedDocument) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import secrets
+from dataclasses import replace
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, Final
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 _DURATION: Final = re.compile("([1-9][0-9]{0,5})([mhdw])")
 _UNIT_S: Final = {"m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 _COLUMNS: Final = ("ID", "ORGANIZATION", "STATUS", "EXPIRES", "SCOPES", "MODELS", "NAME")
+_HASH_TO_COME: Final = "0" * 64
 _NOTICE: Final = "The key is shown only now and cannot be shown again: store it at once."
 
 
@@ -94,26 +96,23 @@ def create(
 
     The key is shown this once: only a keyed hash of it is stored.
     """
-    from router.auth.keys import derive_signing_secret, hash_key
     from router.config.document import KeyRecord
-    from router.config.pepper import load_pepper
 
     settings = load_settings()
     expiry_s = _expiry(expires_in, expires_at)
     key = _generate(env)
-    pepper = load_pepper(settings, create=True)
-    record = KeyRecord(
+    draft = KeyRecord(
         id=key_id or f"key_{secrets.token_hex(8)}",
         organization_id=organization,
-        hash=hash_key(key, pepper).hex(),
+        hash=_HASH_TO_COME,
         name=name,
         expires_at_s=expiry_s,
         scopes=frozenset(scopes or SCOPES),
         models=frozenset(models) if models else None,
         require_signature=require_signature,
     )
-    _writer(settings).put_key(record, overwrite=False)
-    _print_new(record, key, derive_signing_secret(pepper, record.id, record.hash), output)
+    record, secret = _store(settings, draft, key)
+    _print_new(record, key, secret, output)
 
 
 @keys.command("list")
@@ -149,10 +148,27 @@ def signing_secret(key_id: str) -> None:
 def find_signing_secret(settings: Settings, key_id: str) -> str:
     """Derive the signing secret of a stored key."""
     from router.auth.keys import derive_signing_secret
-    from router.config.pepper import load_pepper
+    from router.config.pepper import load_pepper, pepper_fingerprint
 
-    record = _writer(settings).get_key(key_id)
-    return derive_signing_secret(load_pepper(settings, create=False), record.id, record.hash)
+    writer = _writer(settings)
+    writer.get_key(key_id)
+    pepper = load_pepper(settings, create=False)
+    record = writer.get_key(key_id, fingerprint=pepper_fingerprint(pepper))
+    return derive_signing_secret(pepper, record.id, record.hash)
+
+
+def _store(settings: Settings, draft: KeyRecord, key: str) -> tuple[KeyRecord, str]:
+    """Store a new key under the pepper, which is made last; returns its record and its secret."""
+    from router.auth.keys import derive_signing_secret, hash_key
+    from router.config.pepper import load_pepper, pepper_fingerprint
+
+    writer = _writer(settings)
+    writer.check_new_key(draft)
+    # Keys that were made with a lost pepper do not get a new one beside them.
+    pepper = load_pepper(settings, create=writer.pepper_fingerprint() is None)
+    record = replace(draft, hash=hash_key(key, pepper).hex())
+    writer.put_key(record, overwrite=False, fingerprint=pepper_fingerprint(pepper))
+    return record, derive_signing_secret(pepper, record.id, record.hash)
 
 
 def _writer(settings: Settings) -> StateWriter:

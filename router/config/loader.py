@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hmac
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -54,11 +54,13 @@ class LoadedDocument:
         )
 
 
-def load_file(path: Path | str, *, demo: bool, pepper: bytes) -> LoadedDocument:
+def load_file(
+    path: Path | str, *, demo: bool, pepper: bytes | Callable[[], bytes]
+) -> LoadedDocument:
     """Read, validate and freeze a document; ``.json`` is JSON, any other name is YAML.
 
-    ``demo`` allows demo secrets, which are hashed with ``pepper``. Raises :class:`DocumentError`
-    with every problem of the document.
+    ``demo`` allows demo secrets, which are hashed with ``pepper``; a function is asked for it only
+    when a valid document has such a key. Raises :class:`DocumentError` with every problem.
     """
     place = Path(path)
     text = read_text(place)
@@ -71,7 +73,7 @@ def load_plain(plain: Any, *, demo: bool = False, pepper: bytes = b"") -> Loaded
     return _load(Parsed(plain, []), demo=demo, pepper=pepper)
 
 
-def _load(parsed: Parsed, *, demo: bool, pepper: bytes) -> LoadedDocument:
+def _load(parsed: Parsed, *, demo: bool, pepper: bytes | Callable[[], bytes]) -> LoadedDocument:
     plain, problems = parsed.data, [*parsed.problems]
     if not isinstance(plain, dict):
         what = "is empty" if plain is None else "must be a mapping"
@@ -102,11 +104,12 @@ def _demo_problems(plain: dict[str, Any]) -> Iterator[str]:
             yield f"keys[{index}].demo_secret: allowed only in demo mode (ROUTER_DEMO=true)"
 
 
-def _record(entry: KeyEntry, pepper: bytes) -> KeyRecord:
+def _record(entry: KeyEntry, pepper: bytes | Callable[[], bytes]) -> KeyRecord:
     key_hash = entry.hash
     if key_hash is None:
         # The loader stands below ``auth`` and cannot call its hash_key; a test keeps them equal.
-        key_hash = hmac.digest(pepper, str(entry.demo_secret).encode(), "sha256").hex()
+        secret = pepper() if callable(pepper) else pepper
+        key_hash = hmac.digest(secret, str(entry.demo_secret).encode(), "sha256").hex()
     return KeyRecord(
         id=entry.id,
         organization_id=entry.organization,

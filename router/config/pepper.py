@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hmac
 import os
 import secrets
 import stat
@@ -15,6 +16,7 @@ FILE_NAME: Final = "pepper"
 MIN_BYTES: Final = 32
 _RANDOM_BYTES: Final = 32
 _MAX_BYTES: Final = 4096
+_FINGERPRINT_DIGITS: Final = 16
 
 
 def load_pepper(settings: Settings, *, create: bool) -> bytes:
@@ -36,6 +38,16 @@ def load_pepper(settings: Settings, *, create: bool) -> bytes:
         ) from None
     except OSError as error:
         raise PepperError([f"the pepper {path}: {error.strerror or error}"]) from None
+
+
+def pepper_fingerprint(pepper: bytes) -> str:
+    """What tells one pepper from another and gives neither away."""
+    return hmac.digest(pepper, b"pepper-fingerprint", "sha256").hex()[:_FINGERPRINT_DIGITS]
+
+
+def has_pepper(settings: Settings) -> bool:
+    """Whether there is a pepper, be it one that :func:`load_pepper` refuses."""
+    return settings.key_pepper is not None or (settings.data_dir / FILE_NAME).exists()
 
 
 def _create(path: Path) -> None:

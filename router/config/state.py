@@ -25,6 +25,7 @@ from router.config.schema import KeySchema
 from router.config.storage import (
     DOCUMENT,
     KEYS_REVISION,
+    PEPPER_FINGERPRINT,
     REVISION,
     UnreadableError,
     View,
@@ -86,6 +87,11 @@ class StateReader:
     def keys_revision(self) -> int:
         """A number that grows with every change of any key."""
         return decode_number(self._ask(lambda view: view.get(view.meta, KEYS_REVISION)))
+
+    def pepper_matches(self, fingerprint: str) -> bool | None:
+        """Whether the stored keys were made with this pepper; ``None`` when nobody noted it."""
+        stored = self._ask(lambda view: view.get(view.meta, PEPPER_FINGERPRINT))
+        return None if stored is None else stored == fingerprint.encode()
 
     def document(self) -> Document:
         """The snapshot of the stored revision.
@@ -192,7 +198,8 @@ class StateWriter:
     """Changes ``state/`` in short transactions, each of them whole or not at all.
 
     The store is open only while a method runs. Every method raises :class:`StateError`, and what
-    raised has changed nothing.
+    raised has changed nothing. A method that is given the fingerprint of a pepper raises
+    :class:`PepperError` when the stored keys were made with another one.
     """
 
     def __init__(self, state_dir: Path, clock: Clock | None = None) -> None:
@@ -200,7 +207,12 @@ class StateWriter:
         self._clock = clock or Clock()
 
     def apply(
-        self, loaded: LoadedDocument, *, prune_keys: bool = False, reactivate_keys: bool = False
+        self,
+        loaded: LoadedDocument,
+        *,
+        prune_keys: bool = False,
+        reactivate_keys: bool = False,
+        fingerprint: str | None = None,
     ) -> int:
         """Make this the document; returns its revision, a new one only if it differs.
 
@@ -208,6 +220,7 @@ class StateWriter:
         been revoked comes back only with ``reactivate_keys``.
         """
         with open_tables(self._state_dir, create=True) as tables:
+            tables.check_pepper(fingerprint)
             changes = tables.changes(loaded, prune_keys=prune_keys, reactivate_keys=reactivate_keys)
             touched = {change.entity for change in changes if change.section == "keys"}
             if touched:
@@ -215,17 +228,24 @@ class StateWriter:
                     old=[key for key in tables.all_keys() if key.id in touched],
                     new=[key for key in loaded.keys if key.id in touched],
                 )
+                tables.note_pepper(fingerprint)
             if tables.revision() and all(change.section == "keys" for change in changes):
                 return tables.revision()
             return tables.put_document(loaded, self._clock.now_s())
 
     def changes(
-        self, loaded: LoadedDocument, *, prune_keys: bool = False, reactivate_keys: bool = False
+        self,
+        loaded: LoadedDocument,
+        *,
+        prune_keys: bool = False,
+        reactivate_keys: bool = False,
+        fingerprint: str | None = None,
     ) -> list[Change]:
         """What :meth:`apply` would change now."""
         if not self._state_dir.is_dir():
             return compare({}, to_plain(loaded))
         with open_tables(self._state_dir) as tables:
+            tables.check_pepper(fingerprint)
             return tables.changes(loaded, prune_keys=prune_keys, reactivate_keys=reactivate_keys)
 
     def revision(self) -> int:
@@ -242,12 +262,29 @@ class StateWriter:
             keys = plain_keys(tables.all_keys())
         return {"version": plain.pop("version"), "keys": keys, **plain}
 
-    def put_key(self, record: KeyRecord, *, overwrite: bool = True) -> None:
+    def pepper_fingerprint(self) -> str | None:
+        """Which pepper the stored keys were made with; ``None`` when nobody noted it."""
+        if not self._state_dir.is_dir():
+            return None
+        with open_tables(self._state_dir) as tables:
+            return tables.pepper_fingerprint()
+
+    def check_new_key(self, record: KeyRecord) -> None:
+        """Raise what :meth:`put_key` would for a new key, whatever its hash will be."""
+        with open_tables(self._state_dir) as tables:
+            _check_record(record, tables.document())
+            if tables.key(record.id) is not None:
+                raise StateError([f"there is already a key '{record.id}'"])
+
+    def put_key(
+        self, record: KeyRecord, *, overwrite: bool = True, fingerprint: str | None = None
+    ) -> None:
         """Store a key; refused for an unknown organization or model and for a hash of another key.
 
         Without ``overwrite`` a key that is already there is refused, too.
         """
         with open_tables(self._state_dir) as tables:
+            tables.check_pepper(fingerprint)
             _check_record(record, tables.document())
             old = tables.key(record.id)
             if old is not None and not overwrite:
@@ -256,6 +293,7 @@ class StateWriter:
             if double is not None and double.id != record.id:
                 raise StateError([f"this key is already stored as '{double.id}'"])
             tables.replace_keys(old=[old] if old else [], new=[record])
+            tables.note_pepper(fingerprint)
 
     def revoke_key(self, key_id: str) -> KeyRecord:
         """Revoke a key; it stays listed. Returns it as it is stored now."""
@@ -269,9 +307,10 @@ class StateWriter:
         with open_tables(self._state_dir) as tables:
             return tables.all_keys()
 
-    def get_key(self, key_id: str) -> KeyRecord:
+    def get_key(self, key_id: str, *, fingerprint: str | None = None) -> KeyRecord:
         """The stored key with this id."""
         with open_tables(self._state_dir) as tables:
+            tables.check_pepper(fingerprint)
             return _found(tables, key_id)
 
 

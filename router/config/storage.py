@@ -35,6 +35,7 @@ REVISION: Final = b"revision"
 KEYS_REVISION: Final = b"keys_revision"
 APPLIED_AT: Final = b"applied_at"
 DOCUMENT: Final = b"document"
+PEPPER_FINGERPRINT: Final = b"pepper_fingerprint"
 
 _DECODED_KEYS: Final = 4096
 _NUMBER_BYTES: Final = 8

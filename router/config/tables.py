@@ -13,7 +13,7 @@ import orjson
 
 from router.config.diff import Change, compare
 from router.config.document import KeyRecord
-from router.config.faults import StateError
+from router.config.faults import PepperError, StateError
 from router.config.loader import LoadedDocument
 from router.config.plain import plain_keys, to_plain
 from router.config.schema import VERSION
@@ -24,6 +24,7 @@ from router.config.storage import (
     KEYS,
     KEYS_REVISION,
     META,
+    PEPPER_FINGERPRINT,
     REVISION,
     TABLES,
     decode_key,
@@ -34,6 +35,7 @@ from router.config.storage import (
 )
 
 _NOTHING_APPLIED: Final = "nothing has been applied yet: run 'routerctl apply FILE' first"
+_OTHER_PEPPER: Final = "this ROUTER_KEY_PEPPER is not the one that the stored keys were made with"
 _SHOWN_KEYS: Final = 3
 
 
@@ -124,6 +126,24 @@ class Tables:
             self._transaction.put(record.id.encode(), key_hash, db=self._key_ids)
         changes = decode_number(self._get(self._meta, KEYS_REVISION))
         self._transaction.put(KEYS_REVISION, encode_number(changes + 1), db=self._meta)
+        if not self._transaction.stat(self._key_ids)["entries"]:
+            # Without keys there is nothing that another pepper could make unknown.
+            self._transaction.delete(PEPPER_FINGERPRINT, db=self._meta)
+
+    def pepper_fingerprint(self) -> str | None:
+        """Which pepper the stored keys were made with; ``None`` when nobody noted it."""
+        raw = self._get(self._meta, PEPPER_FINGERPRINT)
+        return None if raw is None else raw.decode()
+
+    def check_pepper(self, fingerprint: str | None) -> None:
+        """Raise :class:`PepperError` for another pepper than that of the stored keys."""
+        if fingerprint is not None and self.pepper_fingerprint() not in (None, fingerprint):
+            raise PepperError([_OTHER_PEPPER])
+
+    def note_pepper(self, fingerprint: str | None) -> None:
+        """Remember which pepper the stored keys were made with."""
+        if fingerprint is not None and self._transaction.stat(self._key_ids)["entries"]:
+            self._transaction.put(PEPPER_FINGERPRINT, fingerprint.encode(), db=self._meta)
 
     def changes(
         self, loaded: LoadedDocument, *, prune_keys: bool, reactivate_keys: bool

@@ -44,6 +44,13 @@ _NEVER: Final = frozenset(
         "HTTP_CONTENT_DIGEST",
         "HTTP_REPR_DIGEST",
         "HTTP_DIGEST",
+        # conditions and parts: a backend's 304 or 206 would be no answer to anybody
+        "HTTP_IF_MATCH",
+        "HTTP_IF_NONE_MATCH",
+        "HTTP_IF_MODIFIED_SINCE",
+        "HTTP_IF_UNMODIFIED_SINCE",
+        "HTTP_IF_RANGE",
+        "HTTP_RANGE",
         # written by us
         "HTTP_ACCEPT_ENCODING",
         "HTTP_X_REQUEST_ID",

@@ -71,6 +71,12 @@ class Metrics:
             (),
             registry=registry,
         )
+        self._lost_lines = Counter(
+            "api_router_log_lines_lost_total",
+            "Calls whose log line could not be written.",
+            (),
+            registry=registry,
+        )
         self._auth_failures = Counter(
             "api_router_auth_failures_total",
             "Refused credentials by reason.",
@@ -130,6 +136,10 @@ class Metrics:
     def count_cost(self, cost_nanos: int) -> None:
         """One call's cost."""
         self._cost.inc(cost_nanos)
+
+    def count_lost_line(self) -> None:
+        """One call has no line in the log."""
+        self._lost_lines.inc()
 
     def count_auth_failure(self, reason: str) -> None:
         """One refused credential."""

@@ -7,21 +7,115 @@ each increment. A worker has one thread, and nothing here lets another greenlet 
 
 from __future__ import annotations
 
+import errno
+import logging
+import os
+import struct
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from prometheus_client.mmap_dict import MmapedDict, mmap_key
+
+INITIAL_BYTES: Final = 1 << 16
+_HEADER_BYTES: Final = 8
+_MIN_ENTRY_BYTES: Final = 24
+_MAX_PADDING_BYTES: Final = 8
+
+_log = logging.getLogger(__name__)
+
+
+class _NoFile:
+    """Stands in for a file that cannot be had: its values live in this process alone."""
+
+    def read_value(self, key: str) -> tuple[float, float]:
+        return 0.0, 0.0
+
+    def write_value(self, key: str, value: float, timestamp: float) -> None:
+        """There is nowhere to write to."""
+
+
+class _SlotFiles:
+    """The files of one slot. No page of them is touched before the file system has set it aside.
+
+    A mapped page that turns out to have no room on the disk kills the process (SIGBUS).
+    """
+
+    def __init__(self, slot: str, directory: Path) -> None:
+        self._slot = slot
+        self._directory = directory
+        self._files: dict[str, MmapedDict | _NoFile] = {}
+        self._told: set[str] = set()
+
+    def with_room_for(self, prefix: str, key: str) -> MmapedDict | _NoFile:
+        """The file for this value, grown if need be; a stand-in when there is no room."""
+        if prefix not in self._files:
+            self._files[prefix] = self._open(self._directory / f"{prefix}_{self._slot}.db")
+        file = self._files[prefix]
+        if isinstance(file, _NoFile) or key in file._positions:
+            return file
+        entry_bytes = 4 + len(key.encode()) + _MAX_PADDING_BYTES + 16
+        capacity = file._capacity
+        while file._used + entry_bytes > capacity:
+            capacity *= 2
+        try:
+            if capacity > file._capacity:
+                _allocate(file._f.fileno(), capacity)
+        except OSError as error:
+            self._tell("metrics are not exported: %s", error.strerror or error)
+            return _NoFile()
+        return file
+
+    def _open(self, path: Path) -> MmapedDict | _NoFile:
+        try:
+            if _is_corrupt(path):
+                self._tell("a corrupt file of metrics was put aside: %s", path.name)
+                path.unlink()
+            with path.open("ab") as file:
+                _allocate(file.fileno(), max(INITIAL_BYTES, os.fstat(file.fileno()).st_size))
+            return MmapedDict(str(path))  # type: ignore[no-untyped-call]
+        except OSError as error:
+            self._tell("metrics are not exported: %s", error.strerror or error)
+            return _NoFile()
+
+    def _tell(self, message: str, reason: object) -> None:
+        """Once for each kind of trouble: the other files are likely to have the same."""
+        if message not in self._told:
+            self._told.add(message)
+            _log.warning(message, reason)
+
+
+def _allocate(descriptor: int, size_bytes: int) -> None:
+    """Have the file system set the blocks aside, where it can; OSError when it has none."""
+    try:
+        os.posix_fallocate(descriptor, 0, size_bytes)
+    except OSError as error:
+        if error.errno != errno.EOPNOTSUPP:
+            raise
+
+
+def _is_corrupt(path: Path) -> bool:
+    """Whether the library would fail to read the file, or never come to an end."""
+    try:
+        size_bytes = path.stat().st_size
+    except FileNotFoundError:
+        return False
+    if size_bytes == 0:
+        return False
+    try:
+        with path.open("rb") as file:
+            (used_bytes,) = struct.unpack("i", file.read(4))
+        if used_bytes and not _HEADER_BYTES <= used_bytes <= size_bytes:
+            return True
+        entries = MmapedDict.read_all_values_from_file(str(path))  # type: ignore[no-untyped-call]
+        return any(at * _MIN_ENTRY_BYTES > size_bytes for at, _ in enumerate(entries))
+    except (RuntimeError, ValueError, struct.error):
+        return True
 
 
 def slot_value_class(slot: str, directory: Path) -> type:
     """A class for ``prometheus_client.values.ValueClass``, with its files in ``directory``."""
-    files: dict[str, MmapedDict] = {}
-
-    def open_file(prefix: str) -> MmapedDict:
-        if prefix not in files:
-            files[prefix] = MmapedDict(str(directory / f"{prefix}_{slot}.db"))  # type: ignore[no-untyped-call]
-        return files[prefix]
+    files = _SlotFiles(slot, directory)
 
     class SlotValue:
         """One number; what an earlier worker in the slot has counted stays counted."""
@@ -40,17 +134,18 @@ def slot_value_class(slot: str, directory: Path) -> type:
             **_: Any,
         ) -> None:
             prefix = f"{typ}_{multiprocess_mode}" if typ == "gauge" else typ
-            self._file = open_file(prefix)
             self._key = mmap_key(metric_name, name, list(labelnames), list(labelvalues), help_text)
-            self._value, self._timestamp = self._file.read_value(self._key)  # type: ignore[no-untyped-call]
+            self._file = files.with_room_for(prefix, self._key)
+            stored: tuple[float, float] = self._file.read_value(self._key)
+            self._value = stored[0]
 
         def inc(self, amount: float) -> None:
             self._value += amount
-            self._file.write_value(self._key, self._value, 0.0)  # type: ignore[no-untyped-call]
+            self._file.write_value(self._key, self._value, 0.0)
 
         def set(self, value: float, timestamp: float | None = None) -> None:
             self._value = value
-            self._file.write_value(self._key, value, timestamp or 0.0)  # type: ignore[no-untyped-call]
+            self._file.write_value(self._key, value, timestamp or 0.0)
 
         def get(self) -> float:
             return float(self._value)

@@ -151,7 +151,7 @@ MODEL_CASES: dict[str, list[Case]] = {
     "503": [lambda world, path: world.stand(state=Store(NotConfigured())).call("GET", path)],
 }
 ONE_MODEL_CASES: dict[str, list[Case]] = {
-    "400": [lambda world, _: get(world, "/v1/models/a%2fb")],
+    "400": [lambda world, _: get(world, "/v1/models/a%5cb")],
     "403": [lambda world, _: get(world, "/v1/models/renamed", key="limited")],
     "404": [lambda world, _: get(world, "/v1/models/nowhere")],
 }

@@ -15,7 +15,7 @@ from tests.servers.router_process import NewKey, RouterProcess, free_port
 
 ORGANIZATION = "acme"
 CHAT = "gpt-4o"
-ALIAS = "gpt-4o-latest"
+ALIAS = "openai/gpt-4o-latest"  # the SDK encodes the slash
 EMBEDDING = "text-embedding-3-small"
 CLAUDE = "claude-sonnet"
 CLAUDE_VARIANT = "claude-sonnet-4-5"

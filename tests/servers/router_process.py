@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -17,6 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from prometheus_client.mmap_dict import MmapedDict
+
+from router.config.settings import load_settings
+from router.metrics_dir import shared_metrics_dir
 
 START_TIMEOUT_S = 20.0
 STOP_TIMEOUT_S = 45.0
@@ -144,7 +148,7 @@ class RouterProcess:
     def metrics_dir(self) -> Path:
         """Where the workers count."""
         chosen = self.environment.get("PROMETHEUS_MULTIPROC_DIR")
-        return Path(chosen) if chosen else self.data_dir / "run" / "metrics"
+        return Path(chosen) if chosen else shared_metrics_dir(load_settings(self.settings))
 
     @property
     def url(self) -> str:
@@ -238,6 +242,9 @@ class RouterProcess:
                 os.kill(pid, signal.SIGKILL)
             except ProcessLookupError:
                 pass
+        if "PROMETHEUS_MULTIPROC_DIR" not in self.environment:
+            # A killed master leaves it, and the next one with this data directory would empty it.
+            shutil.rmtree(self.metrics_dir, ignore_errors=True)
 
     def _serves(self) -> bool:
         assert self._process is not None

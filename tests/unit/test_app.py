@@ -118,7 +118,7 @@ def test_another_method_is_405_with_allow(
     "path",
     [
         "/v1/../v1/models", "/v1/./models", "/v1/%2e%2e/models", "/v1/models/%2e", "/v1//models",
-        "//v1/models", "/v1/models/a%2fb", "/v1/models/a%5cb", "/v1/models/a\\b", "/v1/models/%00",
+        "//v1/models", "/v1/models/a%2f..%2fb", "/v1/models/a%5cb", "/v1/models/a\\b", "/v1/models/%00",
         "/v1/models/%", "/v1/models/%g1", "/v1/models/a%0d%0aX: y", "/healthz%2f", "/./healthz",
     ],
 )  # fmt: skip
@@ -281,3 +281,12 @@ def test_both_dialects_answer_a_defect_alike(
         assert reply.status == 500
         assert b"of all things" not in reply.body
     assert stand.call("GET", "/readyz", key=None).status == 500
+
+
+@pytest.mark.parametrize("endpoint", ["/v1/models", "/v1/inference", "/v1/nowhere"])
+def test_the_ops_listener_serves_no_calls(world: World, endpoint: str) -> None:
+    """What limits the public listener would not hold there; health is served on both."""
+    stand = world.stand()
+    ops = str(stand.services.settings.ops_bind.port)
+    assert stand.call("GET", endpoint, promised=False, SERVER_PORT=ops).status == 404
+    assert stand.call("GET", "/healthz", SERVER_PORT=ops).status == 200

@@ -382,6 +382,64 @@ def test_a_pepper_that_leaked_stops_every_use(applied: Run, data_dir: Path) -> N
     )
 
 
+@pytest.mark.parametrize("first", [["apply"], []])
+def test_a_refused_key_makes_no_pepper(
+    run: Run, document: Path, data_dir: Path, first: list[str]
+) -> None:
+    """What fails leaves nothing behind, be it for want of a document or of the organization."""
+    if first:
+        succeeded(run(*first, str(document)))
+    failed(run("keys", "create", "--organization", "gone"))
+    assert not (data_dir / "pepper").exists()
+
+
+def test_a_bad_demo_makes_no_pepper(run: Run, document: Path, data_dir: Path) -> None:
+    """The pepper comes after the document was found valid."""
+    document.write_text(DOCUMENT + "x: 1\n", encoding="utf-8")
+    failed(run("apply", str(document), ROUTER_DEMO="1"))
+    assert not data_dir.exists()
+
+
+OTHER_PEPPER = "Error: this ROUTER_KEY_PEPPER is not the one that the stored keys were made with\n"
+
+
+def test_another_pepper_is_refused(applied: Run, tmp_path: Path, document: Path) -> None:
+    """Every command that hashes says so before it changes anything; others go on."""
+    created(applied, "--id", "made")
+    file = tmp_path / "exported.yaml"
+    file.write_text(succeeded(applied("export")), encoding="utf-8")
+    other = {"ROUTER_KEY_PEPPER": "x" * 32}
+    for arguments in (
+        ["keys", "create", "--organization", "acme"],
+        ["keys", "signing-secret", "made"],
+        ["sign", "--key-id", "made", "--path", "/"],
+        ["apply", str(file)],
+        ["apply", "--dry-run", str(file)],
+    ):
+        assert failed(applied(*arguments, **other)) == OTHER_PEPPER
+    assert succeeded(applied("export")) == file.read_text(encoding="utf-8")
+    succeeded(applied("apply", str(document), **other))
+    succeeded(applied("apply", "--prune-keys", str(document), **other))
+    succeeded(applied("keys", "create", "--organization", "acme", **other))
+
+
+def test_a_lost_pepper_is_not_replaced(applied: Run, data_dir: Path) -> None:
+    """A new one beside keys of the old one would hide the loss."""
+    created(applied)
+    (data_dir / "pepper").unlink()
+    error = failed(applied("keys", "create", "--organization", "acme"))
+    assert "does not exist and ROUTER_KEY_PEPPER is not set" in error
+    assert not (data_dir / "pepper").exists()
+
+
+def test_the_example_document_is_valid(run: Run) -> None:
+    """What the installation copies can be applied as it is."""
+    file = Path(__file__).resolve().parents[2] / "deploy" / "router.example.yaml"
+    assert "1 organization, 0 keys, 1 model, 1 backend, 1 policy" in succeeded(
+        run("check-config", str(file))
+    )
+
+
 # --- signing --------------------------------------------------------------------------------
 
 BODY = b'{"model": "gpt-4o"}'

@@ -20,6 +20,7 @@ DOORS = frozenset(
     {
         "wsgi",
         "corked",
+        "metrics_dir",
         "gunicorn_conf",
         "cli",
         "commands",

@@ -23,8 +23,11 @@ READINESS = ("/v1/status/readyz", "/readyz")
 class StubbornState:
     """A store in whatever condition a test wants; it counts who asks."""
 
-    def __init__(self, document: Any = None, fault: str | None = None) -> None:
+    def __init__(
+        self, document: Any = None, fault: str | None = None, *, keys_fit: bool | None = True
+    ) -> None:
         self._document = document
+        self._keys_fit = keys_fit
         self.fault = fault
         self.asked = 0
 
@@ -33,6 +36,9 @@ class StubbornState:
         if self._document is None:
             raise NotConfigured
         return self._document
+
+    def pepper_matches(self, fingerprint: str) -> bool | None:
+        return self._keys_fit
 
 
 @pytest.mark.parametrize("path", HEALTH)
@@ -147,3 +153,12 @@ def test_what_is_true_now_is_published(stand: RouterStand) -> None:
     stand.services.metrics.publish(7)
     assert stand.metric("requests_in_flight") == 3.0
     assert stand.metric("config_revision") == 7.0
+
+
+def test_keys_of_another_pepper_are_noticed(world: World) -> None:
+    """Every key would be refused as unknown; readiness used to say that all is well."""
+    document = world.services.state.document()
+    stand = world.stand(state=StubbornState(document, keys_fit=False))
+    reply = stand.call("GET", "/readyz")
+    assert reply.status == 503
+    assert "another pepper" in reply.json["checks"]["state"]["detail"]

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from router.clock import FrozenClock
 from router.config.diff import Change
 from router.config.document import KeyRecord, Organization
-from router.config.faults import StateError
+from router.config.faults import PepperError, StateError
 from router.config.loader import LoadedDocument, load_plain
 from router.config.state import StateReader, StateWriter
 
@@ -383,3 +383,18 @@ def test_ids_and_hashes_stay_one_to_one(tmp_path: Path, steps: list[tuple[str, i
             (name for name, held in expected.items() if held == f"{number:064x}"), None
         )
     reader.close()
+
+
+def test_the_store_knows_its_pepper(
+    writer: StateWriter, reader: StateReader, loaded: LoadedDocument
+) -> None:
+    """A store of before has no fingerprint and takes any; the first write notes it."""
+    writer.apply(loaded)
+    assert reader.pepper_matches("a" * 16) is None
+    writer.put_key(writer.get_key("key-a", fingerprint="b" * 16), fingerprint="a" * 16)
+    assert reader.pepper_matches("a" * 16) is True
+    assert reader.pepper_matches("b" * 16) is False
+    with pytest.raises(PepperError, match="not the one that the stored keys were made with"):
+        writer.apply(loaded, fingerprint="b" * 16)
+    writer.apply(replace(loaded, keys=()), prune_keys=True)
+    assert reader.pepper_matches("a" * 16) is None

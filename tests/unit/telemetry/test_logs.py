@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import logging
 import sys
@@ -361,3 +362,15 @@ def test_calls_go_to_standard_output() -> None:
         print('{"number": 2}', flush=True)  # noqa: T201
         log.write({"number": 3, "model": "é"})
         assert [line["number"] for line in lines_in(written)] == [1, 2, 3]
+
+
+class FullDisk(io.BytesIO):
+    """A stream that takes nothing."""
+
+    def write(self, data: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_line_that_cannot_be_written_fails_nothing() -> None:
+    """It used to break the client's connection after the reply."""
+    assert CallLog(FullDisk()).write({"status": 200}) is False

@@ -26,6 +26,7 @@ FAMILIES = {
     "api_router_tokens": ("counter", {"direction", "source"}),
     "api_router_cost_nanousd": ("counter", set()),
     "api_router_auth_failures": ("counter", {"reason"}),
+    "api_router_log_lines_lost": ("counter", set()),
     "api_router_backend_requests": ("counter", {"backend", "error"}),
     "api_router_backend_request_duration_seconds": ("histogram", {"backend"}),
     "api_router_requests_in_flight": ("gauge", set()),
@@ -59,6 +60,7 @@ def count_everything(metrics: Metrics) -> None:
     metrics.count_usage("reported", 3, 5)
     metrics.count_cost(7)
     metrics.count_auth_failure("unknown")
+    metrics.count_lost_line()
     metrics.count_attempt("primary", "none", 0.01)
     metrics.publish(1)
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import logging
+import os
+import struct
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -211,6 +215,93 @@ def test_more_series_than_a_file_begins_with(slot: Path) -> None:
         if name == "api_router_backend_requests_total"
     }
     assert counted == dict.fromkeys(names, 2.0)
+
+
+def full_disk(*_: int) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def warnings_of(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+def test_without_room_values_stay_in_memory(
+    slot: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """On a full disk calls are counted in the process, and one line says that none is shown."""
+    monkeypatch.setattr(os, "posix_fallocate", full_disk)
+    registry = CollectorRegistry()
+    metrics = Metrics(registry)
+    metrics.count_cost(5)
+    metrics.count_cost(6)
+    metrics.publish(3)
+    assert registry.get_sample_value("api_router_cost_nanousd_total") == 11
+    assert [file.name for file in slot.iterdir() if file.stat().st_size] == []
+    assert warnings_of(caplog) == ["metrics are not exported: No space left on device"]
+
+
+def test_a_file_that_cannot_grow_keeps_what_it_has(
+    slot: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Series that fit are exported as before; those that do not are counted in memory."""
+    registry = CollectorRegistry()
+    metrics = Metrics(registry)
+    metrics.count_cost(5)
+    monkeypatch.setattr(os, "posix_fallocate", full_disk)
+    for number in range(600):
+        metrics.count_attempt(f"backend-{number:04}", "none", 0.1)
+    metrics.count_cost(6)
+    labels = {"backend": "backend-0599", "error": "none"}
+    assert registry.get_sample_value("api_router_backend_requests_total", labels) == 1
+    assert value(slot, "backend_requests_total", **labels) is None
+    assert value(slot, "cost_nanousd_total") == 11
+    assert {file.stat().st_size for file in slot.iterdir()} == {2**16}
+    assert warnings_of(caplog) == ["metrics are not exported: No space left on device"]
+
+
+def test_blocks_exist_before_they_are_used(slot: Path) -> None:
+    """No file is sparse: neither a new one nor one that has grown."""
+    metrics = Metrics(CollectorRegistry())
+    for number in range(100):
+        metrics.count_attempt(f"backend-{number:04}", "none", 0.1)
+    for file in slot.iterdir():
+        assert file.stat().st_blocks * 512 >= file.stat().st_size >= 2**16
+
+
+def test_a_file_system_without_preallocation_will_do(
+    slot: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What it cannot promise is not asked of it."""
+
+    def unsupported(*_: int) -> None:
+        raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+
+    monkeypatch.setattr(os, "posix_fallocate", unsupported)
+    Metrics(CollectorRegistry()).count_cost(5)
+    assert value(slot, "cost_nanousd_total") == 5
+    assert warnings_of(caplog) == []
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"garbage" * 100,
+        b"x",
+        struct.pack("i", -5) + bytes(60),
+        struct.pack("i", 2**20) + bytes(60),
+        # An entry of negative length, at which the library's reader would stay for ever.
+        struct.pack("iii", 64, 0, -28) + bytes(52),
+        struct.pack("iii4s", 64, 0, 4, b"\xff\xff\xff\xff") + bytes(48),
+    ],
+)
+def test_a_corrupt_file_is_begun_anew(
+    slot: Path, caplog: pytest.LogCaptureFixture, content: bytes
+) -> None:
+    """A worker starts whatever its predecessor's files have become, and says so once."""
+    (slot / "counter_slot0.db").write_bytes(content)
+    Metrics(CollectorRegistry()).count_cost(5)
+    assert value(slot, "cost_nanousd_total") == 5
+    assert warnings_of(caplog) == ["a corrupt file of metrics was put aside: counter_slot0.db"]
 
 
 @settings(max_examples=30)
