@@ -118,7 +118,8 @@ def test_another_method_is_405_with_allow(
     "path",
     [
         "/v1/../v1/models", "/v1/./models", "/v1/%2e%2e/models", "/v1/models/%2e", "/v1//models",
-        "//v1/models", "/v1/models/a%2f..%2fb", "/v1/models/a%5cb", "/v1/models/a\\b", "/v1/models/%00",
+        "//v1/models", "/v1/models/a%2f..%2fb",
+        "/v1/models/a%5cb", "/v1/models/a\\b", "/v1/models/%00",
         "/v1/models/%", "/v1/models/%g1", "/v1/models/a%0d%0aX: y", "/healthz%2f", "/./healthz",
     ],
 )  # fmt: skip

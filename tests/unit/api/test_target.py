@@ -35,7 +35,8 @@ def test_the_target_in_origin_form(raw: str | None, target: str) -> None:
     "path",
     [
         "/v1/../admin", "/v1/./models", "/..", "/.", "/v1/models/..", "/v1/models/.",
-        "/v1/%2e%2e/admin", "/v1/%2E/x", "/v1/.%2e/x", "/v1/models/a%2f%2fb", "/v1/models/a%2F..%2Fb", "/v1/chat%2fcompletions",
+        "/v1/%2e%2e/admin", "/v1/%2E/x", "/v1/.%2e/x", "/v1/models/a%2f%2fb",
+        "/v1/models/a%2F..%2Fb", "/v1/chat%2fcompletions",
         "/v1/models/a%5cb", "/v1/models/a\\b", "//v1/models", "/v1//models", "/v1/models//",
         "/v1/models/%00", "/v1/models/a%0d%0ab", "/v1/models/%0a", "/v1/models/%", "/v1/models/%4",
         "/v1/models/%zz", "/v1/models/%%30", "/v1/models/a#b", "/v1/models/%252e%252e",
@@ -53,7 +54,8 @@ def test_what_two_parsers_may_read_as_two_paths_is_refused(path: str) -> None:
     "path",
     [
         "/", "/v1/models", "/v1/models/gpt-4o", "/v1/models/vendor/gpt-4o", "/v1/models/a.b..c",
-        "/v1/models/a%2fb", "/v1/models/a%2Fb%2Fc", "/v1/models/.hidden", "/v1/models/...", "/v1/models/caf%C3%A9", "/v1/models/a%20b",
+        "/v1/models/a%2fb", "/v1/models/a%2Fb%2Fc",
+        "/v1/models/.hidden", "/v1/models/...", "/v1/models/caf%C3%A9", "/v1/models/a%20b",
         "/v1/models?x=//&y=../%2f%00", "/v1/models/a:b@c",
     ],
 )  # fmt: skip
