@@ -6,6 +6,7 @@ import logging
 import os
 import socket
 import sys
+import time
 from pathlib import Path
 from typing import Any, Final
 
@@ -34,6 +35,9 @@ from router.telemetry.metrics import use_worker_slot
 
 APPLICATION: Final = "router.wsgi:application"
 HEARTBEAT_TIMEOUT_S: Final = 60
+FIRST_REQUEST_S: Final = 2.0
+"""How long a worker that drains waits for the first request on a connection it has accepted."""
+
 SETTLE_MARGIN_S: Final = 4
 """How much earlier than the master's kill a worker ends its streams, so that they settle.
 
@@ -148,7 +152,8 @@ class RouterWorker(GeventWorker):  # type: ignore[misc]
 
     def timeout_ctx(self) -> gevent.Timeout:
         """Bounds the wait for the next request on a connection."""
-        return _Idle(self.cfg.keepalive, self._idle)
+        served = getattr(gevent.getcurrent(), "has_served", False)
+        return _Idle(self.cfg.keepalive, self._idle, fresh=not served)
 
     def notify(self) -> None:
         """Called every second: also while draining, when idle connections are only in the way."""
@@ -157,8 +162,10 @@ class RouterWorker(GeventWorker):  # type: ignore[misc]
         if services is not None:  # else somebody has wrapped the application
             services.heartbeat()
         if not self.alive:
+            now_s = time.monotonic()
             for idle in tuple(self._idle):
-                idle.end()
+                if idle.may_end(now_s):
+                    idle.end()
 
     def handle(self, listener: Any, client: Any, addr: Any) -> None:
         """Serve one connection, for as long as its client takes what it is sent."""
@@ -170,6 +177,7 @@ class RouterWorker(GeventWorker):  # type: ignore[misc]
     def handle_request(self, listener_name: Any, req: Any, sock: Any, addr: Any) -> None:
         """Serve one request; the base class would go on to the next after a killed greenlet."""
         corked = CorkedSocket(sock)
+        gevent.getcurrent().has_served = True
         try:
             AsyncWorker.handle_request(self, listener_name, req, corked, addr)
             corked.flush()
@@ -199,9 +207,12 @@ class RouterWorker(GeventWorker):  # type: ignore[misc]
 class _Idle(gevent.Timeout):  # type: ignore[misc]
     """A wait for a request that can be ended early; ends without an exception either way."""
 
-    def __init__(self, seconds: float, waiting: set[_Idle]) -> None:
+    def __init__(self, seconds: float, waiting: set[_Idle], *, fresh: bool) -> None:
         super().__init__(seconds, False)
         self._waiting = waiting
+        # A client that has just connected is about to ask; one that has been served before must
+        # always reckon with the connection's end.
+        self._may_end_s = time.monotonic() + FIRST_REQUEST_S if fresh else 0.0
         self._greenlet: gevent.Greenlet | None = None
 
     def __enter__(self) -> _Idle:
@@ -213,6 +224,10 @@ class _Idle(gevent.Timeout):  # type: ignore[misc]
     def __exit__(self, kind: Any, value: Any, traceback: Any) -> Any:
         self._waiting.discard(self)
         return super().__exit__(kind, value, traceback)
+
+    def may_end(self, now_s: float) -> bool:
+        """Whether a worker that drains need not wait for this connection's next request."""
+        return now_s >= self._may_end_s
 
     def end(self) -> None:
         """Stop waiting now."""

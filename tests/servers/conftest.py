@@ -11,11 +11,12 @@ from tests.servers.deployment import Deployment, deploy
 
 @pytest.fixture(scope="session")
 def shared_deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
-    """Two workers with default settings, for the whole session."""
+    """Two workers with default settings, for the whole run."""
     with deploy(tmp_path_factory.mktemp("router")) as deployment:
         yield deployment
         router = deployment.router
         assert router.faults() == [], "the router logged errors"
+        assert router.leaks() == [], "K6: a secret was written down"
         assert router.stop() == 0
 
 

@@ -133,6 +133,8 @@ class RouterProcess:
     def __post_init__(self) -> None:
         self.directory.mkdir(parents=True, exist_ok=True)
         self.log_path = self.directory / "router.log"
+        # Whatever nobody may find in what the router writes.
+        self.secrets = [value for name, value in self.environment.items() if "CREDENTIAL" in name]
         self._process: subprocess.Popen[bytes] | None = None
         self._lines: list[Line] = []
         self._read_bytes = 0
@@ -275,6 +277,7 @@ class RouterProcess:
         made = self.ctl("keys", "create", "--organization", organization, "--output=json", *options)
         assert made.returncode == 0, made.stderr
         shown = json.loads(made.stdout)
+        self.secrets += [shown["key"], shown["signing_secret"]]
         return NewKey(shown["id"], shown["key"], shown["signing_secret"])
 
     # --- what a client does --------------------------------------------------------------------
@@ -352,6 +355,18 @@ class RouterProcess:
         wait_until(lambda: bool(self.lines_of(request_id)), timeout_s, what)
         (line,) = self.lines_of(request_id)
         return line
+
+    def leaks(self) -> list[str]:
+        """Where a secret stands in the log, in the metrics or in a file of the data directory."""
+        written = {"log": self.log_text().encode(), "metrics": self.metrics().encode()}
+        for path in self.data_dir.rglob("*"):
+            if path.is_file():
+                written[str(path.relative_to(self.data_dir))] = path.read_bytes()
+        return [
+            place
+            for place, data in written.items()
+            if any(secret.encode() in data for secret in self.secrets)
+        ]
 
     def faults(self) -> list[Line]:
         """Lines of level error or worse."""

@@ -17,7 +17,7 @@ from tests.servers.load import Result, running_load
 from tests.servers.router_process import is_running, wait_until
 from tests.servers.streaming_client import StreamingClient
 
-STREAM_S = 3.0
+STREAM_S = 2.0
 IDLE_EXIT_S = 5.0
 """Far below the drain timeout of 30 s; two of them pass between two looks at the clock."""
 DRAIN_S = 5
