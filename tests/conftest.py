@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -20,6 +21,11 @@ if str(ROOT) not in sys.path:
 
 # A slow machine is no defect of the code. On a build server the examples are the same on every run;
 # elsewhere they are new ones, and a failure prints what reproduces it.
+# A shell ignores Ctrl-C for what it runs in the background, and what is ignored is inherited: tests
+# that interrupt a program would wait for ever.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 settings.register_profile("router", deadline=None, derandomize="CI" in os.environ, print_blob=True)
 settings.load_profile("router")
 
