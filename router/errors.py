@@ -96,6 +96,13 @@ class NotFound(RouterError):
     """No such endpoint or entity."""
 
 
+class RequestNotFound(RouterError):
+    """Nothing is recorded of such a request in the caller's organization."""
+
+    def __init__(self) -> None:
+        super().__init__("no such request is recorded for this organization")
+
+
 class MethodNotAllowed(RouterError):
     """The endpoint exists, the method does not."""
 
@@ -165,3 +172,32 @@ class NotConfigured(RouterError):
 
     def __init__(self, message: str = "the router has no configuration yet") -> None:
         super().__init__(message)
+
+
+class RecordsUnavailable(RouterError):
+    """What happens now could not be recorded durably, so it must not happen.
+
+    ``reason`` is one of ``disk_full``, ``disk_error``, ``disk_slow``, ``spool_full``, ``closed``;
+    it is for log and metrics only.
+    """
+
+    def __init__(self, reason: str, *, retry_after_s: int = 1) -> None:
+        super().__init__("calls cannot be recorded right now")
+        self.reason = reason
+        self.retry_after_s = retry_after_s
+
+
+class RecordStoreUnavailable(RouterError):
+    """The record store cannot be asked now; calls are served and recorded all the same."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__("the record store cannot be asked right now")
+        self.reason = reason
+
+
+class QueryTimeout(RouterError):
+    """The record store did not answer in time."""
+
+    def __init__(self, timeout_s: float) -> None:
+        super().__init__(f"the record store did not answer within {timeout_s:g} s")
+        self.timeout_s = timeout_s

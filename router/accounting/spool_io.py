@@ -1,0 +1,166 @@
+"""Everything that the spool asks of the file system, in one place where a test can make it fail."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import functools
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final, Protocol
+
+# Directories are for their owner alone; files follow the umask, so that a group can be let in.
+_DIRECTORY_MODE: Final = 0o700
+_FILE_MODE: Final = 0o660
+_KEEP_SIZE: Final = 0x01
+
+APPEND: Final = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+REPLACE: Final = APPEND | os.O_TRUNC
+OVERWRITE: Final = os.O_RDWR | os.O_CREAT
+READ: Final = os.O_RDONLY
+TRY_LOCK: Final = os.O_RDWR
+TAKE_LOCK: Final = os.O_RDWR | os.O_CREAT
+
+NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
+NOT_SUPPORTED: Final = frozenset({errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL})
+
+
+class SpoolIO(Protocol):
+    """The steps that reach a disk; each raises ``OSError`` when it fails."""
+
+    def make_dir(self, path: Path) -> None:
+        """Make a directory and its parents; one that is there already is fine."""
+
+    def remove_dir(self, path: Path) -> None:
+        """Remove an empty directory."""
+
+    def list_dir(self, path: Path) -> list[str]:
+        """The names in a directory."""
+
+    def sync_dir(self, path: Path) -> None:
+        """Make the names in a directory survive a power failure."""
+
+    def rename(self, source: Path, target: Path) -> None:
+        """Give a file or directory another name, replacing a file of that name."""
+
+    def unlink(self, path: Path) -> None:
+        """Remove a file."""
+
+    def file_size(self, path: Path) -> int:
+        """The length of a file by name."""
+
+    def open(self, path: Path, flags: int) -> int:
+        """A file descriptor that child processes do not inherit."""
+
+    def close(self, fd: int) -> None:
+        """Give a file descriptor back, and with it a lock."""
+
+    def lock(self, fd: int) -> bool:
+        """Take the file's lock, which ends with this process; False when another has it."""
+
+    def size(self, fd: int) -> int:
+        """The length of an open file."""
+
+    def read(self, fd: int, length: int, offset: int) -> bytes:
+        """Bytes from ``offset``; fewer only at the end of the file."""
+
+    def write(self, fd: int, data: bytes) -> int:
+        """Write bytes, at the end or with ``OVERWRITE`` onwards from the beginning; how many."""
+
+    def allocate(self, fd: int, offset: int, length: int) -> None:
+        """Set room aside behind the end of a file, so that writes there find it."""
+
+    def truncate(self, fd: int, length: int) -> None:
+        """Cut a file, and give back room that was set aside behind ``length``."""
+
+    def sync(self, fd: int) -> None:
+        """Make the file's content survive a power failure."""
+
+
+class OsSpoolIO:
+    """The real file system."""
+
+    __slots__ = ()
+
+    def make_dir(self, path: Path) -> None:
+        path.mkdir(mode=_DIRECTORY_MODE, parents=True, exist_ok=True)
+
+    def remove_dir(self, path: Path) -> None:
+        os.rmdir(path)
+
+    def list_dir(self, path: Path) -> list[str]:
+        return os.listdir(path)
+
+    def sync_dir(self, path: Path) -> None:
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+    def rename(self, source: Path, target: Path) -> None:
+        os.rename(source, target)
+
+    def unlink(self, path: Path) -> None:
+        os.unlink(path)
+
+    def file_size(self, path: Path) -> int:
+        return os.stat(path).st_size
+
+    def open(self, path: Path, flags: int) -> int:
+        return os.open(path, flags, _FILE_MODE)
+
+    def close(self, fd: int) -> None:
+        os.close(fd)
+
+    def lock(self, fd: int) -> bool:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
+    def size(self, fd: int) -> int:
+        return os.fstat(fd).st_size
+
+    def read(self, fd: int, length: int, offset: int) -> bytes:
+        data = os.pread(fd, length, offset)
+        while len(data) < length:
+            more = os.pread(fd, length - len(data), offset + len(data))
+            if not more:
+                break
+            data += more
+        return data
+
+    def write(self, fd: int, data: bytes) -> int:
+        return os.write(fd, data)
+
+    def allocate(self, fd: int, offset: int, length: int) -> None:
+        allocate = _fallocate()
+        if allocate is None:
+            raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+        if allocate(fd, _KEEP_SIZE, offset, length) != 0:
+            error = ctypes.get_errno()
+            raise OSError(error, os.strerror(error))
+
+    def truncate(self, fd: int, length: int) -> None:
+        os.ftruncate(fd, length)
+
+    def sync(self, fd: int) -> None:
+        getattr(os, "fdatasync", os.fsync)(fd)
+
+
+@functools.cache
+def _fallocate() -> Callable[[int, int, int, int], int] | None:
+    """Linux's own call: ``posix_fallocate`` would lengthen the file, and writes zeros elsewhere."""
+    library = ctypes.CDLL(None, use_errno=True)
+    # Offsets of `fallocate64` have 64 bits everywhere; where it is missing, `fallocate`'s do too.
+    function = getattr(library, "fallocate64", None) or getattr(library, "fallocate", None)
+    if function is None:
+        return None
+    function.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
+    function.restype = ctypes.c_int
+    found: Callable[[int, int, int, int], int] = function
+    return found

@@ -1,0 +1,32 @@
+"""How much a spool holds, all writers together."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from router.accounting.spool_format import is_writer_id, segment_name, segment_numbers
+from router.accounting.spool_io import SpoolIO
+
+
+def spool_bytes(io: SpoolIO, spool: Path) -> int:
+    """Bytes in the segments of all writers; raises ``OSError`` when the disk does not tell."""
+    writers = filter(is_writer_id, _names(io, spool))
+    return sum(_writer_bytes(io, spool / writer_id) for writer_id in writers)
+
+
+def _writer_bytes(io: SpoolIO, directory: Path) -> int:
+    """What vanishes while we look was removed, and counts as nothing."""
+    total = 0
+    for number in segment_numbers(_names(io, directory)):
+        try:
+            total += io.file_size(directory / segment_name(number))
+        except FileNotFoundError:
+            pass
+    return total
+
+
+def _names(io: SpoolIO, directory: Path) -> list[str]:
+    try:
+        return io.list_dir(directory)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
