@@ -38,7 +38,7 @@ RUNGS: tuple[frozenset[str], ...] = (
     frozenset({"telemetry"}),
     frozenset({"config"}),
     frozenset({"auth", "limits", "routing", "forwarding", "accounting"}),
-    frozenset({"gateway"}),
+    frozenset({"gateway", "queries"}),
     frozenset({"services"}),
     frozenset({"api", "agent"}),
     frozenset({"app"}),
@@ -47,7 +47,12 @@ RUNGS: tuple[frozenset[str], ...] = (
 HEIGHT = {unit: height for height, rung in enumerate(RUNGS) for unit in rung}
 
 FLASK_OWNERS = frozenset({"router.api", "router.app"} | {f"router.{door}" for door in DOORS})
-SQL_OWNERS = frozenset({"router.accounting.store"})
+SQL_OWNERS = frozenset(
+    {f"router.accounting.{name}" for name in (
+        "store", "store_engine", "store_queries", "store_rows", "store_tables", "store_trail",
+        "store_writing",
+    )}
+)  # fmt: skip
 OWNERS: Mapping[str, frozenset[str]] = {
     "flask": FLASK_OWNERS,
     "werkzeug": FLASK_OWNERS,

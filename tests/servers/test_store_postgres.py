@@ -1,0 +1,185 @@
+"""The record store in PostgreSQL, a real server that the module starts and ends."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import tempfile
+import threading
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.register_assert_rewrite("tests.unit.accounting.store_contract")
+
+from router.accounting.store import RecordStore  # noqa: E402
+from router.accounting.store_errors import StoreUnavailable  # noqa: E402
+from tests.unit.accounting import samples  # noqa: E402
+from tests.unit.accounting.samples import KEY  # noqa: E402
+from tests.unit.accounting.store_contract import StoreContract, verdict  # noqa: E402
+
+psycopg = pytest.importorskip("psycopg", reason="psycopg is not installed: no PostgreSQL tests")
+
+UNPRIVILEGED = "nobody"
+"""PostgreSQL refuses to run as root."""
+
+
+def find_programs() -> Path | None:
+    """The folder of ``initdb`` and ``postgres``; Debian keeps it off the PATH."""
+    found = shutil.which("initdb")
+    if found is not None:
+        return Path(found).resolve().parent
+    versions = sorted(
+        Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda path: float(path.parts[-3])
+    )
+    return versions[-1].parent if versions else None
+
+
+class Server:
+    """A PostgreSQL that listens on a unix socket in a directory of its own."""
+
+    def __init__(self, programs: Path) -> None:
+        self._programs = programs
+        self._as_user: list[str] = []
+        # Not pytest's directory: that one is for the user who runs the tests only.
+        self.directory = Path(tempfile.mkdtemp(prefix="pg-"))
+        if os.geteuid() == 0:
+            self._as_user = ["setpriv", f"--reuid={UNPRIVILEGED}", "--clear-groups", "--"]
+            shutil.chown(self.directory, UNPRIVILEGED)
+        self.data = self.directory / "data"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def create(self) -> None:
+        options = ["--username=router", "--auth=trust", "--encoding=UTF8", "--locale=C.UTF-8"]
+        self._run("initdb", "-D", str(self.data), "--no-sync", *options)
+
+    def start(self) -> None:
+        options = "-c fsync=off -c listen_addresses= -c max_connections=40"
+        self._run(
+            "pg_ctl",
+            *("start", "-w", "-D", str(self.data), "-l", str(self.directory / "log")),
+            *("-o", f"{options} -k {self.directory}"),
+        )
+
+    def stop(self) -> None:
+        self._run("pg_ctl", "stop", "-w", "-m", "immediate", "-D", str(self.data))
+
+    def remove(self) -> None:
+        shutil.rmtree(self.directory)
+
+    def url(self, database: str = "postgres") -> str:
+        return f"postgresql://router@/{database}?host={self.directory}"
+
+    def empty(self) -> None:
+        """Leave a database as it is when it was just created."""
+        with psycopg.connect(
+            host=str(self.directory), user="router", dbname="postgres", autocommit=True
+        ) as connection:
+            connection.execute("DROP SCHEMA public CASCADE")
+            connection.execute("CREATE SCHEMA public")
+
+    def _run(self, program: str, *arguments: str) -> None:
+        done = subprocess.run(
+            [*self._as_user, str(self._programs / program), *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,  # the server inherits it: a pipe would never end
+            stderr=subprocess.DEVNULL,
+            cwd=self.directory,
+            check=False,
+        )
+        if done.returncode:
+            log = self.directory / "log"
+            said = log.read_text() if log.exists() else "nothing"
+            raise AssertionError(f"{program} failed; the server said: {said}")
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    programs = find_programs()
+    if programs is None:
+        pytest.skip("PostgreSQL is not installed: its record store goes untested")
+    server = Server(programs)
+    server.create()
+    server.start()
+    yield server
+    server.stop()
+    server.remove()
+
+
+class TestPostgres(StoreContract):
+    """The contract, and what only a server has to stand."""
+
+    @pytest.fixture
+    def store_url(self, server: Server) -> str:
+        server.empty()
+        return server.url()
+
+    def test_hosts_that_start_together_migrate_once(self, store_url: str) -> None:
+        """Several agents on an empty database take turns, and all of them can go on."""
+        failures: list[Exception] = []
+
+        def migrate() -> None:
+            with RecordStore(store_url) as store:
+                try:
+                    store.migrate()
+                except Exception as error:
+                    failures.append(error)
+
+        _together(*[migrate] * 6)
+        assert failures == []
+
+    def test_hosts_that_deliver_the_same_store_it_once(
+        self, store_url: str, store: RecordStore
+    ) -> None:
+        """Two agents that ship the same records at the same moment make no duplicate."""
+        calls = list(samples.different_calls(5, 400))
+        events = samples.chained("w-1", 400)
+        with RecordStore(store_url, audit_key=KEY) as other:
+            _together(
+                *(
+                    partial(either.write, calls[start : start + 100], events[start : start + 100])
+                    for start in range(0, 400, 100)
+                    for either in (store, other)
+                )
+            )
+        documents = [record for part in store.read_records() for record in part]
+        assert len(documents) == store.count_usage() == 400
+        assert (verdict(store).ok, verdict(store).events) == (True, 400)
+
+    def test_a_restarted_server_is_found_again(self, server: Server, store: RecordStore) -> None:
+        """While the server is away the store is unavailable; afterwards it works by itself."""
+        store.write([samples.usage()])
+        server.stop()
+        try:
+            for _ in range(3):
+                with pytest.raises(StoreUnavailable):
+                    store.write([samples.usage()])
+        finally:
+            server.start()
+        assert store.write([samples.usage()]).usage == 1
+        assert store.count_usage() == 2
+
+    def test_a_password_stays_in_the_url(self, server: Server) -> None:
+        """What goes wrong is told without the secret that the URL holds (P17)."""
+        urls = [
+            f"postgresql://router:canary@/nowhere?host={server.directory}",
+            "postgresql://router:canary@127.0.0.1:1/nowhere",
+            "postgresql://router:canary@127.0.0.1:port/nowhere",
+            "mysql://router:canary@127.0.0.1/nowhere",
+        ]
+        for url in urls:
+            with pytest.raises(StoreUnavailable) as raised, RecordStore(url) as store:
+                store.count_usage()
+            assert "canary" not in str(raised.value)
+
+
+def _together(*works: Any) -> None:
+    threads = [threading.Thread(target=work) for work in works]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()

@@ -1,0 +1,140 @@
+"""The record store in a SQLite file."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import event, text
+
+pytest.register_assert_rewrite("tests.unit.accounting.store_contract")
+
+from router.accounting.store import RecordStore  # noqa: E402
+from router.accounting.store_errors import StoreInUse, StoreUnavailable  # noqa: E402
+from router.accounting.store_queries import cursor_after  # noqa: E402
+from tests.unit.accounting import samples  # noqa: E402
+from tests.unit.accounting.samples import KEY, START_S  # noqa: E402
+from tests.unit.accounting.store_contract import StoreContract  # noqa: E402
+
+
+class TestSqlite(StoreContract):
+    """The contract, and what only a file has to keep."""
+
+    @pytest.fixture
+    def path(self, tmp_path: Path) -> Path:
+        return tmp_path / "data dir #1?%20" / "records.db"
+
+    @pytest.fixture
+    def store_url(self, path: Path) -> str:
+        return f"sqlite:///{path}"
+
+    def test_a_file_has_one_writer(self, store_url: str, store: RecordStore) -> None:
+        """A second writer is refused as long as the first is there; anybody may read."""
+        with RecordStore(store_url) as second:
+            with pytest.raises(StoreInUse):
+                second.write([samples.usage()])
+            assert second.count_usage() == 0
+            store.close()
+            assert second.write([samples.usage()]).usage == 1
+
+    def test_readers_leave_the_files_alone(
+        self, path: Path, store: RecordStore, reader: RecordStore
+    ) -> None:
+        """A reader neither writes nor checkpoints, whether it comes last or not."""
+        store.write([samples.usage()])
+        before = {file.name: file.read_bytes() for file in path.parent.glob("records.db*")}
+        assert reader.count_usage() == 1
+        reader.close()
+        del before["records.db-shm"]  # where readers say what they read
+        assert {name: path.with_name(name).read_bytes() for name in before} == before
+        assert before["records.db-wal"]
+
+    def test_what_was_committed_survives_its_writer(
+        self, path: Path, tmp_path: Path, store: RecordStore
+    ) -> None:
+        """The files as a killed process leaves them hold every record that was acknowledged."""
+        store.write([samples.usage()], samples.chained("w-1", 1))
+        killed = tmp_path / "killed"
+        shutil.copytree(path.parent, killed)
+        with RecordStore(f"sqlite:///{killed / path.name}", audit_key=KEY) as survivor:
+            assert survivor.count_usage() == 1
+            assert survivor.write([samples.usage()]).usage == 1
+
+    def test_a_commit_is_on_disk_when_it_is_over(self, store: RecordStore) -> None:
+        """The spool is removed after a commit, so a commit must outlive a loss of power (P1)."""
+        with store._database.writing() as connection:
+            modes = [
+                connection.scalar(text(f"PRAGMA {name}"))
+                for name in ("journal_mode", "synchronous")
+            ]
+        assert modes == ["wal", 2]
+
+    def test_reading_makes_no_file(self, path: Path, store_url: str) -> None:
+        """Before the agent has written anything there is nothing to read, and that is said."""
+        with RecordStore(store_url, read_only=True) as reader:
+            with pytest.raises(StoreUnavailable):
+                reader.count_usage()
+        assert not path.parent.exists()
+
+    def test_a_damaged_file_is_unavailable(self, path: Path, store_url: str) -> None:
+        """What is no database is reported as any other trouble of the store."""
+        path.parent.mkdir()
+        path.write_bytes(b"no database at all" * 100)
+        with RecordStore(store_url) as store, pytest.raises(StoreUnavailable):
+            store.migrate()
+
+    def test_a_place_that_cannot_be_written_is_unavailable(self, path: Path) -> None:
+        """A directory that cannot be made is reported as any other trouble of the store."""
+        path.parent.write_bytes(b"")
+        with RecordStore(f"sqlite:///{path}") as store, pytest.raises(StoreUnavailable):
+            store.migrate()
+
+    @pytest.mark.parametrize("url", ["sqlite:///", "sqlite:///:memory:", "sqlite://", "", "x"])
+    def test_a_store_has_to_be_somewhere(self, url: str) -> None:
+        """Memory that ends with the process is no record store."""
+        with pytest.raises(StoreUnavailable):
+            RecordStore(url)
+
+    @pytest.mark.parametrize(
+        ("index", "ask"),
+        [
+            ("usage_by_request", lambda store: store.find_request("acme", "req-1")),
+            ("audit_by_request", lambda store: store.find_request("acme", "req-1")),
+            ("usage_by_organization", lambda store: store.usage("acme", from_s=1.0)),
+            ("usage_by_organization", lambda store: store.usage("acme", group_by=["day"])),
+            ("usage_by_organization", lambda store: store.spend("acme", None, from_s=1.0)),
+            ("usage_by_key", lambda store: store.spend("acme", "key_1", from_s=1.0)),
+            ("usage_by_key", lambda store: store.usage("acme", filters={"key": "key_1"})),
+            ("usage_by_time", lambda store: store.count_usage(from_s=1.0, to_s=2.0)),
+            ("usage_by_time", lambda store: next(store.read_records(after=(1, 1)), None)),
+            ("audit_by_time", lambda store: next(store.read_records("audit", after=(1, 1)), None)),
+            ("audit_by_organization", lambda store: store.list_audit("acme")),
+            (
+                "audit_by_organization",
+                lambda store: store.list_audit("acme", cursor=cursor_after((1, 1))),
+            ),
+            ("audit_by_action", lambda store: store.list_audit("acme", filters={"action": "A"})),
+            ("audit_by_time", lambda store: store.list_audit(None)),
+            ("audit_by_place", lambda store: store.prune(START_S + 1)),
+        ],
+    )
+    def test_a_question_goes_through_an_index(
+        self, store: RecordStore, index: str, ask: Callable[[RecordStore], Any]
+    ) -> None:
+        """Whatever is asked often must not read a table from end to end."""
+        store.write([], samples.chained("w-1", 2))
+        plans: list[str] = []
+
+        def explain(_connection: Any, cursor: Any, statement: str, values: Any, *_: Any) -> None:
+            if statement.startswith("SELECT"):
+                cursor.execute(f"EXPLAIN QUERY PLAN {statement}", values)
+                plans.append("\n".join(row[3] for row in cursor.fetchall()))
+
+        event.listen(store._database.engine, "before_cursor_execute", explain)
+        ask(store)
+        assert any(f"INDEX {index} " in plan for plan in plans), plans
+        scanned = [plan for plan in plans if "SCAN usage_" in plan or "SCAN audit_e" in plan]
+        assert [plan for plan in scanned if "INDEX audit_by_time" not in plan] == []
