@@ -1,0 +1,5 @@
+"""The host's one agent: it ships what workers have spooled and tells what became of it.
+
+Owns every slow client: the Kafka producer, the writing end of the record store. Plain threads, no
+gevent. It must not know HTTP, Flask, limits or backends, and no worker ever waits for it.
+"""

@@ -1,0 +1,64 @@
+"""Records that a sink can never take: kept in a file, with the reason, for somebody to look at."""
+
+from __future__ import annotations
+
+import base64
+import os
+from pathlib import Path
+from typing import Any, Final
+
+import orjson
+
+from router.accounting.records import format_timestamp
+from router.accounting.spool_format import AUDIT, USAGE
+from router.agent.parcels import Parcel
+from router.clock import Clock
+
+DIRECTORY_NAME: Final = "dead-letter"
+_KINDS: Final = {USAGE: "usage", AUDIT: "audit"}
+
+
+class DeadLetters:
+    """``dead-letter/<sink>.jsonl``. Nothing removes from it; a record may be there twice."""
+
+    def __init__(self, data_dir: Path, sink: str, clock: Clock | None = None) -> None:
+        self._path = data_dir / DIRECTORY_NAME / f"{sink}.jsonl"
+        self._sink = sink
+        self._clock = clock or Clock()
+
+    def put(self, parcel: Parcel, reason: str) -> None:
+        """Add a line; when it returns the line survives a power failure. Raises ``OSError``."""
+        line = orjson.dumps(self._letter(parcel, reason), option=orjson.OPT_APPEND_NEWLINE)
+        self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # Unbuffered, so that a full disk is noticed here; a torn line is ended by the next one.
+        with self._path.open("ab+", buffering=0) as file:
+            if file.tell() and not self._ends_line(file.fileno()):
+                line = b"\n" + line
+            while line:
+                line = line[file.write(line) :]
+            os.fsync(file.fileno())
+
+    def _letter(self, parcel: Parcel, reason: str) -> dict[str, Any]:
+        position = parcel.position_after
+        return {
+            "ts": format_timestamp(self._clock.now_s()),
+            "sink": self._sink,
+            "reason": reason,
+            "kind": _KINDS.get(parcel.kind, parcel.kind),
+            "id": parcel.id,
+            "writer_id": position.writer_id,
+            "segment": position.segment,
+            "end_offset": position.offset,
+            **_content(parcel.payload),
+        }
+
+    @staticmethod
+    def _ends_line(fd: int) -> bool:
+        return os.pread(fd, 1, os.fstat(fd).st_size - 1) == b"\n"
+
+
+def _content(payload: bytes) -> dict[str, str]:
+    try:
+        return {"payload": payload.decode()}
+    except UnicodeDecodeError:
+        return {"payload_base64": base64.b64encode(payload).decode()}

@@ -1,0 +1,88 @@
+"""Keeps an agent running from inside a worker, for routers that run theirs themselves."""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final, Protocol
+
+from router.agent.lock import AgentLock
+from router.clock import Clock
+from router.config.settings import child_environment
+
+LONGEST_PAUSE_S: Final = 30.0
+
+_logger = logging.getLogger("router.agent")
+
+
+class Child(Protocol):
+    """A process that we started."""
+
+    @property
+    def pid(self) -> int:
+        """Its number."""
+
+    def poll(self) -> int | None:
+        """Its exit code, or ``None`` while it runs; an ended one is reaped by this."""
+
+
+class AgentKeeper:
+    """Starts an agent where there is none. Any number of keepers may watch one data directory.
+
+    That there is never more than one agent is the lock's doing; a keeper only avoids vain starts.
+    """
+
+    def __init__(
+        self, data_dir: Path, spawn: Callable[[], Child], *, clock: Clock | None = None
+    ) -> None:
+        self._lock = AgentLock(data_dir)
+        self._spawn = spawn
+        self._clock = clock or Clock()
+        self._child: Child | None = None
+        self._failures = 0
+        self._not_before_s = 0.0
+
+    def tick(self) -> None:
+        """See to it that an agent runs. Quick; to be called about once a second."""
+        if self._child is not None:
+            code = self._child.poll()
+            if code is None:
+                return
+            self._child = None
+            self._note_end(code)
+        if self._clock.monotonic_s() >= self._not_before_s and not self._lock.is_held():
+            self._start()
+
+    def _start(self) -> None:
+        try:
+            self._child = self._spawn()
+        except OSError as error:
+            _logger.error("agent not started", extra={"reason": str(error)})
+            self._note_end(1)
+        else:
+            _logger.info("agent spawned", extra={"agent_pid": self._child.pid})
+
+    def _note_end(self, code: int) -> None:
+        """An agent that was killed comes back at once; one that gave up, after a growing pause."""
+        self._failures = self._failures + 1 if code > 0 else 0
+        pause_s = min(LONGEST_PAUSE_S, 2.0 ** min(self._failures - 1, 10)) if self._failures else 0
+        self._not_before_s = self._clock.monotonic_s() + pause_s
+        if code != 0:
+            _logger.error("agent died", extra={"code": code, "next_start_in_s": pause_s})
+
+
+def spawn_agent(master_pid: int) -> Child:
+    """Start ``routerctl agent`` in a session of its own; raises ``OSError``.
+
+    It outlives the worker that starts it, and no signal to the gateway's group reaches it: workers
+    that end write until the last moment, and the agent ships that too.
+    """
+    return subprocess.Popen(
+        [sys.executable, "-m", "router.cli", "agent", "--master-pid", str(master_pid)],
+        env=child_environment(),
+        stdin=subprocess.DEVNULL,
+        start_new_session=True,
+    )

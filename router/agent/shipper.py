@@ -1,0 +1,181 @@
+"""One sink's way through the spool: take, deliver, remember how far. Each sink has its own."""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from router.accounting.checkpoints import Checkpoints
+from router.accounting.spool_format import Position
+from router.agent.dead_letters import DeadLetters
+from router.agent.inflow import Inflow
+from router.agent.parcels import Parcel
+from router.agent.sinks import Sink, SinkUnavailable
+from router.clock import Clock
+
+MAX_PARCELS: Final = 2000
+MAX_BATCH_BYTES: Final = 768 * 1024
+POLL_S: Final = 0.2
+SAVE_EVERY_S: Final = 0.2
+SAVE_EVERY_BYTES: Final = 1024 * 1024
+FIRST_DELAY_S: Final = 0.1
+LONGEST_DELAY_S: Final = 2.0
+REMIND_EVERY_S: Final = 60.0
+
+_logger = logging.getLogger("router.agent")
+
+
+@dataclass(slots=True)
+class Progress:
+    """What a sink has done since the agent's start; read by other threads."""
+
+    delivered: int = 0
+    dead_lettered: int = 0
+    last_delivery_s: float | None = None
+    """Epoch."""
+    failing: str | None = None
+    """Why the last try failed; ``None`` when it did not."""
+    failing_since_s: float | None = None
+    """Epoch."""
+
+
+class Shipper:
+    """Delivers everything to one sink, in order, for as long as it takes."""
+
+    def __init__(
+        self,
+        sink: Sink,
+        inflow: Inflow,
+        checkpoints: Checkpoints,
+        dead_letters: DeadLetters,
+        *,
+        stop: threading.Event,
+        clock: Clock | None = None,
+        vary: Callable[[float, float], float] = random.uniform,
+    ) -> None:
+        self.sink = sink
+        self.progress = Progress()
+        self._inflow = inflow
+        self._checkpoints = checkpoints
+        self._dead_letters = dead_letters
+        self._stop = stop
+        self._clock = clock or Clock()
+        self._vary = vary
+        self._pending: list[Parcel] | None = None
+        self._failures = 0
+        self._remind_at_s = 0.0
+        self._saved_at_s = 0.0
+        self._unsaved_bytes = 0
+        self._saved = dict(inflow.positions)
+        self._saving_fails = False
+
+    @property
+    def saved(self) -> dict[str, Position]:
+        """How far each writer was delivered for sure: this survives the agent."""
+        return self._saved
+
+    def run(self) -> None:
+        """Work until told to stop. Nothing but that ends it."""
+        # Sets room aside for the later ones, which a full disk would otherwise refuse.
+        self.save(unmoved=True)
+        while not self._stop.is_set():
+            try:
+                delay_s = 0.0 if self.step() else POLL_S
+            except SinkUnavailable as error:
+                delay_s = self.fail(str(error))
+            except Exception as error:
+                delay_s = self.fail(f"{type(error).__name__}: {error}", unexpected=True)
+            if delay_s:
+                self._stop.wait(delay_s)
+        self.save()
+
+    def step(self) -> bool:
+        """Deliver one batch, all or nothing; False when there was none.
+
+        Raises :class:`SinkUnavailable`; the next step then tries the same batch again.
+        """
+        if self._pending is None:
+            self._pending = self._inflow.take(MAX_PARCELS, MAX_BATCH_BYTES)
+        batch = self._pending
+        if batch:
+            self._deliver(batch)
+        self._inflow.acknowledge(batch)
+        self._pending = None
+        for writer_id in self._inflow.ended():
+            self.sink.finish_writer(writer_id)
+            self._inflow.retire(writer_id)
+        self.sink.tend()
+        self._recovered()
+        self._save_if_due()
+        return bool(batch)
+
+    def fail(self, reason: str, *, unexpected: bool = False) -> float:
+        """Note a failed try; the seconds to wait before the next."""
+        now_s = self._clock.monotonic_s()
+        if self._failures == 0 or now_s >= self._remind_at_s:
+            self._remind_at_s = now_s + REMIND_EVERY_S
+            facts = {"sink": self.sink.name, "reason": reason}
+            _logger.warning("sink unavailable", extra=facts, exc_info=unexpected)
+        if self._failures == 0:
+            self.progress.failing_since_s = self._clock.now_s()
+        self.progress.failing = reason
+        delay_s = min(LONGEST_DELAY_S, FIRST_DELAY_S * 2.0 ** min(self._failures, 10))
+        self._failures += 1
+        return delay_s * self._vary(0.8, 1.2)
+
+    def save(self, *, unmoved: bool = False) -> None:
+        """Write the checkpoint; when the disk refuses, the next time is early enough.
+
+        Nothing is lost by an old checkpoint: what it misses is delivered again. ``unmoved``: also
+        when it says what was saved before.
+        """
+        positions = dict(self._inflow.positions)
+        if positions == self._saved and not unmoved:
+            return
+        try:
+            self._checkpoints.save(positions)
+        except OSError as error:
+            if not self._saving_fails:
+                facts = {"sink": self.sink.name, "reason": str(error)}
+                _logger.error("checkpoint not saved", extra=facts)
+            self._saving_fails = True
+            return
+        self._saving_fails = False
+        self._saved = positions
+        self._unsaved_bytes = 0
+
+    def _deliver(self, batch: list[Parcel]) -> None:
+        refused = self.sink.deliver(batch)
+        for place, reason in refused:
+            self._bury(batch[place], reason)
+        self.progress.delivered += len(batch) - len(refused)
+        self.progress.dead_lettered += len(refused)
+        self.progress.last_delivery_s = self._clock.now_s()
+        self._unsaved_bytes += sum(len(parcel.payload) for parcel in batch)
+
+    def _bury(self, parcel: Parcel, reason: str) -> None:
+        try:
+            self._dead_letters.put(parcel, reason)
+        except OSError as error:
+            raise SinkUnavailable(f"dead letters cannot be written: {error}") from error
+        facts = {"sink": self.sink.name, "record_id": parcel.id, "reason": reason}
+        _logger.error("record dead-lettered", extra=facts)
+
+    def _recovered(self) -> None:
+        if self._failures:
+            since_s = self.progress.failing_since_s or 0.0
+            away_s = round(self._clock.now_s() - since_s, 3)
+            _logger.info("sink available", extra={"sink": self.sink.name, "away_s": away_s})
+        self._failures = 0
+        self.progress.failing = None
+        self.progress.failing_since_s = None
+
+    def _save_if_due(self) -> None:
+        now_s = self._clock.monotonic_s()
+        if now_s >= self._saved_at_s + SAVE_EVERY_S or self._unsaved_bytes >= SAVE_EVERY_BYTES:
+            self._saved_at_s = now_s
+            self.save()

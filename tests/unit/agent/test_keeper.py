@@ -1,0 +1,113 @@
+"""The keeper: an agent where there is none, never a second one, no hurry with one that fails."""
+
+from __future__ import annotations
+
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from router.agent.keeper import LONGEST_PAUSE_S, AgentKeeper
+from router.agent.lock import AgentLock
+from router.clock import FrozenClock
+
+
+@dataclass
+class Process:
+    pid: int
+    code: int | None = None
+
+    def poll(self) -> int | None:
+        return self.code
+
+
+class Desk:
+    """A keeper whose agents are started on paper; they hold the lock when a test says so."""
+
+    def __init__(self, data_dir: Path) -> None:
+        self.data_dir = data_dir
+        self.clock = FrozenClock()
+        self.started: list[Process] = []
+        self.fault: OSError | None = None
+        self.lock = AgentLock(data_dir)
+        self.keeper = self.new_keeper()
+
+    def new_keeper(self) -> AgentKeeper:
+        return AgentKeeper(self.data_dir, self._spawn, clock=self.clock)
+
+    def tick(self, seconds: float = 1.0) -> int:
+        """Let time pass, tick, and tell how many agents were started so far."""
+        self.clock.advance(seconds)
+        self.keeper.tick()
+        return len(self.started)
+
+    def _spawn(self) -> Process:
+        if self.fault is not None:
+            raise self.fault
+        self.started.append(Process(100 + len(self.started)))
+        return self.started[-1]
+
+
+@pytest.fixture
+def desk(tmp_path: Path) -> Desk:
+    return Desk(tmp_path)
+
+
+def test_an_agent_is_started_where_there_is_none(desk: Desk) -> None:
+    """At the first look, also while it is still on its way to its lock."""
+    assert desk.tick() == 1
+    assert desk.tick() == 1
+
+
+def test_an_agent_that_somebody_else_started_will_do(desk: Desk) -> None:
+    """An earlier worker's, or an operator's."""
+    assert desk.lock.take()
+    assert desk.tick() == 0
+    desk.lock.release()
+    assert desk.tick() == 1
+
+
+def test_two_keepers_make_no_second_agent(desk: Desk) -> None:
+    """The lowest slot changes hands while the agent of the first keeper runs."""
+    desk.tick()
+    assert desk.lock.take()
+    desk.keeper = desk.new_keeper()
+    assert desk.tick() == 1
+    desk.lock.release()
+
+
+def test_a_killed_agent_is_replaced_at_the_next_tick(desk: Desk) -> None:
+    """P1: however often, within about two seconds each time."""
+    for count in range(1, 6):
+        assert desk.tick() == count
+        desk.started[-1].code = -signal.SIGKILL
+
+
+def test_an_agent_that_gives_up_is_started_again_after_a_growing_pause(desk: Desk) -> None:
+    """A wrong setting must not keep a core busy; the pauses are in whole ticks here."""
+    pauses = []
+    for count in range(1, 9):
+        waited = 0
+        while desk.tick() < count:
+            waited += 1
+        desk.started[-1].code = 1
+        pauses.append(waited)
+    assert pauses == [0, 1, 2, 4, 8, 16, 30, 30]
+    assert max(pauses) == LONGEST_PAUSE_S
+
+
+def test_an_agent_that_ended_in_order_is_replaced(desk: Desk) -> None:
+    """Somebody asked it to end; the records that come now need another."""
+    desk.tick()
+    desk.started[0].code = 0
+    assert desk.tick() == 2
+
+
+def test_a_start_that_fails_is_tried_again(desk: Desk, caplog: pytest.LogCaptureFixture) -> None:
+    """No memory now may be memory later; the worker itself goes on."""
+    desk.fault = OSError(12, "Cannot allocate memory")
+    assert desk.tick() == 0
+    desk.fault = None
+    assert desk.tick(2.0) == 1
+    assert "Cannot allocate memory" in vars(caplog.records[0])["reason"]
