@@ -16,7 +16,7 @@ from werkzeug.exceptions import NotFound as WerkzeugNotFound
 from werkzeug.middleware.proxy_fix import ProxyFix
 
 from router import errors
-from router.api import native, openai, status
+from router.api import native, openai, records, status
 from router.api.replies import error_reply, finish
 from router.api.scope import Scope, current_scope, request_id_from
 from router.api.settlement import settle
@@ -28,7 +28,7 @@ from router.telemetry.traces import open_trace
 
 log = logging.getLogger("router")
 
-NATIVE_PATHS: Final = ("/v1/inference/", "/v1/status/")
+NATIVE_PATHS: Final = ("/v1/inference/", "/v1/audit/", "/v1/usage", "/v1/status/")
 
 
 class _NoSession(SessionInterface):
@@ -63,7 +63,12 @@ def create_app(wired: Services) -> Flask:
     app.register_error_handler(errors.RouterError, on_router_error)
     app.register_error_handler(HTTPException, on_http_error)
     app.register_error_handler(Exception, on_unexpected_error)
-    for blueprint in (native.blueprint, openai.blueprint, status.blueprint):
+    for blueprint in (
+        native.blueprint,
+        openai.blueprint,
+        records.blueprint,
+        status.blueprint,
+    ):
         app.register_blueprint(blueprint)
     if wired.settings.trusted_proxies:
         hops = wired.settings.trusted_proxies

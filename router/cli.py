@@ -28,6 +28,7 @@ class Entry(NamedTuple):
 COMMANDS: Final = {
     "serve": Entry("router.commands.running", "serve", "Run the gateway."),
     "demo": Entry("router.commands.running", "demo", "Run a gateway with two mock backends."),
+    "agent": Entry("router.commands.agent", "agent", "Ship records to the store and to Kafka."),
     "check-config": Entry(
         "router.commands.document", "check_config", "Report every mistake of a document."
     ),
@@ -35,6 +36,7 @@ COMMANDS: Final = {
     "export": Entry("router.commands.document", "export", "Print the configuration."),
     "keys": Entry("router.commands.keys", "keys", "Create, list and revoke API keys."),
     "sign": Entry("router.commands.sign", "sign", "Sign a request."),
+    "spool": Entry("router.commands.spool", "spool", "Look at waiting records, or ship them."),
     "contracts": Entry("router.commands.contracts", "contracts", "Write or check contracts/."),
     "mock-backend": Entry("router.mock_backend.command", "command", "Run a backend for tests."),
 }

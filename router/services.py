@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from gevent.threadpool import ThreadPool
 from prometheus_client import CollectorRegistry
 
+from router.accounting.recorder import Recorder
+from router.accounting.spool import SpoolWriter
+from router.accounting.store import RecordStore
 from router.auth.authenticator import Authenticator
 from router.auth.nonces import NonceStore
 from router.clock import Clock
@@ -17,6 +21,7 @@ from router.forwarding.forwarder import Forwarder
 from router.forwarding.retry_budget import PER_SECOND, RetryBudget
 from router.forwarding.session import BackendSession
 from router.gateway import Gateway
+from router.queries import Queries
 from router.routing.engine import RoutingEngine
 from router.telemetry.logs import CallLog
 from router.telemetry.metrics import Metrics
@@ -32,6 +37,8 @@ class Services:
     authenticator: Authenticator
     gateway: Gateway
     session: BackendSession
+    recorder: Recorder
+    queries: Queries
     pepper_fingerprint: str
     """Tells whether the stored keys were made with the pepper that this worker checks them with."""
     metrics: Metrics
@@ -48,6 +55,8 @@ class Services:
     def close(self) -> None:
         """Give back connections and files."""
         self.session.close()
+        self.recorder.close()
+        self.queries.close()
         self.state.close()
 
 
@@ -81,6 +90,24 @@ def build_services(settings: Settings, *, clock: Clock | None = None) -> Service
         gateway=Gateway(RoutingEngine(), forwarder),
         session=session,
         pepper_fingerprint=pepper_fingerprint(pepper),
+        recorder=Recorder(_open_spool(settings, clock)),
+        queries=Queries(
+            RecordStore(
+                settings.store_url, read_only=True, query_timeout_s=settings.query_timeout_s
+            ),
+            timeout_s=settings.query_timeout_s,
+        ),
         metrics=Metrics(CollectorRegistry()),
         call_log=CallLog(),
+    )
+
+
+def _open_spool(settings: Settings, clock: Clock) -> SpoolWriter:
+    return SpoolWriter(
+        settings.spool_dir,
+        max_bytes=settings.spool_max_bytes,
+        mode="durable" if settings.spool_mode == "durable" else "fast",
+        # One thread of its own, so that nothing else that runs on native threads delays a sync.
+        offload=ThreadPool(1).apply,
+        clock=clock,
     )

@@ -25,6 +25,7 @@ from gunicorn.workers.base_async import AsyncWorker
 from gunicorn.workers.ggevent import GeventWorker
 from prometheus_client.multiprocess import mark_process_dead
 
+from router.agent.keeper import AgentKeeper, spawn_agent
 from router.config.faults import PepperError
 from router.config.pepper import load_pepper
 from router.config.settings import Settings, export_metrics_dir, load_settings
@@ -126,6 +127,9 @@ def post_fork(server: Arbiter, worker: RouterWorker) -> None:
     assert settings.metrics_dir is not None  # when_ready has set it
     use_worker_slot(worker.slot, settings.metrics_dir)
     worker.client_write_timeout_s = settings.client_write_timeout_s
+    if settings.agent == "embedded":
+        master = worker.ppid
+        worker.keeper = AgentKeeper(settings.data_dir, lambda: spawn_agent(master))
     drain_s = worker.cfg.graceful_timeout
     worker.cfg.set("graceful_timeout", max(1, drain_s - SETTLE_MARGIN_S))
     # gunicorn looks its settings up one by one through __getattr__, 6 % of a call in all. Nothing
@@ -144,6 +148,8 @@ class RouterWorker(GeventWorker):  # type: ignore[misc]
     """A gevent worker that drains without waiting for idle clients and refuses in JSON."""
 
     slot = 0
+    keeper: AgentKeeper | None = None
+    """Every worker looks after the agent: the lock sees to it that there is but one."""
     client_write_timeout_s = 30.0
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -161,6 +167,8 @@ class RouterWorker(GeventWorker):  # type: ignore[misc]
         services = getattr(self.wsgi, "extensions", {}).get("router")
         if services is not None:  # else somebody has wrapped the application
             services.heartbeat()
+        if self.alive and self.keeper is not None:
+            self.keeper.tick()
         if not self.alive:
             now_s = time.monotonic()
             for idle in tuple(self._idle):

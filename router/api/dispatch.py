@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from router.api.scope import Scope, current_scope
+from router.call import Decision
 from router.forwarding.forwarder import Delivery, Passage
 from router.forwarding.headers import forwardable
 from router.forwarding.transport import at_end
@@ -14,6 +15,8 @@ def serve() -> Delivery:
     """Forward the current call; every route that can reach a backend ends up here."""
     scope = current_scope()
     assert scope.document is not None and scope.caller is not None and scope.call is not None
+    # Before anything is spent: a call that could not be recorded is not made.
+    scope.services.recorder.check()
     headers = forwardable(scope.request.environ, scope.secrets)
     if scope.trace.parent_span_id is None:
         # Without the trace that it belongs to, the client's state would join ours to another.
@@ -35,6 +38,6 @@ def _client_probe(scope: Scope) -> Callable[[], bool] | None:
     return None if sock is None else lambda: at_end(sock)
 
 
-def decision(scope: Scope) -> str:
+def decision(scope: Scope) -> Decision:
     """Whether the policy's first choice answered."""
     return "PRIMARY" if len(scope.attempts) <= 1 else "FAILOVER"

@@ -40,6 +40,9 @@ FACES: Final[dict[type[errors.RouterError], Face]] = {
     ),
     errors.ModelNotFound: Face(404, "MODEL_NOT_FOUND", _INVALID, "model_not_found", "rejected"),
     errors.NotFound: Face(404, "NOT_FOUND", _INVALID, "unknown_url", "rejected"),
+    errors.RequestNotFound: Face(
+        404, "REQUEST_NOT_FOUND", _INVALID, "request_not_found", "rejected"
+    ),
     errors.MethodNotAllowed: Face(
         405, "METHOD_NOT_ALLOWED", _INVALID, "method_not_allowed", "rejected"
     ),
@@ -59,6 +62,20 @@ FACES: Final[dict[type[errors.RouterError], Face]] = {
     errors.ClientGone: Face(499, "CLIENT_GONE", _INVALID, "client_gone", "client_aborted"),
     errors.NotConfigured: Face(
         503, "NOT_CONFIGURED", "server_error", "not_configured", "rejected", True
+    ),
+    errors.RecordStoreUnavailable: Face(
+        503,
+        "RECORD_STORE_UNAVAILABLE",
+        "server_error",
+        "record_store_unavailable",
+        "rejected",
+        True,
+    ),
+    errors.QueryTimeout: Face(
+        504, "QUERY_TIMEOUT", "server_error", "query_timeout", "rejected", True
+    ),
+    errors.RecordsUnavailable: Face(
+        503, "RECORDS_UNAVAILABLE", "server_error", "records_unavailable", "rejected", True
     ),
 }
 
@@ -83,9 +100,11 @@ def status_of(error: Exception) -> int:
 
 def retry_after_s(error: Exception) -> int | None:
     """Whole seconds to wait before trying again, where that is known."""
-    if isinstance(error, (errors.BackendUnavailable, errors.BackendBusy)):
+    timed = (errors.BackendUnavailable, errors.BackendBusy, errors.RecordsUnavailable)
+    if isinstance(error, timed):
         return error.retry_after_s
-    return 1 if isinstance(error, errors.NotConfigured) else None
+    waits = (errors.NotConfigured, errors.RecordStoreUnavailable)
+    return 1 if isinstance(error, waits) else None
 
 
 def render(error: Exception, dialect: Dialect, *, trace_id: str) -> bytes:

@@ -20,11 +20,12 @@ from router.api.checks import (
 )
 from router.api.dispatch import serve
 from router.api.errors import native_body
-from router.api.replies import ClientStream, json_reply, stream_error, stream_reply
+from router.api.recording import record_answer
+from router.api.replies import ClientStream, answer, stream_reply
 from router.api.scope import Scope, current_scope
-from router.api.settlement import call_usage
+from router.api.usage import call_usage
 from router.call import Call
-from router.errors import BackendFailed, BodyTooLarge, InvalidRequest
+from router.errors import BackendFailed, BodyTooLarge, InvalidRequest, RouterError
 from router.forwarding.forwarder import Delivery
 from router.forwarding.sse import EventCutter, data_of
 from router.forwarding.stream import ReplyStream
@@ -64,8 +65,9 @@ def inference() -> Response:
     if scope.call is not None and scope.call.stream:
         # The backend answered a streaming call in one piece.
         delta = _event("delta", {"output": output}) if output else b""
+        record_answer(scope, "completed")
         return stream_reply(delta + _event("done", _facts(scope)))
-    return json_reply(orjson.dumps({**_facts(scope), "output": output}))
+    return answer(orjson.dumps({**_facts(scope), "output": output}))
 
 
 def read_native_call(scope: Scope, fields: dict[str, Any], _body: bytes) -> Call:
@@ -215,9 +217,8 @@ class _Events:
         if self._stream.outcome == "completed":
             yield _event("done", _facts(self._scope))
 
-    def failure(self, stream: ReplyStream) -> bytes:
+    def failure(self, error: RouterError) -> bytes:
         """The last event of a stream that broke."""
-        error = stream_error(stream)
         return _event("error", native_body(error, trace_id=self._scope.trace.trace_id))
 
     @staticmethod

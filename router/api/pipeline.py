@@ -24,6 +24,9 @@ from router.errors import InvalidRequest, ScopeMissing, SignatureInvalid
 ReadFields = Callable[[Scope, dict[str, Any], bytes], Call]
 """Makes a call out of a parsed body and the bytes it was parsed from."""
 
+BODY_SIGNED_ENDPOINTS: Final = frozenset({"native.inference"})
+"""Where the signature may travel in the body instead, so that it is looked for there."""
+
 _SCOPES: Final[dict[str, str]] = {}
 _READERS: Final[dict[str, ReadFields]] = {}
 
@@ -67,7 +70,7 @@ def verify_signature(scope: Scope) -> None:
         parts = _signed_parts(scope)
         scope.services.authenticator.verify_signature(key, parts, body, signature)
         scope.caller = replace(scope.caller, signed=True)
-    elif key.require_signature and scope.dialect != "native":
+    elif key.require_signature and scope.endpoint not in BODY_SIGNED_ENDPOINTS:
         raise _unsigned()
 
 
@@ -79,7 +82,7 @@ def read_call(scope: Scope) -> None:
     require_json(scope.request)
     body = _body(scope)
     fields = parse_object(body)
-    if scope.dialect == "native":
+    if scope.endpoint in BODY_SIGNED_ENDPOINTS:
         _verify_body_signature(scope, fields, body)
     scope.call = reader(scope, fields, body)
 

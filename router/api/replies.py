@@ -11,7 +11,9 @@ from flask import Response
 from router import errors
 from router.api.dispatch import decision
 from router.api.errors import face_of, render, retry_after_s, status_of
+from router.api.recording import record_answer, record_end
 from router.api.scope import Scope, current_scope
+from router.api.usage import call_outcome
 from router.call import Dialect
 from router.forwarding.forwarder import Delivery
 from router.forwarding.stream import ReplyStream
@@ -34,7 +36,7 @@ class ClientStream:
         self,
         scope: Scope,
         stream: ReplyStream,
-        on_failure: Callable[[ReplyStream], bytes],
+        on_failure: Callable[[errors.RouterError], bytes],
         chunks: Iterator[bytes] | None = None,
     ) -> None:
         self._scope = scope
@@ -47,23 +49,49 @@ class ClientStream:
         return self
 
     def __next__(self) -> bytes:
-        for chunk in self._chunks:
-            return self._counted(chunk)
-        if self._ended or self._stream.outcome in ("completed", "client_aborted"):
+        if self._ended:
             raise StopIteration
+        for chunk in self._chunks:
+            return self._pass(chunk)
         self._ended = True
-        return self._counted(self._on_failure(self._stream))
+        outcome = self._stream.outcome
+        last = self._pass(b"") if outcome == "completed" else b""
+        if outcome not in ("completed", "client_aborted"):
+            last = self._on_failure(stream_error(self._stream))
+            self._scope.bytes_sent += len(last)
+            record_end(self._scope, call_outcome(self._scope))
+        if not last:
+            raise StopIteration
+        return last
 
-    def _counted(self, data: bytes) -> bytes:
-        self._scope.bytes_sent += len(data)
-        return data
+    def _pass(self, chunk: bytes) -> bytes:
+        """The chunk; the one that completes the answer goes out only when the call is recorded."""
+        scope = self._scope
+        scope.bytes_sent += len(chunk)
+        if self._stream.is_complete and not scope.recorded:
+            try:
+                record_answer(scope, "completed")
+            except errors.RecordsUnavailable as error:
+                self._ended = True
+                face = face_of(error)
+                scope.code, scope.failed_outcome = face.code, face.outcome
+                return self._on_failure(error)
+        return chunk
 
 
 def deliver(delivery: Delivery) -> Response:
     """The reply of the OpenAI dialect: bytes as they are."""
     if delivery.stream is None:
-        return json_reply(delivery.body or b"")
+        return answer(delivery.body or b"")
     return stream_reply(ClientStream(current_scope(), delivery.stream, _openai_failure))
+
+
+def answer(body: bytes) -> Response:
+    """A whole answer, recorded before it goes out; raises ``RecordsUnavailable``."""
+    scope = current_scope()
+    scope.bytes_sent = len(body)
+    record_answer(scope, "completed")
+    return json_reply(body)
 
 
 def json_reply(body: bytes, status: int = 200) -> Response:
@@ -135,6 +163,6 @@ def stream_error(stream: ReplyStream) -> errors.RouterError:
     return errors.BackendFailed(stream.failure or "stream ended early")
 
 
-def _openai_failure(stream: ReplyStream) -> bytes:
-    body = render(stream_error(stream), "openai", trace_id="")
+def _openai_failure(error: errors.RouterError) -> bytes:
+    body = render(error, "openai", trace_id="")
     return b"data: " + body + b"\n\n"

@@ -18,6 +18,16 @@ from router.services import Services
 from router.telemetry.redaction import holds_secret
 from router.telemetry.traces import TraceContext
 
+CALL_ENDPOINTS: Final = frozenset(
+    {
+        "native.inference",
+        "openai.chat_completions",
+        "openai.completions",
+        "openai.embeddings",
+    }
+)
+"""Routes that can reach a backend; each of their requests leaves one usage record."""
+
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
 
 
@@ -58,6 +68,13 @@ class Scope:
     handed_over: bool = False
     """A response exists, so closing it will settle."""
     settled: bool = False
+    recorded: bool = False
+    """Its usage record and audit event are in the spool."""
+
+    @property
+    def is_call(self) -> bool:
+        """Whether the endpoint is one that serves inference calls."""
+        return self.endpoint in CALL_ENDPOINTS
 
     @property
     def backend_s(self) -> float:

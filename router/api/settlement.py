@@ -1,4 +1,8 @@
-"""What happens when a response has ended, however it ended, exactly once."""
+"""What happens when a response has ended, however it ended, exactly once.
+
+The durable record is written earlier, before the last byte goes out (``recording``); only what a
+client broke off, or what was refused, is still to be recorded here.
+"""
 
 from __future__ import annotations
 
@@ -6,30 +10,16 @@ import logging
 import time
 from typing import Any, Final
 
-from router.accounting.usage import cost_nanos, estimate
 from router.api.dispatch import decision
+from router.api.recording import record_end
 from router.api.scope import Scope
-from router.call import NO_USAGE, Attempt, Outcome, Usage
+from router.api.usage import call_outcome, call_usage
+from router.call import Attempt, Outcome, Usage
 
 log = logging.getLogger("router")
 
 QUIET_ENDPOINTS: Final = ("status.", "prometheus_")
 """Asked for every few seconds by machines; a line for each would drown the calls."""
-
-
-def call_usage(scope: Scope) -> tuple[Usage, int | None]:
-    """Usage and cost in nano-USD of what was delivered; estimated where nothing was reported."""
-    delivery, call, document = scope.delivery, scope.call, scope.document
-    if delivery is None or call is None or document is None:
-        return NO_USAGE, None
-    stream = delivery.stream
-    usage = delivery.usage if stream is None else stream.usage
-    if usage is None:
-        if stream is None:
-            usage = estimate(call.fields, delivery.output_chars)
-        else:
-            usage = estimate(call.fields, stream.output_chars, stream.usage_at_start)
-    return usage, cost_nanos(usage, document.models[call.model].prices)
 
 
 def settle(scope: Scope) -> None:
@@ -45,38 +35,24 @@ def settle(scope: Scope) -> None:
             stream.close()  # may read on for a while, and the worker may end meanwhile
     finally:
         try:
-            _record(scope, ended_s)
+            _conclude(scope, ended_s)
         except Exception:  # the server below would break the client's connection off
             log.exception("a call could not be settled", extra={"request_id": scope.request_id})
 
 
-def _record(scope: Scope, ended_s: float) -> None:
+def _conclude(scope: Scope, ended_s: float) -> None:
     stream = None if scope.delivery is None else scope.delivery.stream
     if stream is not None:
         scope.attempts[-1].duration_s += (stream.ended_s or ended_s) - scope.answered_s
     usage, cost = call_usage(scope)
-    outcome = _outcome(scope)
+    outcome = call_outcome(scope)
     duration_s = ended_s - scope.started_s
+    record_end(scope, outcome)
     _count(scope, usage, cost, outcome, duration_s)
     if not scope.endpoint.startswith(QUIET_ENDPOINTS):
         written = scope.services.call_log.write(_line(scope, usage, cost, outcome, duration_s))
         if not written:
             scope.services.metrics.count_lost_line()
-
-
-def _outcome(scope: Scope) -> Outcome:
-    stream = None if scope.delivery is None else scope.delivery.stream
-    if stream is not None:
-        return stream.outcome or "client_aborted"
-    if scope.failed_outcome is not None:
-        died = scope.failed_outcome == "upstream_error" and _broke_after_status(scope)
-        return "upstream_aborted" if died else scope.failed_outcome
-    return "completed" if scope.handed_over else "client_aborted"
-
-
-def _broke_after_status(scope: Scope) -> bool:
-    """The backend had begun a good answer and did not finish it."""
-    return bool(scope.attempts) and scope.attempts[-1].status == 200
 
 
 def _count(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from router.clock import Clock
-from router.config.document import SCOPES
+from router.config.document import DEFAULT_SCOPES, SCOPES
 from router.config.settings import Settings, load_settings
 
 if TYPE_CHECKING:
@@ -74,7 +74,11 @@ def keys() -> None:
     "--expires-at", callback=_moment, metavar="TIME", help="Such as 2027-01-31T00:00:00Z."
 )
 @click.option(
-    "--scope", "scopes", multiple=True, type=click.Choice(SCOPES), help="Repeatable; default: all."
+    "--scope",
+    "scopes",
+    multiple=True,
+    type=click.Choice(SCOPES),
+    help=f"Repeatable; default: {', '.join(DEFAULT_SCOPES)}.",
 )
 @click.option("--model", "models", multiple=True, metavar="ID", help="Repeatable; default: all.")
 @click.option("--require-signature", is_flag=True, help="Refuse requests that are not signed.")
@@ -107,7 +111,7 @@ def create(
         hash=_HASH_TO_COME,
         name=name,
         expires_at_s=expiry_s,
-        scopes=frozenset(scopes or SCOPES),
+        scopes=frozenset(scopes or DEFAULT_SCOPES),
         models=frozenset(models) if models else None,
         require_signature=require_signature,
     )

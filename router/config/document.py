@@ -11,8 +11,11 @@ KeyStatus = Literal["active", "revoked"]
 ANY = "*"
 """Matches every organization or every model in a policy."""
 
-SCOPES = ("inference", "models:read")
+SCOPES = ("inference", "models:read", "usage:read", "audit:read")
 """The closed set of scopes that a key can carry."""
+
+DEFAULT_SCOPES = ("inference", "models:read")
+"""What a key may do unless more is said: to call, not to read what others called."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +101,7 @@ class KeyRecord:
     status: KeyStatus = "active"
     expires_at_s: float | None = None
     """Seconds since the epoch; ``None`` means that the key does not expire."""
-    scopes: frozenset[str] = frozenset(SCOPES)
+    scopes: frozenset[str] = frozenset(DEFAULT_SCOPES)
     models: frozenset[str] | None = None
     require_signature: bool = False
     demo: bool = False

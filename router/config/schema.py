@@ -12,6 +12,7 @@ from typing import Any, Final
 from marshmallow import RAISE, Schema, ValidationError, post_load, validate, validates_schema
 
 from router.config.document import (
+    DEFAULT_SCOPES,
     SCOPES,
     Backend,
     KeyStatus,
@@ -139,9 +140,9 @@ class KeySchema(_Mapping):
     )
     scopes = Entries(
         Choice(SCOPES),
-        load_default=lambda: list(SCOPES),
+        load_default=lambda: list(DEFAULT_SCOPES),
         validate=_unique,
-        metadata=_about("What the key may do.", default=list(SCOPES), uniqueItems=True),
+        metadata=_about("What the key may do.", default=list(DEFAULT_SCOPES), uniqueItems=True),
     )
     models = Entries(
         Identifier(),

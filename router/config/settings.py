@@ -62,11 +62,31 @@ class Settings:
     signature_tolerance_s: int = 300
     log_level: str = "INFO"
     build: str = "dev"
+    spool_mode: str = "fast"
+    spool_max_bytes: int = 2 * 1024**3
+    record_store_url: str = ""
+    query_timeout_s: float = 10.0
+    audit_retention_days: int = 90
+    agent: str = "embedded"
+    agent_drain_s: float = 10.0
+    kafka_brokers: tuple[str, ...] = ()
+    kafka_usage_topic: str = "usage.records.v1"
+    kafka_audit_topic: str = "audit.router"
 
     @property
     def state_dir(self) -> Path:
         """Where the LMDB configuration store lives."""
         return self.data_dir / "state"
+
+    @property
+    def spool_dir(self) -> Path:
+        """Where workers append the records of their calls."""
+        return self.data_dir / "spool"
+
+    @property
+    def store_url(self) -> str:
+        """The record store: what is set, else a SQLite file in the data directory."""
+        return self.record_store_url or f"sqlite:///{self.data_dir.absolute() / 'records.db'}"
 
 
 def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
@@ -112,6 +132,22 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
         ),
         log_level=reader.take("ROUTER_LOG_LEVEL", default.log_level, _one_of(*_LOG_LEVELS)),
         build=reader.take("ROUTER_BUILD", default.build, str),
+        spool_mode=reader.take("ROUTER_SPOOL_MODE", default.spool_mode, _one_of("fast", "durable")),
+        spool_max_bytes=reader.take(
+            "ROUTER_SPOOL_MAX_BYTES", default.spool_max_bytes, _int(1024**2, 2**50)
+        ),
+        record_store_url=reader.take("ROUTER_RECORD_STORE", default.record_store_url, _store_url),
+        query_timeout_s=reader.take(
+            "ROUTER_QUERY_TIMEOUT", default.query_timeout_s, _seconds(0.1, 600)
+        ),
+        audit_retention_days=reader.take(
+            "ROUTER_AUDIT_RETENTION_DAYS", default.audit_retention_days, _int(1, 36_500)
+        ),
+        agent=reader.take("ROUTER_AGENT", default.agent, _one_of("embedded", "external")),
+        agent_drain_s=reader.take("ROUTER_AGENT_DRAIN", default.agent_drain_s, _seconds(0, 600)),
+        kafka_brokers=reader.take("KAFKA_BROKERS", default.kafka_brokers, _brokers),
+        kafka_usage_topic=reader.take("KAFKA_USAGE_TOPIC", default.kafka_usage_topic, str),
+        kafka_audit_topic=reader.take("KAFKA_AUDIT_TOPIC", default.kafka_audit_topic, str),
     )
     if settings.bind.port == settings.ops_bind.port:
         reader.problems.append("ROUTER_OPS_BIND: must use another port than ROUTER_BIND")
@@ -214,6 +250,21 @@ def _one_of(*choices: str) -> Callable[[str], str]:
         raise ValueError(f"must be one of {', '.join(choices)}, got {raw!r}")
 
     return parse
+
+
+def _store_url(raw: str) -> str:
+    if not raw.startswith(("sqlite:///", "postgresql://", "postgresql+psycopg://")):
+        raise ValueError("expected sqlite:///PATH or postgresql://USER@HOST/DATABASE")
+    if raw.startswith("postgresql://"):
+        return raw.replace("postgresql://", "postgresql+psycopg://", 1)
+    return raw
+
+
+def _brokers(raw: str) -> tuple[str, ...]:
+    found = tuple(part.strip() for part in raw.split(",") if part.strip())
+    for broker in found:
+        _address(broker)
+    return found
 
 
 def _pepper(raw: str) -> str:

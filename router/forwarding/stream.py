@@ -43,6 +43,11 @@ class ReplyStream:
         return self._tap.usage_at_start
 
     @property
+    def is_complete(self) -> bool:
+        """Whether the answer has come to its proper end; its connection may have not."""
+        return self._tap.complete
+
+    @property
     def output_chars(self) -> int:
         """Characters generated so far, for an estimate."""
         return self._tap.output_chars

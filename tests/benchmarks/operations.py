@@ -1,4 +1,4 @@
-"""The pure functions that `micro.py` can time: name -> factory of the callable to be timed.
+"""The functions that `micro.py` can time: name -> factory of the callable to be timed.
 
 A factory does what happens once (imports, schemas, sample data) and returns what happens per call.
 The `reference` entries tell how fast the machine is at the moment.
@@ -6,11 +6,15 @@ The `reference` entries tell how fast the machine is at the moment.
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 import io
 import json
 import random
+import shutil
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from tests.benchmarks.messages import API_KEY, CALL_BODY, PATH
@@ -44,6 +48,30 @@ def _estimate() -> Operation:
 
     fields = json.loads(CALL_BODY)
     return lambda: estimate(fields, 1_400)
+
+
+def _spool_append() -> Operation:
+    from router.accounting.spool_format import AUDIT, USAGE
+
+    writer = _spool_writer()
+    usage = b'{"filler":"%b"}' % (b"u" * 1100)
+    event = b'{"filler":"%b"}' % (b"a" * 700)
+    return lambda: writer.append(((USAGE, usage), (AUDIT, event)))
+
+
+def _spool_check() -> Operation:
+    return _spool_writer().check
+
+
+def _spool_writer() -> Any:
+    """A writer of the worker's kind: on the real disk, with the syncs beside it."""
+    from router.accounting.spool import SpoolWriter
+
+    directory = Path(tempfile.mkdtemp(prefix="spool-"))
+    writer = SpoolWriter(directory / "spool", max_bytes=4 << 30)
+    atexit.register(shutil.rmtree, directory)
+    atexit.register(writer.close)
+    return writer
 
 
 def _parse_object() -> Operation:
@@ -117,6 +145,8 @@ OPERATIONS: dict[str, Callable[[], Operation]] = {
     "reference.sha256": _reference_sha256,
     "accounting.cost_nanos": _cost_nanos,
     "accounting.estimate": _estimate,
+    "accounting.spool_append": _spool_append,
+    "accounting.spool_check": _spool_check,
     "api.parse_object": _parse_object,
     "forwarding.forwardable": _forwardable,
     "routing.order": _order,

@@ -1,0 +1,162 @@
+"""What was recorded, for those whose it is: audit trail and usage of the caller's organization."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping
+from datetime import datetime, timezone
+from typing import Any, Final
+
+import orjson
+from flask import Blueprint, Response
+
+from router import errors
+from router.api import pipeline
+from router.api.replies import json_reply
+from router.api.scope import Scope, current_scope
+
+blueprint: Final = Blueprint("records", __name__)
+pipeline.install(blueprint)
+
+MAX_PAGE: Final = 500
+DEFAULT_PAGE: Final = 100
+_PERIOD: Final = ("from", "to")
+_AUDIT_PARAMETERS: Final = frozenset({*_PERIOD, "action", "model", "key", "cursor", "limit"})
+_USAGE_PARAMETERS: Final = frozenset({*_PERIOD, "group_by", "model", "key", "backend", "format"})
+FORMATS: Final = ("json", "csv")
+
+
+@blueprint.get("/v1/audit/requests/<request_id>")
+def request_story(request_id: str) -> Response:
+    """The full story of one call: its records and the audit events about it."""
+    scope, organization_id = _asked_by()
+    _parameters(scope, frozenset())
+    story = scope.services.queries.run(
+        lambda store: store.find_request(organization_id, request_id)
+    )
+    if story is None:
+        raise errors.RequestNotFound
+    body = {"request_id": request_id, "records": story.records, "events": story.events}
+    return json_reply(orjson.dumps(body))
+
+
+@blueprint.get("/v1/audit/requests")
+def audit_events() -> Response:
+    """Audit events, newest first, a page at a time."""
+    scope, organization_id = _asked_by()
+    asked = _parameters(scope, _AUDIT_PARAMETERS)
+    filters = _chosen(asked, "action", "model", "key")
+    from_s, to_s = _period(asked)
+    limit = _limit(asked.get("limit"))
+    page = scope.services.queries.run(
+        lambda store: store.list_audit(
+            organization_id,
+            from_s=from_s,
+            to_s=to_s,
+            filters=filters,
+            cursor=asked.get("cursor"),
+            limit=limit,
+        )
+    )
+    return json_reply(orjson.dumps({"events": page.events, "next_cursor": page.next_cursor}))
+
+
+@blueprint.get("/v1/usage")
+def usage() -> Response:
+    """What the organization's calls come to, by any of organization, model, key, backend, time."""
+    scope, organization_id = _asked_by()
+    asked = _parameters(scope, _USAGE_PARAMETERS)
+    filters = _chosen(asked, "model", "key", "backend")
+    group_by = [name for name in asked.get("group_by", "").split(",") if name]
+    shown = asked.get("format", "json")
+    if shown not in FORMATS:
+        raise errors.InvalidRequest(f"must be one of {', '.join(FORMATS)}", field="format")
+    from_s, to_s = _period(asked)
+    totals = scope.services.queries.run(
+        lambda store: store.usage(
+            organization_id, group_by=group_by, from_s=from_s, to_s=to_s, filters=filters
+        )
+    )
+    rows = [total.plain() for total in totals]
+    if shown == "csv":
+        return Response(_csv(rows), content_type="text/csv; charset=utf-8")
+    return json_reply(orjson.dumps({"group_by": group_by, "data": rows}))
+
+
+def _asked_by() -> tuple[Scope, str]:
+    """The scope, and the organization whose records the caller may see: its own."""
+    scope = current_scope()
+    assert scope.caller is not None
+    return scope, scope.caller.organization_id
+
+
+def _parameters(scope: Scope, known: frozenset[str]) -> dict[str, str]:
+    """The query's parameters; each may be given once, and none that nobody knows."""
+    found: dict[str, str] = {}
+    for name, values in scope.request.args.lists():
+        shown = name[:64]
+        if name not in known:
+            raise errors.InvalidRequest(f"unknown parameter '{shown}'", field=shown)
+        if len(values) != 1:
+            raise errors.InvalidRequest("may be given once", field=shown)
+        if values[0]:
+            found[name] = values[0]
+    return found
+
+
+def _chosen(asked: Mapping[str, str], *names: str) -> dict[str, str]:
+    return {name: asked[name] for name in names if name in asked}
+
+
+def _period(asked: Mapping[str, str]) -> tuple[float | None, float | None]:
+    from_s, to_s = (_moment(asked.get(name), name) for name in _PERIOD)
+    if from_s is not None and to_s is not None and from_s > to_s:
+        raise errors.InvalidRequest("'from' is later than 'to'", field="from")
+    return from_s, to_s
+
+
+def _moment(raw: str | None, field: str) -> float | None:
+    """Seconds since the epoch of an RFC 3339 moment or of a date, which begins at 00:00 UTC."""
+    if raw is None:
+        return None
+    try:
+        # A plus sign in a query is a space; Python before 3.11 knows no Z.
+        moment = datetime.fromisoformat(raw.replace(" ", "+").replace("Z", "+00:00"))
+    except ValueError:
+        raise errors.InvalidRequest(
+            "must be a moment such as 2026-11-01T00:00:00Z, or a date", field=field
+        ) from None
+    if moment.tzinfo is None:
+        if len(raw) > len("2026-11-01"):
+            raise errors.InvalidRequest("the moment needs a time zone, such as Z", field=field)
+        moment = moment.replace(tzinfo=timezone.utc)
+    return moment.timestamp()
+
+
+def _limit(raw: str | None) -> int:
+    if raw is None:
+        return DEFAULT_PAGE
+    if not (raw.isascii() and raw.isdigit()) or not 1 <= int(raw[:9]) <= MAX_PAGE:
+        raise errors.InvalidRequest(f"must be between 1 and {MAX_PAGE}", field="limit")
+    return int(raw)
+
+
+def _csv(rows: list[dict[str, Any]]) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]) if rows else ["requests"], lineterminator="\r\n")
+    writer.writeheader()
+    writer.writerows({name: _cell(value) for name, value in row.items()} for row in rows)
+    return text.getvalue()
+
+
+def _cell(value: Any) -> Any:
+    """A value that no spreadsheet takes for a formula."""
+    if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r"):
+        return "'" + value
+    return value
+
+
+pipeline.declare("records.request_story", scope="audit:read")
+pipeline.declare("records.audit_events", scope="audit:read")
+pipeline.declare("records.usage", scope="usage:read")
