@@ -28,7 +28,7 @@ from router.telemetry.traces import open_trace
 
 log = logging.getLogger("router")
 
-NATIVE_PATHS: Final = ("/v1/inference/", "/v1/audit/", "/v1/usage", "/v1/status/")
+NATIVE_PATHS: Final = ("/v1/inference/", "/v1/audit/", "/v1/usage/", "/v1/status/")
 
 
 class _NoSession(SessionInterface):

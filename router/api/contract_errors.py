@@ -39,6 +39,14 @@ BACKENDS: Final[tuple[Kind, ...]] = (
     errors.BackendUnavailable,
     errors.BackendTimeout,
 )
+RECORDING: Final[tuple[Kind, ...]] = (errors.RecordsUnavailable,)
+"""A call that could not be recorded is not made."""
+
+QUERIES: Final[tuple[Kind, ...]] = (
+    errors.InvalidRequest,
+    errors.RecordStoreUnavailable,
+    errors.QueryTimeout,
+)
 NO_OPERATION: Final[tuple[Kind, ...]] = (
     errors.NotFound,
     errors.MethodNotAllowed,
@@ -50,10 +58,12 @@ NOBODY_LISTENS: Final[tuple[Kind, ...]] = (errors.ClientGone,)
 """Stands in log and metrics; the client that would receive it has left."""
 
 GROUPS: Final[Mapping[str, tuple[Dialect, tuple[Kind, ...]]]] = {
-    "NativeCall": ("native", (*CALLER, *MODEL, *BODY, *BACKENDS)),
-    "OpenAICall": ("openai", (*CALLER, *MODEL, *BODY, *BACKENDS)),
+    "NativeCall": ("native", (*CALLER, *MODEL, *BODY, *RECORDING, *BACKENDS)),
+    "OpenAICall": ("openai", (*CALLER, *MODEL, *BODY, *RECORDING, *BACKENDS)),
     "Model": ("openai", (*CALLER, *MODEL, errors.InvalidRequest)),
     "ModelList": ("openai", CALLER),
+    "RequestStory": ("native", (*CALLER, errors.RequestNotFound, *QUERIES)),
+    "Records": ("native", (*CALLER, *QUERIES)),
     "Status": ("native", (None,)),
     # On the public listener there is no such path.
     "Metrics": ("native", (errors.NotFound, None)),
@@ -138,7 +148,13 @@ def _openai(kinds: list[Kind]) -> Mapping[str, Any]:
 
 
 _ON_ERRORS: Final[Mapping[str, tuple[Kind, ...]]] = {
-    "Retry-After": (errors.BackendBusy, errors.BackendUnavailable, errors.NotConfigured),
+    "Retry-After": (
+        errors.BackendBusy,
+        errors.BackendUnavailable,
+        errors.NotConfigured,
+        errors.RecordsUnavailable,
+        errors.RecordStoreUnavailable,
+    ),
     "WWW-Authenticate": (errors.Unauthenticated, errors.SignatureInvalid),
     "Allow": (errors.MethodNotAllowed,),
 }

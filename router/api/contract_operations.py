@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+from router.api import contract_records
 from router.api.contract_errors import error_responses
 from router.auth.signatures import NONCE_HEADER, SIGNATURE_HEADER, TIMESTAMP_HEADER
 from router.config.settings import Settings
@@ -27,6 +28,7 @@ SECURITY_SCHEMES: Final[Mapping[str, Any]] = {
 TAGS: Final = (
     {"name": "native", "description": "The router's own dialect."},
     {"name": "openai", "description": "The dialect of the OpenAI SDKs."},
+    {"name": "records", "description": "What was recorded of the caller's organization."},
     {"name": "status", "description": "Health; no key is needed."},
     {"name": "operations", "description": "On the operations listener only."},
 )
@@ -116,6 +118,11 @@ def paths() -> dict[str, Any]:
         "/v1/models/{model}": {"parameters": [_MODEL_PARAMETER], "get": _models(
             "retrieveModel", "One model, by its id or an alias.", "ModelCard", "Model"
         )},
+        **contract_records.paths(
+            [{scheme: []} for scheme in SECURITY_SCHEMES],
+            _refer("parameters", _SIGNED),
+            lambda text, content: _answer(text, content, _ALWAYS),
+        ),
         "/v1/status/healthz": {"get": _health("getHealth")},
         "/v1/status/readyz": {"get": _readiness("getReadiness")},
         "/healthz": {"get": _health("getHealthShort")},

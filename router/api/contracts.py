@@ -1,4 +1,4 @@
-"""The published contracts: the OpenAPI document and the JSON Schema of the configuration.
+"""The published contracts: the OpenAPI document, and JSON Schemas of configuration and records.
 
 Generated, committed in ``contracts/`` and compared with the code by ``routerctl contracts check``.
 """
@@ -14,7 +14,8 @@ from apispec import APISpec
 from apispec.ext.marshmallow import MarshmallowPlugin
 from marshmallow import Schema, fields
 
-from router.api import reply_schemas, schemas
+from router.accounting.records_schema import audit_event_schema, usage_record_schema
+from router.api import contract_records, reply_schemas, schemas
 from router.api.contract_errors import error_components
 from router.api.contract_operations import (
     HEADERS,
@@ -32,6 +33,8 @@ API_VERSION: Final = "1.0.0"
 
 OPENAPI_FILE: Final = "openapi.json"
 DOCUMENT_FILE: Final = "document.schema.json"
+USAGE_FILE: Final = "usage-record.schema.json"
+AUDIT_FILE: Final = "audit-event.schema.json"
 
 _MOST_LINES: Final = 20
 _LONGEST_VALUE: Final = 60
@@ -57,11 +60,12 @@ _SCHEMAS: Final[tuple[type[Schema], ...]] = (
 _DESCRIPTION: Final = """\
 Send an API key as `X-API-Key` or as a bearer token.
 
-Requests and errors come in two dialects. `/v1/inference`, `/v1/status/…` and everything outside
-`/v1/` speak the native one, `{"error", "code", "trace_id", "details"}`; all other paths below
-`/v1/` speak OpenAI's, `{"error": {"message", "type", "param", "code"}}`. A path that is not listed
-here is answered with 404, a method that is not listed with 405 and `Allow`, a path with dot
-segments, empty segments, encoded slashes or the like with 400, each in the dialect of its path.
+Requests and errors come in two dialects. `/v1/inference`, `/v1/audit/…`, `/v1/usage`,
+`/v1/status/…` and everything outside `/v1/` speak the native one, `{"error", "code", "trace_id",
+"details"}`; all other paths below `/v1/` speak OpenAI's, `{"error": {"message", "type", "param",
+"code"}}`. A path that is not listed here is answered with 404, a method that is not listed with 405
+and `Allow`, a path with dot segments, empty segments, encoded slashes or the like with 400, each in
+the dialect of its path.
 
 In the OpenAI dialect, fields that are not listed pass through untouched, both ways.
 
@@ -82,6 +86,7 @@ def openapi() -> dict[str, Any]:
     components = spec.to_dict()["components"]["schemas"]
     for schema in [key[0] for key in plugin.converter.refs]:
         components[schema.__name__] |= _of_the_whole(schema)
+    components |= contract_records.schemas()
     return {
         "openapi": "3.1.0",
         "info": {"title": "API Router", "version": API_VERSION, "description": _DESCRIPTION},
@@ -100,7 +105,12 @@ def openapi() -> dict[str, Any]:
 
 def files() -> dict[str, str]:
     """File name → contents of everything in ``contracts/``."""
-    documents = {OPENAPI_FILE: openapi(), DOCUMENT_FILE: _ordered(document_json_schema())}
+    documents = {
+        OPENAPI_FILE: openapi(),
+        DOCUMENT_FILE: _ordered(document_json_schema()),
+        USAGE_FILE: _ordered(usage_record_schema()),
+        AUDIT_FILE: _ordered(audit_event_schema()),
+    }
     return {
         name: json.dumps(document, indent=2, ensure_ascii=False) + "\n"
         for name, document in documents.items()

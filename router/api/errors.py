@@ -71,9 +71,7 @@ FACES: Final[dict[type[errors.RouterError], Face]] = {
         "rejected",
         True,
     ),
-    errors.QueryTimeout: Face(
-        504, "QUERY_TIMEOUT", "server_error", "query_timeout", "rejected", True
-    ),
+    errors.QueryTimeout: Face(504, "QUERY_TIMEOUT", "server_error", "query_timeout", "rejected"),
     errors.RecordsUnavailable: Face(
         503, "RECORDS_UNAVAILABLE", "server_error", "records_unavailable", "rejected", True
     ),

@@ -12,19 +12,18 @@ import orjson
 from flask import Blueprint, Response
 
 from router import errors
+from router.accounting.cells import safe_cell
 from router.api import pipeline
+from router.api.contract_records import DEFAULT_PAGE, FORMATS, MAX_PAGE
 from router.api.replies import json_reply
 from router.api.scope import Scope, current_scope
 
 blueprint: Final = Blueprint("records", __name__)
 pipeline.install(blueprint)
 
-MAX_PAGE: Final = 500
-DEFAULT_PAGE: Final = 100
 _PERIOD: Final = ("from", "to")
 _AUDIT_PARAMETERS: Final = frozenset({*_PERIOD, "action", "model", "key", "cursor", "limit"})
 _USAGE_PARAMETERS: Final = frozenset({*_PERIOD, "group_by", "model", "key", "backend", "format"})
-FORMATS: Final = ("json", "csv")
 
 
 @blueprint.get("/v1/audit/requests/<request_id>")
@@ -146,15 +145,8 @@ def _csv(rows: list[dict[str, Any]]) -> str:
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]) if rows else ["requests"], lineterminator="\r\n")
     writer.writeheader()
-    writer.writerows({name: _cell(value) for name, value in row.items()} for row in rows)
+    writer.writerows({name: safe_cell(value) for name, value in row.items()} for row in rows)
     return text.getvalue()
-
-
-def _cell(value: Any) -> Any:
-    """A value that no spreadsheet takes for a formula."""
-    if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r"):
-        return "'" + value
-    return value
 
 
 pipeline.declare("records.request_story", scope="audit:read")

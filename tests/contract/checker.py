@@ -21,7 +21,7 @@ from referencing.jsonschema import DRAFT202012
 CONTRACTS = Path(__file__).resolve().parents[2] / "contracts"
 
 _BASE = "urn:contract"
-_NATIVE = ("/v1/inference", "/v1/status")
+_NATIVE = ("/v1/inference/", "/v1/audit/", "/v1/usage/", "/v1/status/")
 _LINE_END = re.compile(r"\r\n|\n|\r")
 
 
@@ -208,7 +208,7 @@ def events_of(body: bytes) -> Iterator[Event]:
 
 
 def _is_native(path: str) -> bool:
-    return path.startswith(_NATIVE) or not path.startswith("/v1/")
+    return f"{path}/".startswith(_NATIVE) or not path.startswith("/v1/")
 
 
 def _join(pointer: str, *parts: str) -> str:

@@ -15,6 +15,7 @@ from typing import Any
 import gevent
 import pytest
 
+from router import errors
 from router.api import status as status_views
 from router.app import expose_metrics
 from router.errors import NotConfigured
@@ -27,6 +28,8 @@ CALLS = tuple(GOOD)
 STREAMING = CALLS[:3]
 MODELS = ("/v1/models", "/v1/models/gpt-4o")
 HEALTH = ("/v1/status/healthz", "/healthz")
+STORY = "/v1/audit/requests/{request_id}"
+RECORDS = ("/v1/audit/requests", "/v1/usage")
 READINESS = ("/v1/status/readyz", "/readyz")
 
 Case = Callable[[World, str], Reply]
@@ -95,6 +98,37 @@ def get(world: World, path: str, **request: Any) -> Reply:
     return world.stand().call("GET", path, **request)
 
 
+class Unanswered:
+    """Questions to a record store that fail like this."""
+
+    def __init__(self, error: Exception) -> None:
+        self._error = error
+
+    def run(self, question: Any) -> Any:
+        raise self._error
+
+
+def ask(world: World, path: str, query: str = "", **parts: Any) -> Reply:
+    """Ask for what was recorded of one call."""
+    stand = world.stand(**parts)
+    request_id = new_request_id()
+    stand.inference(request_id=request_id)
+    stand.store_records()
+    return stand.call("GET", path.replace("{request_id}", request_id) + query)
+
+
+def recorded(world: World, path: str, query: str = "") -> Reply:
+    reply = ask(world, path, query)
+    assert len(reply.body) > 100
+    return reply
+
+
+def unrecorded(world: World, path: str) -> Reply:
+    stand = world.stand()
+    stand.spool.reason = "disk_full"
+    return post(stand, path)
+
+
 CALL_CASES: dict[str, list[Case]] = {
     "200": [lambda world, path: post(world.stand(), path)],
     "400": [lambda world, path: post(world.stand(), path, model=7)],
@@ -140,6 +174,7 @@ CALL_CASES: dict[str, list[Case]] = {
     "503": [
         lambda world, path: post(world.stand(), path, model="dead"),
         lambda world, path: post(world.stand(state=Store(NotConfigured())), path),
+        unrecorded,
     ],
     "504": [lambda world, path: failing(world, path, "impatient", failure="black_hole")],
 }
@@ -155,6 +190,26 @@ ONE_MODEL_CASES: dict[str, list[Case]] = {
     "403": [lambda world, _: get(world, "/v1/models/renamed", key="limited")],
     "404": [lambda world, _: get(world, "/v1/models/nowhere")],
 }
+RECORD_CASES: dict[str, list[Case]] = {
+    "200": [recorded],
+    "400": [lambda world, path: get(world, path + "?unknown=1")],
+    "401": MODEL_CASES["401"],
+    "403": MODEL_CASES["403"],
+    "500": [lambda world, path: ask(world, path, queries=Unanswered(KeyError()))],
+    "503": [
+        lambda world, path: ask(
+            world, path, queries=Unanswered(errors.RecordStoreUnavailable("away"))
+        ),
+        lambda world, path: world.stand(state=Store(NotConfigured())).call("GET", path),
+    ],
+    "504": [
+        lambda world, path: ask(world, path, queries=Unanswered(errors.QueryTimeout(1.0))),
+    ],
+}
+STORY_CASES: dict[str, list[Case]] = {
+    **RECORD_CASES,
+    "404": [lambda world, _: get(world, f"/v1/audit/requests/{new_request_id()}")],
+}
 READINESS_CASES: dict[str, list[Case]] = {
     "200": [get],
     "500": MODEL_CASES["500"],
@@ -166,6 +221,11 @@ CASES: list[tuple[str, str, Case]] = [
     *((path, "200", case) for path in STREAMING for case in (streamed, broken_off)),
     *((path, key, case) for path in MODELS for key, cases in MODEL_CASES.items() for case in cases),
     *((MODELS[1], key, case) for key, cases in ONE_MODEL_CASES.items() for case in cases),
+    *((path, key, case) for path in RECORDS for key, cases in RECORD_CASES.items()
+      for case in cases),
+    *((STORY, key, case) for key, cases in STORY_CASES.items() for case in cases),
+    ("/v1/usage", "200", lambda world, path: recorded(world, path, "?format=csv")),
+    ("/v1/usage", "200", lambda world, path: recorded(world, path, "?group_by=day,model")),
     *((path, "200", get) for path in HEALTH),
     *((path, key, case) for path in READINESS for key, cases in READINESS_CASES.items()
       for case in cases),

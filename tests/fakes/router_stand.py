@@ -31,6 +31,7 @@ from router.services import Services, build_services
 from router.telemetry.logs import CallLog
 from router.telemetry.metrics import Metrics
 from tests.contract.checker import Contract
+from tests.fakes import records
 from tests.fakes.anthropic_api import AnthropicApi
 from tests.fakes.backends import Backends, PlainBackend
 from tests.fakes.wsgi import Headers, OpenReply, Reply, open_reply
@@ -52,8 +53,12 @@ class RouterStand:
     registry: CollectorRegistry = field(default_factory=CollectorRegistry)
 
     def __post_init__(self) -> None:
+        recorder, self.spool = records.watched(self.services.recorder)
         self.services = replace(
-            self.services, call_log=CallLog(self.log), metrics=Metrics(self.registry)
+            self.services,
+            recorder=recorder,
+            call_log=CallLog(self.log),
+            metrics=Metrics(self.registry),
         )
         self.app: Flask = create_app(self.services)
 
@@ -85,6 +90,7 @@ class RouterStand:
         """Send a request and read its answer; unless not ``promised``, the contract holds."""
         reply = self.open(method, target, **request).read()
         problems = self.violations(method, target, reply) if promised else []
+        problems += self.spool.violations
         if problems:
             raise AssertionError("\n".join([*problems, repr(reply.body[:2000])]))
         return reply
@@ -123,12 +129,28 @@ class RouterStand:
             "X-Router-Signature": sign(secret, parts, body),
         }
 
+    def store_records(self) -> None:
+        """Make what was recorded so far visible to the endpoints that show it."""
+        records.store(self.spool, self.services.settings.store_url, PEPPER)
+
     # --- what became of it ------------------------------------------------------------------
 
     @property
     def lines(self) -> list[dict[str, Any]]:
         """The call log so far."""
         return [jsonlib.loads(line) for line in self.log.getvalue().splitlines()]
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """The one usage record."""
+        [record] = self.spool.records
+        return record
+
+    @property
+    def event(self) -> dict[str, Any]:
+        """The one audit event."""
+        [event] = self.spool.events
+        return event
 
     @property
     def line(self) -> dict[str, Any]:
@@ -172,7 +194,7 @@ def _keys(clock: FrozenClock) -> dict[str, dict[str, Any]]:
     moment = "2027-01-15T08:00:00Z"  # where a frozen clock stands
     assert clock.now_s() == 1_800_000_000.0
     return {
-        "main": {},
+        "main": {"scopes": ["inference", "models:read", "audit:read", "usage:read"]},
         "spare": {},
         "expired": {"expires_at": moment},
         "revoked": {"status": "revoked"},

@@ -9,7 +9,16 @@ from typing import Any
 
 import pytest
 
-from router.api.contracts import API_VERSION, DOCUMENT_FILE, OPENAPI_FILE, check, files, write
+from router.api.contracts import (
+    API_VERSION,
+    AUDIT_FILE,
+    DOCUMENT_FILE,
+    OPENAPI_FILE,
+    USAGE_FILE,
+    check,
+    files,
+    write,
+)
 from router.config.json_schema import document_json_schema
 
 Change = Callable[[dict[str, Any]], object]
@@ -17,7 +26,7 @@ Change = Callable[[dict[str, Any]], object]
 
 def changed(directory: Path, change: Change) -> list[str]:
     """What the check says after somebody changed the OpenAPI document."""
-    [path, _] = write(directory)
+    path = write(directory)[0]
     document = json.loads(path.read_text("utf-8"))
     change(document)
     path.write_text(json.dumps(document), "utf-8")
@@ -28,7 +37,7 @@ def test_what_was_written_is_up_to_date(tmp_path: Path) -> None:
     """Into a folder that need not be there yet; once or twice."""
     directory = tmp_path / "deep" / "contracts"
     for _ in range(2):
-        assert [path.name for path in write(directory)] == [OPENAPI_FILE, DOCUMENT_FILE]
+        assert [path.name for path in write(directory)] == list(files())
         assert check(directory) == []
 
 
@@ -54,7 +63,7 @@ def test_missing_files_are_reported(tmp_path: Path) -> None:
     """One line each, with what to do."""
     assert check(tmp_path / "contracts") == [
         f"{tmp_path / 'contracts' / name} is missing: run 'routerctl contracts write'"
-        for name in (OPENAPI_FILE, DOCUMENT_FILE)
+        for name in (OPENAPI_FILE, DOCUMENT_FILE, USAGE_FILE, AUDIT_FILE)
     ]
 
 

@@ -34,8 +34,19 @@ EXAMPLES: dict[type[errors.RouterError], errors.RouterError] = {
     errors.BackendRejected: errors.BackendRejected("too long", status=422, body=BACKEND_WORDS),
     errors.ClientGone: errors.ClientGone(),
     errors.NotConfigured: errors.NotConfigured(),
+    errors.RecordsUnavailable: errors.RecordsUnavailable("disk_full", retry_after_s=3),
+    errors.RequestNotFound: errors.RequestNotFound(),
+    errors.RecordStoreUnavailable: errors.RecordStoreUnavailable("away"),
+    errors.QueryTimeout: errors.QueryTimeout(2.5),
 }
-NOT_OF_A_CALL = (errors.NotFound, errors.MethodNotAllowed, errors.ClientGone)
+NOT_OF_A_CALL = (
+    errors.NotFound,
+    errors.MethodNotAllowed,
+    errors.ClientGone,
+    errors.RequestNotFound,
+    errors.RecordStoreUnavailable,
+    errors.QueryTimeout,
+)
 """No call that anybody waits for ends with these."""
 
 CASES = [(dialect, kind) for kind in EXAMPLES for dialect in ("native", "openai")]
@@ -74,6 +85,8 @@ def test_retryable_errors_of_ours_say_when() -> None:
         errors.BackendBusy,
         errors.NotConfigured,
         errors.BodyTimeout,
+        errors.RecordsUnavailable,
+        errors.RecordStoreUnavailable,
     }
 
 
@@ -111,6 +124,8 @@ def test_every_error_on_its_way_out(
         (errors.BackendUnavailable(retry_after_s=7), "Retry-After", "7"),
         (errors.BackendBusy(retry_after_s=9), "Retry-After", "9"),
         (errors.NotConfigured(), "Retry-After", "1"),
+        (errors.RecordsUnavailable("disk_full", retry_after_s=3), "Retry-After", "3"),
+        (errors.RecordStoreUnavailable("away"), "Retry-After", "1"),
         (errors.Unauthenticated("missing"), "WWW-Authenticate", "Bearer"),
         (errors.SignatureInvalid("no", reason="stale"), "WWW-Authenticate", "Bearer"),
         (errors.MethodNotAllowed("PUT", ("GET", "HEAD")), "Allow", "GET, HEAD"),

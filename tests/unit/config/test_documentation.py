@@ -63,8 +63,10 @@ def test_every_variable_is_documented() -> None:
 @pytest.mark.parametrize("variable", sorted(set(variables()) - {"ROUTER_KEY_PEPPER"}))
 def test_documented_defaults_are_true(variable: str) -> None:
     """Setting a variable to its documented default changes nothing."""
-    default = rows(CONFIGURATION)[variable]
-    if variable == "PROMETHEUS_MULTIPROC_DIR":
+    default = rows(CONFIGURATION)[variable].replace("empty", "")
+    if variable == "ROUTER_RECORD_STORE":  # depends on where the data directory is
+        assert default == f"the file `{Path(Settings().store_url).name}` in the data directory"
+    elif variable == "PROMETHEUS_MULTIPROC_DIR":
         assert Settings().metrics_dir is None
     else:
         assert load_settings({variable: default}) == Settings()
@@ -92,7 +94,7 @@ def test_every_field_is_documented(title: str, part: str) -> None:
     assert set(section(title)) == set(SCHEMA["$defs"][part]["properties"])
 
 
-WORDS: dict[str, Any] = {"empty": "", "all": ["inference", "models:read"]}
+WORDS: dict[str, Any] = {"empty": ""}
 
 
 @pytest.mark.parametrize(("title", "part"), PARTS.items())

@@ -1,0 +1,76 @@
+"""What a router in this process records: held against its schema, kept, and stored on demand."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from jsonschema import Draft202012Validator, FormatChecker
+
+from router.accounting.audit import derive_audit_key
+from router.accounting.recorder import Recorder
+from router.accounting.records_schema import audit_event_schema, usage_record_schema
+from router.accounting.spool import SpoolWriter
+from router.accounting.spool_format import AUDIT, USAGE
+from router.accounting.store import RecordStore
+from router.errors import RecordsUnavailable
+
+_SCHEMAS = {
+    USAGE: Draft202012Validator(usage_record_schema(), format_checker=FormatChecker()),
+    AUDIT: Draft202012Validator(audit_event_schema(), format_checker=FormatChecker()),
+}
+
+
+class WatchedSpool:
+    """The spool of a worker, and what it was given since this was made."""
+
+    def __init__(self, spool: SpoolWriter) -> None:
+        self._spool = spool
+        self.records: list[dict[str, Any]] = []
+        self.events: list[dict[str, Any]] = []
+        self.held: list[tuple[int, bytes]] = []
+        self.violations: list[str] = []
+        self.reason: str | None = None
+        """Why it cannot be written; ``None`` when it can."""
+
+    def check(self) -> None:
+        """Refuse what could not be recorded."""
+        if self.reason is not None:
+            raise RecordsUnavailable(self.reason)
+        self._spool.check()
+
+    def append(self, frames: Sequence[tuple[int, bytes]]) -> None:
+        """Append for real, unless it cannot be written."""
+        self.check()
+        self._spool.append(frames)
+        for kind, payload in frames:
+            fields = json.loads(payload)
+            (self.records if kind == USAGE else self.events).append(fields)
+            self.violations += [
+                f"{error.json_path}: {error.message[:200]}"
+                for error in _SCHEMAS[kind].iter_errors(fields)
+            ]
+
+    def hold(self, frames: Iterable[tuple[int, bytes]]) -> None:
+        """Keep what cannot be written now."""
+        self.held += frames
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._spool, name)
+
+
+def watched(recorder: Recorder) -> tuple[Recorder, WatchedSpool]:
+    """The same pen, its chain included, over a spool that is looked at."""
+    spool = WatchedSpool(recorder.spool)
+    pen = copy.copy(recorder)
+    pen.spool = spool  # type: ignore[assignment]
+    return pen, spool
+
+
+def store(spool: WatchedSpool, url: str, pepper: str) -> None:
+    """Put all that was recorded into the record store, as the agent would."""
+    with RecordStore(url, audit_key=derive_audit_key(pepper.encode())) as records:
+        records.migrate()
+        records.write(spool.records, spool.events)
