@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from router.commands.journal import OperatorJournal, journal_of
+from router.config.faults import ConfigurationError
 from router.config.settings import Settings, load_settings
 
 if TYPE_CHECKING:
@@ -47,17 +50,19 @@ def apply(file: Path, dry_run: bool, prune_keys: bool, reactivate_keys: bool) ->
     from router.config.state import StateWriter
 
     settings = load_settings()
-    writer = StateWriter(settings.state_dir)
-    loaded = _load(file, settings, lambda: _demo_pepper(settings, writer, dry_run=dry_run))
-    fingerprint = _fingerprint(settings) if loaded.keys else None
     rules = {"prune_keys": prune_keys, "reactivate_keys": reactivate_keys}
-    changes = writer.changes(loaded, **rules, fingerprint=fingerprint)
-    _show(changes)
-    if dry_run:
-        click.echo("dry run, nothing was written" if changes else "no changes")
-        return
-    before = writer.revision()
-    after = writer.apply(loaded, **rules, fingerprint=fingerprint)
+    with journal_of(settings) as journal:
+        writer = StateWriter(settings.state_dir, journal=journal.note)
+        with _refusals_noted(file, None if dry_run else journal):
+            loaded = _load(file, settings, lambda: _demo_pepper(settings, writer, dry_run=dry_run))
+            fingerprint = _fingerprint(settings) if loaded.keys else None
+            changes = writer.changes(loaded, **rules, fingerprint=fingerprint)
+        _show(changes)
+        if dry_run:
+            click.echo("dry run, nothing was written" if changes else "no changes")
+            return
+        before = writer.revision()
+        after = writer.apply(loaded, **rules, fingerprint=fingerprint)
     if not changes and before == after:
         click.echo(f"no changes, revision {after}")
     else:
@@ -86,6 +91,20 @@ def export(form: str) -> None:
         click.echo(json.dumps(plain, indent=2, ensure_ascii=False))
     else:
         click.echo(dump_yaml(plain), nl=False)
+
+
+@contextmanager
+def _refusals_noted(file: Path, journal: OperatorJournal | None) -> Iterator[None]:
+    """A document that is not applied because of its mistakes leaves a trace."""
+    try:
+        yield
+    except ConfigurationError as refused:
+        if journal is not None:
+            try:
+                journal.reject(file, refused.problems)
+            except ConfigurationError as unwritten:
+                click.echo("\n".join(unwritten.problems), err=True)
+        raise
 
 
 def _load(file: Path, settings: Settings, pepper: Callable[[], bytes]) -> LoadedDocument:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from router.clock import Clock
+from router.commands.journal import OperatorJournal, journal_of
 from router.config.document import DEFAULT_SCOPES, SCOPES
 from router.config.settings import Settings, load_settings
 
@@ -138,7 +139,9 @@ def list_keys(output: str) -> None:
 @click.argument("key_id", metavar="ID")
 def revoke(key_id: str) -> None:
     """Revoke a key: every worker refuses it from its next call on."""
-    _writer(load_settings()).revoke_key(key_id)
+    settings = load_settings()
+    with journal_of(settings) as journal:
+        _writer(settings, journal).revoke_key(key_id)
     click.echo(f"revoked {key_id}")
 
 
@@ -166,19 +169,20 @@ def _store(settings: Settings, draft: KeyRecord, key: str) -> tuple[KeyRecord, s
     from router.auth.keys import derive_signing_secret, hash_key
     from router.config.pepper import load_pepper, pepper_fingerprint
 
-    writer = _writer(settings)
-    writer.check_new_key(draft)
-    # Keys that were made with a lost pepper do not get a new one beside them.
-    pepper = load_pepper(settings, create=writer.pepper_fingerprint() is None)
-    record = replace(draft, hash=hash_key(key, pepper).hex())
-    writer.put_key(record, overwrite=False, fingerprint=pepper_fingerprint(pepper))
+    with journal_of(settings) as journal:
+        writer = _writer(settings, journal)
+        writer.check_new_key(draft)
+        # Keys that were made with a lost pepper do not get a new one beside them.
+        pepper = load_pepper(settings, create=writer.pepper_fingerprint() is None)
+        record = replace(draft, hash=hash_key(key, pepper).hex())
+        writer.put_key(record, overwrite=False, fingerprint=pepper_fingerprint(pepper))
     return record, derive_signing_secret(pepper, record.id, record.hash)
 
 
-def _writer(settings: Settings) -> StateWriter:
+def _writer(settings: Settings, journal: OperatorJournal | None = None) -> StateWriter:
     from router.config.state import StateWriter
 
-    return StateWriter(settings.state_dir)
+    return StateWriter(settings.state_dir, journal=None if journal is None else journal.note)
 
 
 def _generate(env: str) -> str:

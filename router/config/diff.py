@@ -33,6 +33,8 @@ class Change:
     entity: str
     """The id, or ``organization/model`` of a policy."""
     fields: tuple[FieldChange, ...]
+    owner: str | None = None
+    """The organization whose key or policy it is, before the change if there was one."""
 
 
 def compare(old: dict[str, Any], new: dict[str, Any]) -> list[Change]:
@@ -46,12 +48,13 @@ def _section(section: str, old: dict[str, Any], new: dict[str, Any]) -> Iterator
     for entity, entry in after.items():
         changes = tuple(_fields(before.get(entity, {}), entry))
         if entity not in before:
-            yield Change("added", section, entity, changes)
+            yield Change("added", section, entity, changes, entry.get("organization"))
         elif changes:
-            yield Change("changed", section, entity, changes)
+            yield Change("changed", section, entity, changes, before[entity].get("organization"))
     for entity, entry in before.items():
         if entity not in after:
-            yield Change("removed", section, entity, tuple(_fields(entry, {})))
+            fields = tuple(_fields(entry, {}))
+            yield Change("removed", section, entity, fields, entry.get("organization"))
 
 
 def _identity(entry: dict[str, Any]) -> str:

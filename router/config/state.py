@@ -7,7 +7,7 @@ Everything else is one document, read back as a frozen snapshot when its revisio
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -37,6 +37,9 @@ from router.config.tables import Tables, open_tables
 from router.errors import NotConfigured
 
 T = TypeVar("T")
+
+Journal = Callable[[Sequence[Change], int], None]
+"""Is told what is about to change and the revision that it makes; what raises stops the change."""
 
 _RECHECK_S: Final = 0.2
 _UNREADABLE: Final = "the configuration store cannot be read"
@@ -202,9 +205,17 @@ class StateWriter:
     :class:`PepperError` when the stored keys were made with another one.
     """
 
-    def __init__(self, state_dir: Path, clock: Clock | None = None) -> None:
+    def __init__(
+        self, state_dir: Path, clock: Clock | None = None, *, journal: Journal | None = None
+    ) -> None:
+        """``journal`` is called within each transaction that changes something, as its last step.
+
+        So nothing is changed that was not written down. What it was told may still fail to be
+        committed; then the method raises.
+        """
         self._state_dir = state_dir
         self._clock = clock or Clock()
+        self._journal: Journal = journal or (lambda _changes, _revision: None)
 
     def apply(
         self,
@@ -229,9 +240,13 @@ class StateWriter:
                     new=[key for key in loaded.keys if key.id in touched],
                 )
                 tables.note_pepper(fingerprint)
-            if tables.revision() and all(change.section == "keys" for change in changes):
-                return tables.revision()
-            return tables.put_document(loaded, self._clock.now_s())
+            revision = tables.revision()
+            if not revision or any(change.section != "keys" for change in changes):
+                revision = tables.put_document(loaded, self._clock.now_s())
+                self._journal(changes, revision)
+            elif changes:
+                self._journal(changes, revision)
+            return revision
 
     def changes(
         self,
@@ -294,12 +309,15 @@ class StateWriter:
                 raise StateError([f"this key is already stored as '{double.id}'"])
             tables.replace_keys(old=[old] if old else [], new=[record])
             tables.note_pepper(fingerprint)
+            self._tell(tables, old, record)
 
     def revoke_key(self, key_id: str) -> KeyRecord:
         """Revoke a key; it stays listed. Returns it as it is stored now."""
         with open_tables(self._state_dir) as tables:
-            record = replace(_found(tables, key_id), status="revoked")
+            old = _found(tables, key_id)
+            record = replace(old, status="revoked")
             tables.replace_keys(old=[], new=[record])
+            self._tell(tables, old, record)
             return record
 
     def list_keys(self) -> list[KeyRecord]:
@@ -312,6 +330,12 @@ class StateWriter:
         with open_tables(self._state_dir) as tables:
             tables.check_pepper(fingerprint)
             return _found(tables, key_id)
+
+    def _tell(self, tables: Tables, old: KeyRecord | None, new: KeyRecord) -> None:
+        before = [] if old is None else [plain_key(old)]
+        changes = compare({"keys": before}, {"keys": [plain_key(new)]})
+        if changes:
+            self._journal(changes, tables.revision())
 
 
 def _found(tables: Tables, key_id: str) -> KeyRecord:
