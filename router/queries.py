@@ -34,7 +34,10 @@ class Queries:
         self._asked += 1
         try:
             with gevent.Timeout(self._timeout_s + 1):
-                return self._threads.apply(question, (self._store,))  # type: ignore[no-any-return]
+                answer = self._threads.apply(self._attempt, (question,))
+            if isinstance(answer, StoreError):
+                raise answer
+            return answer  # type: ignore[no-any-return]
         except gevent.Timeout:
             raise QueryTimeout(self._timeout_s) from None
         except BadQuery as error:
@@ -45,6 +48,12 @@ class Queries:
             raise RecordStoreUnavailable(type(error).__name__) from None
         finally:
             self._asked -= 1
+
+    def _attempt(self, question: Callable[[RecordStore], T]) -> T | StoreError:
+        try:
+            return question(self._store)
+        except StoreError as error:  # as a value: gevent prints what a pool's thread raises
+            return error
 
     def close(self) -> None:
         """Close the connections."""

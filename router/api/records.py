@@ -68,6 +68,8 @@ def usage() -> Response:
     asked = _parameters(scope, _USAGE_PARAMETERS)
     filters = _chosen(asked, "model", "key", "backend")
     group_by = [name for name in asked.get("group_by", "").split(",") if name]
+    if len(set(group_by)) != len(group_by):
+        raise errors.InvalidRequest("names a group twice", field="group_by")
     shown = asked.get("format", "json")
     if shown not in FORMATS:
         raise errors.InvalidRequest(f"must be one of {', '.join(FORMATS)}", field="format")

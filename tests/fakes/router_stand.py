@@ -201,6 +201,7 @@ def _keys(clock: FrozenClock) -> dict[str, dict[str, Any]]:
         "demo": {"demo": True},
         "inactive": {"organization": "closed"},
         "narrow": {"organization": "narrow"},
+        "narrow_reader": {"organization": "narrow", "scopes": ["audit:read", "usage:read"]},
         "limited": {"models": ["gpt-4o", "unpriced"]},
         "reading": {"scopes": ["models:read"]},
         "calling": {"scopes": ["inference"]},
