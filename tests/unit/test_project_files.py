@@ -74,6 +74,7 @@ def lower_bound(requirement: Requirement) -> str:
         "README.md", "LICENSE", "CHANGELOG.md", "setup.cfg", "pyproject.toml", "tox.ini",
         "Makefile", ".ci/run", "gunicorn.conf.py", "docker-compose.yml", "contracts",
         "deploy/Dockerfile", "deploy/nginx.conf", "deploy/router.service",
+        "deploy/router-agent.service",
     ],
 )  # fmt: skip
 def test_the_top_level_is_complete(path: str) -> None:
@@ -169,7 +170,9 @@ def test_locked_satisfies_the_bounds(python: str) -> None:
 def test_every_imported_distribution_is_declared() -> None:
     """What the code imports it asks for itself, not through somebody else's dependency."""
     providers = importlib.metadata.packages_distributions()
-    names = {canonicalize_name(requirement.name) for requirement in dependencies()}
+    extras = [part for name in ("postgres", "parquet")
+              for part in declared("options.extras_require", name)]  # fmt: skip
+    names = {canonicalize_name(requirement.name) for requirement in [*dependencies(), *extras]}
     undeclared = {
         module
         for module in third_party_imports()
@@ -248,7 +251,7 @@ def test_compose_starts_the_router_and_its_engines() -> None:
     """Development services exist, listen on loopback only and mount files that are there."""
     compose = yaml.safe_load((ROOT / "docker-compose.yml").read_text("utf-8"))
     services = compose["services"]
-    assert set(services) == {"router", "nginx", "redis", "kafka"}
+    assert set(services) == {"router", "nginx", "redis", "kafka", "postgres"}
     ports = [port for service in services.values() for port in service.get("ports", [])]
     assert [port for port in ports if not port.startswith("127.0.0.1:")] == []
     build = services["router"]["build"]
