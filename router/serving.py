@@ -25,7 +25,7 @@ from gunicorn.workers.base_async import AsyncWorker
 from gunicorn.workers.ggevent import GeventWorker
 from prometheus_client.multiprocess import mark_process_dead
 
-from router.agent.keeper import AgentKeeper, spawn_agent
+from router.agent.keeper import AgentKeeper, end_agent, spawn_agent
 from router.config.faults import PepperError
 from router.config.pepper import load_pepper
 from router.config.settings import Settings, export_metrics_dir, load_settings
@@ -45,6 +45,9 @@ SETTLE_MARGIN_S: Final = 4
 gunicorn spends up to three of them: one until a worker notices TERM, one between two looks at the
 clock, one in waiting once more before it ends what is left.
 """
+
+AGENT_MARGIN_S: Final = 5.0
+"""What the agent may need beyond its time for shipping, to begin and to close its connections."""
 
 _TCP_USER_TIMEOUT: Final = getattr(socket, "TCP_USER_TIMEOUT", None)
 """Linux: ends a connection whose other side has acknowledged nothing for this long."""
@@ -108,10 +111,18 @@ def when_ready(server: Arbiter) -> None:
 
 
 def on_exit(server: Arbiter) -> None:
-    """Leave nothing in shared memory, unless another master (USR2) goes on with it."""
+    """Have the last records shipped and leave nothing in shared memory.
+
+    Unless another master (USR2) goes on with both.
+    """
     metrics_dir = getattr(server, "router_metrics_dir", None)
-    if metrics_dir is not None and not server.reexec_pid and not server.master_pid:
-        remove_metrics_dir(load_settings(), metrics_dir)
+    if metrics_dir is None or server.reexec_pid or server.master_pid:
+        return
+    settings = load_settings()
+    remove_metrics_dir(settings, metrics_dir)
+    if settings.agent == "embedded":
+        # In a container everything ends with us, so this is the agent's last chance.
+        end_agent(settings.data_dir, settings.agent_drain_s + AGENT_MARGIN_S)
 
 
 def pre_fork(server: Arbiter, worker: RouterWorker) -> None:

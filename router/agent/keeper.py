@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import logging
+import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final, Protocol
@@ -14,6 +17,9 @@ from router.clock import Clock
 from router.config.settings import child_environment
 
 LONGEST_PAUSE_S: Final = 30.0
+ENDING_LOOK_S: Final = 0.05
+NICE: Final = 5
+"""Where workers and the agent want the same core, the agent gets a quarter of it."""
 
 _logger = logging.getLogger("router.agent")
 
@@ -78,11 +84,48 @@ def spawn_agent(master_pid: int) -> Child:
     """Start ``routerctl agent`` in a session of its own; raises ``OSError``.
 
     It outlives the worker that starts it, and no signal to the gateway's group reaches it: workers
-    that end write until the last moment, and the agent ships that too.
+    that end write until the last moment, and the agent ships that too. What binds the worker to a
+    core does not bind the agent.
     """
-    return subprocess.Popen(
+    child = subprocess.Popen(
         [sys.executable, "-m", "router.cli", "agent", "--master-pid", str(master_pid)],
         env=child_environment(),
         stdin=subprocess.DEVNULL,
         start_new_session=True,
     )
+    _set_apart(child.pid)
+    return child
+
+
+def _set_apart(pid: int) -> None:
+    """Let it run wherever the machine lets it, behind those whom a client waits for."""
+    try:
+        if sys.platform == "linux":
+            # Of cores that a container may not use the kernel takes no notice.
+            os.sched_setaffinity(pid, range(os.sysconf("SC_NPROCESSORS_CONF")))
+        os.setpriority(os.PRIO_PROCESS, pid, NICE)
+    except OSError as error:
+        # It has ended already, or the worker itself stands further behind: it ships all the same.
+        _logger.debug("agent not set apart", extra={"reason": str(error)})
+
+
+def end_agent(
+    data_dir: Path, longest_s: float, *, pause: Callable[[float], None] = time.sleep
+) -> bool:
+    """Tell the agent to ship what is left and to end; True when it has, or none was there.
+
+    What it cannot ship in time stays on the disk for the next one.
+    """
+    lock = AgentLock(data_dir)
+    pid = lock.holder()
+    if pid is None:
+        return True
+    try:
+        os.kill(pid, signal.SIGTERM)
+    except OSError:  # it has ended meanwhile, or it is another user's
+        return not lock.is_held()
+    for _ in range(max(1, round(longest_s / ENDING_LOOK_S))):
+        if not lock.is_held():
+            return True
+        pause(ENDING_LOOK_S)
+    return False

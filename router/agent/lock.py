@@ -9,7 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-FILE_NAME: Final = "run/agent.lock"
+from router.accounting.shipping import AGENT_LOCK
+
+FILE_NAME: Final = AGENT_LOCK
 _PATIENCE_S: Final = 0.5
 _PAUSE_S: Final = 0.05
 
@@ -48,6 +50,15 @@ class AgentLock:
             return not _flock(fd, fcntl.LOCK_SH)
         finally:
             os.close(fd)
+
+    def holder(self) -> int | None:
+        """The process id of the agent that runs; ``None`` when there is none, or none known."""
+        if not self.is_held():
+            return None
+        try:
+            return int(self._path.read_bytes())
+        except (OSError, ValueError):
+            return None  # it has just begun, or just ended
 
     def release(self) -> None:
         """Give the lock back."""

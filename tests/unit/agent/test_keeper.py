@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from router.agent import keeper
 from router.agent.keeper import LONGEST_PAUSE_S, AgentKeeper
 from router.agent.lock import AgentLock
 from router.clock import FrozenClock
@@ -111,3 +113,65 @@ def test_a_start_that_fails_is_tried_again(desk: Desk, caplog: pytest.LogCapture
     desk.fault = None
     assert desk.tick(2.0) == 1
     assert "Cannot allocate memory" in vars(caplog.records[0])["reason"]
+
+
+class TestTheEnd:
+    """A gateway that ends has its agent ship what is left."""
+
+    @pytest.fixture
+    def signals(self, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+        sent: list[tuple[int, int]] = []
+        monkeypatch.setattr(
+            "router.agent.keeper.os.kill", lambda pid, number: sent.append((pid, number))
+        )
+        return sent
+
+    def test_without_an_agent(self, tmp_path: Path, signals: list[tuple[int, int]]) -> None:
+        """There is nobody to tell, and nothing to wait for."""
+        assert keeper.end_agent(tmp_path, 5.0, pause=_never)
+        assert signals == []
+
+    def test_it_is_told_once_and_waited_for(
+        self, tmp_path: Path, signals: list[tuple[int, int]]
+    ) -> None:
+        """A second TERM would mean that it shall hurry."""
+        lock = AgentLock(tmp_path)
+        assert lock.take()
+        pauses = iter([None, None, lock.release])
+
+        def pause(_seconds: float) -> None:
+            act = next(pauses)
+            if act is not None:
+                act()
+
+        assert keeper.end_agent(tmp_path, 5.0, pause=pause)
+        assert signals == [(os.getpid(), signal.SIGTERM)]
+
+    def test_one_that_takes_too_long_is_left_alone(
+        self, tmp_path: Path, signals: list[tuple[int, int]]
+    ) -> None:
+        """What it has not shipped stays on the disk, and it goes on by itself."""
+        lock = AgentLock(tmp_path)
+        assert lock.take()
+        waited: list[float] = []
+        assert not keeper.end_agent(tmp_path, 2.0, pause=waited.append)
+        assert sum(waited) == pytest.approx(2.0)
+        lock.release()
+
+    def test_one_that_ended_just_then(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Between the look at its lock and the signal."""
+        lock = AgentLock(tmp_path)
+        assert lock.take()
+
+        def gone(_pid: int, _number: int) -> None:
+            lock.release()
+            raise ProcessLookupError
+
+        monkeypatch.setattr("router.agent.keeper.os.kill", gone)
+        assert keeper.end_agent(tmp_path, 5.0, pause=_never)
+
+
+def _never(_seconds: float) -> None:
+    raise AssertionError("there is nothing to wait for")
