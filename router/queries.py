@@ -9,7 +9,7 @@ import gevent
 from gevent.threadpool import ThreadPool
 
 from router.accounting.store import RecordStore
-from router.accounting.store_errors import BadQuery, ResultTooLarge, StoreError
+from router.accounting.store_errors import BadQuery, ResultTooLarge, StoreError, StoreTimeout
 from router.errors import InvalidRequest, QueryTimeout, RecordStoreUnavailable
 
 T = TypeVar("T")
@@ -40,6 +40,8 @@ class Queries:
             return answer  # type: ignore[no-any-return]
         except gevent.Timeout:
             raise QueryTimeout(self._timeout_s) from None
+        except StoreTimeout as error:
+            raise QueryTimeout(error.timeout_s) from None
         except BadQuery as error:
             raise InvalidRequest(str(error), field=error.field) from None
         except ResultTooLarge as error:

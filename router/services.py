@@ -24,7 +24,8 @@ from router.gateway import Gateway
 from router.queries import Queries
 from router.routing.engine import RoutingEngine
 from router.telemetry.logs import CallLog
-from router.telemetry.metrics import Metrics
+from router.telemetry.metrics import Metrics, RecordFigures, ShippingFigures
+from router.watch import Surroundings, Watch, looking_at
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +40,7 @@ class Services:
     session: BackendSession
     recorder: Recorder
     queries: Queries
+    watch: Watch
     pepper_fingerprint: str
     """Tells whether the stored keys were made with the pepper that this worker checks them with."""
     metrics: Metrics
@@ -51,11 +53,16 @@ class Services:
         except NotConfigured:
             revision = 0
         self.metrics.publish(revision)
+        self.metrics.publish_records(_record_figures(self.recorder))
+        self.watch.tick()
+        if self.watch.seen is not None:
+            self.metrics.publish_shipping(_shipping_figures(self.watch.seen))
 
     def close(self) -> None:
         """Give back connections and files."""
         self.session.close()
         self.recorder.close()
+        self.metrics.publish_records(_record_figures(self.recorder))
         self.queries.close()
         self.state.close()
 
@@ -82,6 +89,10 @@ def build_services(settings: Settings, *, clock: Clock | None = None) -> Service
         demo=settings.demo,
         tolerance_s=settings.signature_tolerance_s,
     )
+    queries = Queries(
+        RecordStore(settings.store_url, read_only=True, query_timeout_s=settings.query_timeout_s),
+        timeout_s=settings.query_timeout_s,
+    )
     return Services(
         settings=settings,
         clock=clock,
@@ -91,11 +102,11 @@ def build_services(settings: Settings, *, clock: Clock | None = None) -> Service
         session=session,
         pepper_fingerprint=pepper_fingerprint(pepper),
         recorder=Recorder(_open_spool(settings, clock)),
-        queries=Queries(
-            RecordStore(
-                settings.store_url, read_only=True, query_timeout_s=settings.query_timeout_s
-            ),
-            timeout_s=settings.query_timeout_s,
+        queries=queries,
+        watch=Watch(
+            looking_at(settings.data_dir, settings.spool_dir),
+            lambda: queries.run(RecordStore.check),
+            clock=clock,
         ),
         metrics=Metrics(CollectorRegistry()),
         call_log=CallLog(),
@@ -110,4 +121,33 @@ def _open_spool(settings: Settings, clock: Clock) -> SpoolWriter:
         # One thread of its own, so that nothing else that runs on native threads delays a sync.
         offload=ThreadPool(1).apply,
         clock=clock,
+    )
+
+
+def _record_figures(recorder: Recorder) -> RecordFigures:
+    status = recorder.spool.status()
+    return RecordFigures(
+        spool_bytes=status.total_bytes,
+        spool_max_bytes=status.max_bytes,
+        unsynced_bytes=status.unsynced_bytes,
+        held_bytes=status.held_bytes,
+        is_writable=status.refusal is None,
+        taken=recorder.taken,
+        lost=status.lost_frames,
+        degraded=recorder.degraded,
+        refused=recorder.refused,
+        write_errors=status.write_errors,
+        sync_errors=status.sync_errors,
+    )
+
+
+def _shipping_figures(seen: Surroundings) -> ShippingFigures:
+    sinks = seen.shipping.sinks
+    return ShippingFigures(
+        is_agent_running=seen.shipping.is_running,
+        is_store_answering=seen.store_fault is None,
+        quarantined_bytes=seen.shipping.quarantined_bytes,
+        behind_bytes={name: sink.behind_bytes for name, sink in sinks.items()},
+        dead_lettered={name: sink.dead_lettered for name, sink in sinks.items()},
+        failing={name: sink.failing is not None for name, sink in sinks.items()},
     )

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
+import logging
+from collections import Counter
+from collections.abc import Iterable
+
+import orjson
+
 from router.accounting.audit import AuditChain
-from router.accounting.records import AuditEvent
+from router.accounting.records import AuditEvent, degraded_usage, parse_timestamp_us
 from router.accounting.spool import SpoolWriter
-from router.accounting.spool_format import AUDIT, USAGE
+from router.accounting.spool_format import AUDIT, MAX_PAYLOAD_BYTES, USAGE
+from router.errors import RecordsUnavailable
+
+_logger = logging.getLogger("router.records")
 
 
 class Recorder:
@@ -14,10 +24,28 @@ class Recorder:
     def __init__(self, spool: SpoolWriter) -> None:
         self.spool = spool
         self._chain = AuditChain(spool.writer_id)
+        self.taken = 0
+        """Records and events that the spool took, or that are held until it can."""
+        self.degraded = 0
+        self.refused: Counter[str] = Counter()
+        """Calls without a record, by what was wrong with the spool; none of them cost anything."""
 
     def check(self) -> None:
         """Raises ``RecordsUnavailable`` if what begins now could not be recorded."""
         self.spool.check()
+
+    def admits_refusals(self) -> bool:
+        """Tell whether a call that cost nothing may be recorded now; counts one that may not.
+
+        While new calls are refused, what room is left, on the disk and in memory, is for the calls
+        that backends serve already. Refusals, of which there may be any number, would use it up.
+        """
+        try:
+            self.spool.check()
+        except RecordsUnavailable as refusal:
+            self.refused[refusal.reason] += 1
+            return False
+        return True
 
     def record(self, usage: bytes | None, event: AuditEvent, *, answered: bool) -> None:
         """Append both with one write; raises ``RecordsUnavailable``.
@@ -26,8 +54,9 @@ class Recorder:
         cost something, whether its reply goes out or not. With ``answered`` nobody can take the
         reply back, so nothing is raised either.
         """
-        frames = [] if usage is None else [(USAGE, usage)]
-        frames.append((AUDIT, self._chain.link(event)))
+        frames = [] if usage is None else [(USAGE, self._fitting(usage))]
+        frames.append((AUDIT, self._link(event)))
+        self.taken += len(frames)
         try:
             self.spool.append(frames)
         except Exception:
@@ -35,6 +64,40 @@ class Recorder:
             if not answered:
                 raise
 
+    def note(self, events: Iterable[AuditEvent]) -> None:
+        """Append events that no call is about; raises ``RecordsUnavailable``."""
+        frames = [(AUDIT, self._link(event)) for event in events]
+        self.spool.append(frames)
+        self.taken += len(frames)
+
     def close(self) -> None:
         """Sync and let go; the agent ships what is there."""
         self.spool.close()
+
+    def _fitting(self, usage: bytes) -> bytes:
+        """The record; the least of it when it is more than the spool can carry."""
+        if len(usage) <= MAX_PAYLOAD_BYTES:
+            return usage
+        fields = orjson.loads(usage)
+        self._tell_degraded("usage record", fields["request_id"], len(usage))
+        return degraded_usage(
+            fields["request_id"],
+            fields["api_key_id"],
+            fields["endpoint"],
+            parse_timestamp_us(fields["timestamp"]) / 1e6,
+            fields["status"],
+            organization_id=fields["organization_id"],
+        )
+
+    def _link(self, event: AuditEvent) -> bytes:
+        """The event in its chain; without its details when they cannot be written or carried."""
+        try:
+            return self._chain.link(event, max_bytes=MAX_PAYLOAD_BYTES)
+        except (TypeError, ValueError) as error:
+            self._tell_degraded("audit event", event.request_id or event.event_id, str(error))
+            bare = dataclasses.replace(event, context={"degraded": True}, before=None, after=None)
+            return self._chain.link(bare, max_bytes=MAX_PAYLOAD_BYTES)
+
+    def _tell_degraded(self, what: str, request_id: str, why: object) -> None:
+        self.degraded += 1
+        _logger.error(f"{what} degraded", extra={"request_id": request_id, "why": str(why)})

@@ -52,6 +52,8 @@ class SpoolStatus:
     refusal: str | None
     total_bytes: int
     """Of all writers of the directory, as last seen."""
+    max_bytes: int
+    """What it may come to."""
     unsynced_bytes: int
     held_bytes: int
     lost_frames: int
@@ -172,6 +174,7 @@ class SpoolWriter:
             return SpoolStatus(
                 self._refusal,
                 self._total_bytes,
+                self._max_bytes,
                 self._log.unsynced_bytes(),
                 sum(map(len, self._held)),
                 self._lost_frames,

@@ -20,8 +20,7 @@ from router.api.checks import (
 )
 from router.api.dispatch import serve
 from router.api.errors import native_body
-from router.api.recording import record_answer
-from router.api.replies import ClientStream, answer, stream_reply
+from router.api.replies import ClientStream, answer, answer_events, stream_reply
 from router.api.scope import Scope, current_scope
 from router.api.usage import call_usage
 from router.call import Call
@@ -65,8 +64,7 @@ def inference() -> Response:
     if scope.call is not None and scope.call.stream:
         # The backend answered a streaming call in one piece.
         delta = _event("delta", {"output": output}) if output else b""
-        record_answer(scope, "completed")
-        return stream_reply(delta + _event("done", _facts(scope)))
+        return answer_events(delta + _event("done", _facts(scope)))
     return answer(orjson.dumps({**_facts(scope), "output": output}))
 
 

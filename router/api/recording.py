@@ -8,6 +8,7 @@ broke off, or what was refused, is written when the response closes.
 from __future__ import annotations
 
 import logging
+import time
 from typing import Final
 
 from router.accounting.records import (
@@ -37,48 +38,67 @@ def record_answer(scope: Scope, outcome: Outcome, *, status: int = 200) -> None:
     with an error, when this raises.
     """
     scope.status = status
-    _record(scope, outcome, answered=False)
+    _record(scope, outcome, time.monotonic(), answered=False)
 
 
-def record_end(scope: Scope, outcome: Outcome) -> None:
-    """Record a call whose response has ended, unless it is recorded already. Never raises."""
-    if scope.recorded or scope.key is None or not scope.is_call:
+def record_end(scope: Scope, outcome: Outcome, ended_s: float) -> None:
+    """Record a call that has ended for its client, unless it is recorded already. Never raises.
+
+    A stranger leaves no record: anyone could fill the disk with them. Whoever uses a key that is
+    known and may not be used leaves an audit event.
+    """
+    if scope.recorded or not scope.is_call or (scope.key is None and scope.refused is None):
+        return
+    if not scope.attempts and not scope.services.recorder.admits_refusals():
         return
     try:
-        _record(scope, outcome, answered=True)
+        _record(scope, outcome, ended_s, answered=True)
     except Exception:
         log.exception("a call could not be recorded", extra={"request_id": scope.request_id})
 
 
-def _record(scope: Scope, outcome: Outcome, *, answered: bool) -> None:
+def streamed_s(scope: Scope, ended_s: float) -> float:
+    """Seconds that the last attempt has gone on for since the answer began."""
+    stream = None if scope.delivery is None else scope.delivery.stream
+    if stream is None or not scope.answered_s:  # a killed greenlet has begun no answer
+        return 0.0
+    return max(0.0, (stream.ended_s or ended_s) - scope.answered_s)
+
+
+def _record(scope: Scope, outcome: Outcome, ended_s: float, *, answered: bool) -> None:
     scope.recorded = True
-    scope.services.recorder.record(_usage_line(scope, outcome), _event(scope), answered=answered)
+    usage = None if scope.key is None else _usage_line(scope, outcome, ended_s)
+    scope.services.recorder.record(usage, _event(scope), answered=answered)
 
 
-def _usage_line(scope: Scope, outcome: Outcome) -> bytes:
+def _usage_line(scope: Scope, outcome: Outcome, ended_s: float) -> bytes:
     try:
-        return encode_usage(_usage(scope, outcome))
+        return encode_usage(_usage(scope, outcome, ended_s))
     except Exception:
         log.exception("a record is degraded", extra={"request_id": scope.request_id})
+        scope.services.recorder.degraded += 1
         key = scope.key
         return degraded_usage(
             scope.request_id,
             None if key is None else key.id,
             scope.endpoint,
-            scope.services.clock.now_s(),
+            _began_s(scope),
             scope.status,
             organization_id=None if key is None else key.organization_id,
         )
 
 
-def _usage(scope: Scope, outcome: Outcome) -> UsageRecord:
+def _began_s(scope: Scope) -> float:
+    return scope.services.clock.now_s() - scope.elapsed_s()
+
+
+def _usage(scope: Scope, outcome: Outcome, ended_s: float) -> UsageRecord:
     call, key, attempts = scope.call, scope.key, scope.attempts
     usage, cost = call_usage(scope)
-    elapsed_s = scope.elapsed_s()
     return UsageRecord(
         record_id=new_uuid(),
         request_id=scope.request_id,
-        timestamp=scope.services.clock.now_s() - elapsed_s,
+        timestamp=_began_s(scope),
         organization_id=None if key is None else key.organization_id,
         api_key_id=None if key is None else key.id,
         endpoint=scope.endpoint,
@@ -96,9 +116,9 @@ def _usage(scope: Scope, outcome: Outcome) -> UsageRecord:
         tokens_output=usage.tokens_output,
         tokens_cached=usage.tokens_cached,
         cost_nanos=cost,
-        latency_ms=round(elapsed_s * 1000, 3),
+        latency_ms=round((ended_s - scope.started_s) * 1000, 3),
         bytes_sent=scope.bytes_sent,
-        attempts=_attempts(attempts, outcome),
+        attempts=_attempts(attempts, outcome, streamed_s(scope, ended_s)),
         retry_count=max(0, len(attempts) - 1),
         trace_id=scope.trace.trace_id,
         span_id=scope.trace.span_id,
@@ -106,7 +126,9 @@ def _usage(scope: Scope, outcome: Outcome) -> UsageRecord:
     )
 
 
-def _attempts(attempts: list[Attempt], outcome: Outcome) -> tuple[AttemptRecord, ...]:
+def _attempts(
+    attempts: list[Attempt], outcome: Outcome, last_streamed_s: float
+) -> tuple[AttemptRecord, ...]:
     last = len(attempts)
     return tuple(
         [
@@ -115,7 +137,9 @@ def _attempts(attempts: list[Attempt], outcome: Outcome) -> tuple[AttemptRecord,
                 backend_id=attempt.backend_id,
                 status=attempt.status,
                 error=attempt.error,
-                latency_ms=round(attempt.duration_s * 1000, 3),
+                latency_ms=round(
+                    (attempt.duration_s + (last_streamed_s if number == last else 0.0)) * 1000, 3
+                ),
                 billed=number == last and attempt.status == 200 and outcome in BILLED_OUTCOMES,
             )
             for number, attempt in enumerate(attempts, 1)
@@ -125,13 +149,15 @@ def _attempts(attempts: list[Attempt], outcome: Outcome) -> tuple[AttemptRecord,
 
 def _event(scope: Scope) -> AuditEvent:
     """Whether the call was let through to a backend, and if not, why."""
-    key, call = scope.key, scope.call
-    key_id = "" if key is None else key.id
+    call = scope.call
+    key_id, organization_id = _caller(scope)
     context: dict[str, str | int | float | bool | None] = {
         "api_key_id": key_id,
         "endpoint": scope.endpoint,
         "status": scope.status,
     }
+    if scope.key is None:  # the client is told no more than that the key may not be used
+        context["refusal"] = scope.reason
     if call is not None:
         context["model"] = call.model
     if scope.attempts:
@@ -143,9 +169,16 @@ def _event(scope: Scope) -> AuditEvent:
         entity_type="request",
         entity_id=scope.request_id,
         timestamp=scope.services.clock.now_s(),
-        organization_id=None if key is None else key.organization_id,
+        organization_id=organization_id,
         reason=scope.code,
         request_id=scope.request_id,
         context=context,
         trace_id=scope.trace.trace_id,
     )
+
+
+def _caller(scope: Scope) -> tuple[str, str | None]:
+    """Ids of the key and its organization, also of a key that may not be used."""
+    if scope.key is not None:
+        return scope.key.id, scope.key.organization_id
+    return scope.refused or ("", None)

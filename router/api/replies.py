@@ -42,6 +42,7 @@ class ClientStream:
         self._scope = scope
         self._stream = stream
         self._chunks = stream if chunks is None else chunks
+        self._is_translated = chunks is not None
         self._on_failure = on_failure
         self._ended = False
 
@@ -59,7 +60,7 @@ class ClientStream:
         if outcome not in ("completed", "client_aborted"):
             last = self._on_failure(stream_error(self._stream))
             self._scope.bytes_sent += len(last)
-            record_end(self._scope, call_outcome(self._scope))
+            record_end(self._scope, call_outcome(self._scope), time.monotonic())
         if not last:
             raise StopIteration
         return last
@@ -68,15 +69,30 @@ class ClientStream:
         """The chunk; the one that completes the answer goes out only when the call is recorded."""
         scope = self._scope
         scope.bytes_sent += len(chunk)
-        if self._stream.is_complete and not scope.recorded:
+        if self._is_last() and not scope.recorded:
             try:
                 record_answer(scope, "completed")
             except errors.RecordsUnavailable as error:
-                self._ended = True
-                face = face_of(error)
-                scope.code, scope.failed_outcome = face.code, face.outcome
-                return self._on_failure(error)
+                return self._refuse(error, len(chunk))
         return chunk
+
+    def _is_last(self) -> bool:
+        """Whether the answer is whole with what goes out next.
+
+        Of a stream that is passed on that is its last event; one that is translated has an event
+        of ours behind it.
+        """
+        if self._is_translated:
+            return self._stream.outcome == "completed"
+        return self._stream.is_complete
+
+    def _refuse(self, error: errors.RecordsUnavailable, withheld_bytes: int) -> bytes:
+        """The end of a stream whose last event must not go out."""
+        scope, self._ended = self._scope, True
+        face, last = face_of(error), self._on_failure(error)
+        scope.code, scope.failed_outcome = face.code, face.outcome
+        scope.bytes_sent += len(last) - withheld_bytes
+        return last
 
 
 def deliver(delivery: Delivery) -> Response:
@@ -92,6 +108,14 @@ def answer(body: bytes) -> Response:
     scope.bytes_sent = len(body)
     record_answer(scope, "completed")
     return json_reply(body)
+
+
+def answer_events(events: bytes) -> Response:
+    """A whole answer in the form of a stream; otherwise as :func:`answer`."""
+    scope = current_scope()
+    scope.bytes_sent = len(events)
+    record_answer(scope, "completed")
+    return stream_reply(events)
 
 
 def json_reply(body: bytes, status: int = 200) -> Response:

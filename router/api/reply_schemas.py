@@ -165,12 +165,29 @@ class Health(Closed):
 
 class ComponentCheck(Closed):
     status = _one_of("degraded serves, failed does not.", "ok", "degraded", "failed")
-    revision = fields.Integer(metadata=about("Revision of the configuration in use."))
     detail = fields.String(metadata=about("What is wrong."))
 
 
+class StateCheck(ComponentCheck):
+    revision = fields.Integer(metadata=about("Revision of the configuration in use."))
+
+
+class SpoolCheck(ComponentCheck):
+    bytes_used = _count("What waits to be shipped, of all workers together.")
+    bytes_limit = _count("Beyond it calls are refused (ROUTER_SPOOL_MAX_BYTES).")
+
+
 class ComponentChecks(Closed):
-    state = fields.Nested(ComponentCheck, required=True, metadata=about("The configuration store."))
+    state = fields.Nested(StateCheck, required=True, metadata=about("The configuration store."))
+    spool = fields.Nested(
+        SpoolCheck, required=True, metadata=about("Where records of calls go; calls need it.")
+    )
+    agent = fields.Nested(
+        ComponentCheck, required=True, metadata=about("Who ships records; calls do without it.")
+    )
+    record_store = fields.Nested(
+        ComponentCheck, required=True, metadata=about("Where records are asked for.")
+    )
 
 
 class Readiness(Closed):

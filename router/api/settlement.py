@@ -11,7 +11,7 @@ import time
 from typing import Any, Final
 
 from router.api.dispatch import decision
-from router.api.recording import record_end
+from router.api.recording import record_end, streamed_s
 from router.api.scope import Scope
 from router.api.usage import call_outcome, call_usage
 from router.call import Attempt, Outcome, Usage
@@ -41,13 +41,12 @@ def settle(scope: Scope) -> None:
 
 
 def _conclude(scope: Scope, ended_s: float) -> None:
-    stream = None if scope.delivery is None else scope.delivery.stream
-    if stream is not None:
-        scope.attempts[-1].duration_s += (stream.ended_s or ended_s) - scope.answered_s
     usage, cost = call_usage(scope)
     outcome = call_outcome(scope)
     duration_s = ended_s - scope.started_s
-    record_end(scope, outcome)
+    record_end(scope, outcome, ended_s)
+    if scope.attempts:
+        scope.attempts[-1].duration_s += streamed_s(scope, ended_s)
     _count(scope, usage, cost, outcome, duration_s)
     if not scope.endpoint.startswith(QUIET_ENDPOINTS):
         written = scope.services.call_log.write(_line(scope, usage, cost, outcome, duration_s))

@@ -10,9 +10,10 @@ counters never fall and files do not pile up.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 import prometheus_client.values
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -33,6 +34,36 @@ ATTEMPT_ERRORS: Final = (
 def use_worker_slot(slot: int, directory: Path) -> None:
     """Name this process's metric files by ``slot``. Must run before any metric is declared."""
     prometheus_client.values.ValueClass = slot_value_class(f"slot{slot}", directory)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecordFigures:
+    """What one worker knows of the records that it writes; what is counted, since it began."""
+
+    spool_bytes: int
+    spool_max_bytes: int
+    unsynced_bytes: int
+    held_bytes: int
+    is_writable: bool
+    taken: int
+    lost: int
+    degraded: int
+    refused: Mapping[str, int]
+    """By reason: a closed set."""
+    write_errors: int
+    sync_errors: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShippingFigures:
+    """What every worker of a host sees alike; mappings are by sink, a closed set."""
+
+    is_agent_running: bool
+    is_store_answering: bool
+    quarantined_bytes: int
+    behind_bytes: Mapping[str, int]
+    dead_lettered: Mapping[str, int]
+    failing: Mapping[str, bool]
 
 
 class Metrics:
@@ -112,7 +143,91 @@ class Metrics:
             multiprocess_mode="livemin",
             registry=registry,
         )
+        self._declare_records(registry)
+        self._declare_shipping(registry)
+        self._published: dict[str, int] = {}
         self._children: dict[tuple[str, ...], Counter | Histogram] = {}
+
+    def _declare_records(self, registry: CollectorRegistry) -> None:
+        def gauge(name: str, text: str, mode: Literal["livemax", "livesum", "livemin"]) -> Gauge:
+            return Gauge(f"api_router_{name}", text, (), multiprocess_mode=mode, registry=registry)
+
+        def counter(name: str, text: str, *labels: str) -> Counter:
+            return Counter(f"api_router_{name}_total", text, labels, registry=registry)
+
+        self._spool_bytes = gauge("spool_bytes", "Size of the spool, all workers.", "livemax")
+        self._spool_max = gauge("spool_limit_bytes", "Size that it may have.", "livemax")
+        self._spool_writable = gauge(
+            "spool_writable", "1 if no worker refuses calls that it could not record.", "livemin"
+        )
+        self._unsynced = gauge(
+            "spool_unsynced_bytes", "What a power failure would take now.", "livesum"
+        )
+        self._held = gauge(
+            "records_held_bytes", "Records kept in memory because the disk refused them.", "livesum"
+        )
+        self._taken = counter("records", "Usage records and audit events that were taken.")
+        self._refused = counter(
+            "records_refused",
+            "Calls without a record, refused because the spool could not be written.",
+            "reason",
+        )
+        self._degraded = counter("records_degraded", "Records that lack most of their facts.")
+        self._lost = counter("records_lost", "Records that were taken and then lost.")
+        self._write_errors = counter("spool_write_errors", "Writes that the disk refused.")
+        self._sync_errors = counter("spool_sync_errors", "Syncs that the disk failed.")
+
+    def _declare_shipping(self, registry: CollectorRegistry) -> None:
+        def gauge(name: str, text: str, *labels: str) -> Gauge:
+            return Gauge(
+                f"api_router_{name}", text, labels, multiprocess_mode="livemax", registry=registry
+            )
+
+        self._agent_up = gauge("agent_up", "1 if an agent ships the records.")
+        self._store_up = gauge("record_store_up", "1 if the record store answers.")
+        self._quarantined = gauge(
+            "spool_quarantined_bytes", "Bytes of the spool in which there was no record."
+        )
+        self._behind = gauge("agent_behind_bytes", "Bytes that a sink does not have yet.", "sink")
+        self._dead_lettered = gauge(
+            "agent_dead_lettered", "Records that a sink refused since the agent began.", "sink"
+        )
+        self._failing = gauge("agent_sink_failing", "1 if a sink takes no records.", "sink")
+
+    def publish_records(self, figures: RecordFigures) -> None:
+        """Once a second: how this worker's records are doing."""
+        self._spool_bytes.set(figures.spool_bytes)
+        self._spool_max.set(figures.spool_max_bytes)
+        self._spool_writable.set(figures.is_writable)
+        self._unsynced.set(figures.unsynced_bytes)
+        self._held.set(figures.held_bytes)
+        self._raise_to(self._taken, figures.taken)
+        self._raise_to(self._degraded, figures.degraded)
+        self._raise_to(self._lost, figures.lost)
+        self._raise_to(self._write_errors, figures.write_errors)
+        self._raise_to(self._sync_errors, figures.sync_errors)
+        for reason, count in figures.refused.items():
+            self._raise_to(self._refused, count, reason)
+
+    def publish_shipping(self, figures: ShippingFigures) -> None:
+        """Once a second: what becomes of the records of this host."""
+        self._agent_up.set(figures.is_agent_running)
+        self._store_up.set(figures.is_store_answering)
+        self._quarantined.set(figures.quarantined_bytes)
+        for sink, behind_bytes in figures.behind_bytes.items():
+            self._behind.labels(sink).set(behind_bytes)
+        for sink, count in figures.dead_lettered.items():
+            self._dead_lettered.labels(sink).set(count)
+        for sink, is_failing in figures.failing.items():
+            self._failing.labels(sink).set(is_failing)
+
+    def _raise_to(self, family: Counter, total: int, *labels: str) -> None:
+        """Count on to a total that this worker has counted itself, where counting is cheaper."""
+        key = " ".join((family._name, *labels))
+        grown = total - self._published.get(key, 0)
+        if grown:
+            self._published[key] = total
+            (self._counter(family, *labels) if labels else family).inc(grown)
 
     def publish(self, revision: int) -> None:
         """Once a second: what is true now, rather than counted."""

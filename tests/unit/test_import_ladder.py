@@ -38,7 +38,7 @@ RUNGS: tuple[frozenset[str], ...] = (
     frozenset({"telemetry"}),
     frozenset({"config"}),
     frozenset({"auth", "limits", "routing", "forwarding", "accounting"}),
-    frozenset({"gateway", "queries"}),
+    frozenset({"gateway", "queries", "watch"}),
     frozenset({"services"}),
     frozenset({"api", "agent"}),
     frozenset({"app"}),

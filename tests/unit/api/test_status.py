@@ -10,10 +10,13 @@ import prometheus_client.values
 import pytest
 from prometheus_client.mmap_dict import MmapedDict
 
+from router.accounting.shipping import Shipping, SinkState
+from router.accounting.spool import SpoolStatus
 from router.app import expose_metrics
 from router.errors import NotConfigured
 from router.telemetry import slot_values
 from router.telemetry.metrics import use_worker_slot
+from router.watch import Surroundings
 from tests.fakes.router_stand import RouterStand, World
 
 HEALTH = ("/v1/status/healthz", "/healthz")
@@ -61,20 +64,116 @@ def test_health_touches_nothing(world: World, path: str) -> None:
     assert state.asked == 0
 
 
+class Seen:
+    """What a look at the agent and the store has shown."""
+
+    def __init__(
+        self,
+        *sinks: tuple[str, str | None],
+        is_running: bool = True,
+        store_fault: str | None = None,
+    ) -> None:
+        states = {name: SinkState(0, 0, failing) for name, failing in sinks}
+        shipping = Shipping(is_running, sinks=states)
+        self.seen: Surroundings | None = Surroundings(shipping, store_fault)
+
+    @classmethod
+    def nothing(cls) -> Seen:
+        """Before the first look."""
+        made = cls()
+        made.seen = None
+        return made
+
+
 @pytest.mark.parametrize("path", READINESS)
-def test_ready(stand: RouterStand, path: str) -> None:
-    """With the revision that it serves with."""
-    reply = stand.call("GET", path, key=None)
+def test_ready(world: World, path: str) -> None:
+    """With the revision that it serves with, and with the size of the spool."""
+    reply = world.stand(watch=Seen(("store", None), ("log", None))).call("GET", path, key=None)
     assert reply.status == 200
     assert reply.json["status"] == "ready"
-    assert reply.json["checks"] == {"state": {"status": "ok", "revision": 1}}
+    checks = reply.json["checks"]
+    assert checks["spool"].pop("bytes_used") > 0
+    assert checks == {
+        "state": {"status": "ok", "revision": 1},
+        "spool": {"status": "ok", "bytes_limit": world.settings.spool_max_bytes},
+        "agent": {"status": "ok"},
+        "record_store": {"status": "ok"},
+    }
+
+
+@pytest.mark.parametrize(
+    ("seen", "component", "detail"),
+    [
+        (Seen.nothing(), "agent", "not looked at yet"),
+        (Seen.nothing(), "record_store", "not looked at yet"),
+        (Seen(is_running=False), "agent", "no agent runs"),
+        (
+            Seen(("store", None), ("kafka", "no broker")),
+            "agent",
+            "not delivered to: kafka",
+        ),
+        (
+            Seen(store_fault="the record store cannot be asked right now"),
+            "record_store",
+            "the record store cannot be asked right now",
+        ),
+    ],
+)
+def test_who_takes_the_records_on_may_be_away(
+    world: World, seen: Seen, component: str, detail: str
+) -> None:
+    """H2: calls are served without them, so the router is ready; the reply says what is away."""
+    reply = world.stand(watch=seen).call("GET", "/readyz", key=None)
+    assert (reply.status, reply.json["status"]) == (200, "degraded")
+    assert reply.json["checks"][component] == {"status": "degraded", "detail": detail}
+
+
+@pytest.mark.parametrize("reason", ["disk_full", "disk_error", "disk_slow", "spool_full"])
+def test_not_ready_while_calls_cannot_be_recorded(world: World, reason: str) -> None:
+    """P3, H2: what the policy refuses is not ready, and readiness says why."""
+    stand = world.stand(watch=Seen())
+    stand.spool.reason = reason
+    reply = stand.call("GET", "/readyz", key=None)
+    assert (reply.status, reply.json["status"]) == (503, "not_ready")
+    spool = reply.json["checks"]["spool"]
+    assert (spool["status"], spool["detail"]) == ("failed", reason)
+    stand.spool.reason = None
+    assert stand.call("GET", "/readyz", key=None).status == 200
+
+
+class _FillingSpool:
+    """A spool of any size, with anything held in memory."""
+
+    def __init__(self, total_bytes: int, held_bytes: int) -> None:
+        self._figures = SpoolStatus(None, total_bytes, 1000, 0, held_bytes, 0, 0, 0)
+
+    def check(self) -> None:
+        """It can be written."""
+
+    def status(self) -> SpoolStatus:
+        return self._figures
+
+
+@pytest.mark.parametrize(
+    ("total_bytes", "held_bytes", "status"),
+    [(500, 0, "ok"), (501, 0, "degraded"), (0, 1, "degraded")],
+)
+def test_a_spool_that_fills_is_shown_early(
+    world: World, total_bytes: int, held_bytes: int, status: str
+) -> None:
+    """Half full, or with records in memory only: still ready, and time to look."""
+    stand = world.stand(watch=Seen())
+    stand.services.recorder.spool = _FillingSpool(total_bytes, held_bytes)  # type: ignore[assignment]
+    reply = stand.call("GET", "/readyz", key=None)
+    assert reply.status == 200
+    assert reply.json["checks"]["spool"]["status"] == status
 
 
 @pytest.mark.parametrize("path", READINESS)
 def test_degraded_is_ready(world: World, path: str) -> None:
     """H2: the last good configuration serves on, and the reply says what is wrong."""
     document = world.services.state.document()
-    stand = world.stand(state=StubbornState(document, "revision 2 cannot be used"))
+    stand = world.stand(state=StubbornState(document, "revision 2 cannot be used"), watch=Seen())
     reply = stand.call("GET", path, key=None)
     assert (reply.status, reply.json["status"]) == (200, "degraded")
     assert reply.json["checks"]["state"] == {
@@ -153,6 +252,26 @@ def test_what_is_true_now_is_published(stand: RouterStand) -> None:
     stand.services.metrics.publish(7)
     assert stand.metric("requests_in_flight") == 3.0
     assert stand.metric("config_revision") == 7.0
+
+
+def test_records_are_published_with_every_heartbeat(world: World) -> None:
+    """What the spool holds and what was refused, and what was seen of the agent."""
+    stand = world.stand(watch=_Ticking(("store", "it is away")))
+    stand.chat()
+    stand.spool.reason = "disk_full"
+    assert stand.chat().status == 503
+    stand.services.heartbeat()
+    assert stand.metric("spool_limit_bytes") == world.settings.spool_max_bytes
+    assert stand.metric("spool_bytes") > 0
+    assert stand.metric("records_total") >= 2.0
+    assert stand.metric("records_refused_total", reason="disk_full") >= 1.0
+    assert stand.metric("agent_up") == 1.0
+    assert stand.metric("agent_sink_failing", sink="store") == 1.0
+
+
+class _Ticking(Seen):
+    def tick(self) -> None:
+        """It has looked already."""
 
 
 def test_keys_of_another_pepper_are_noticed(world: World) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import get_args
 
 import pytest
@@ -17,6 +18,8 @@ from router.telemetry.metrics import (
     LATENCY_BUCKETS_S,
     OVERHEAD_BUCKETS_S,
     Metrics,
+    RecordFigures,
+    ShippingFigures,
 )
 
 FAMILIES = {
@@ -31,7 +34,46 @@ FAMILIES = {
     "api_router_backend_request_duration_seconds": ("histogram", {"backend"}),
     "api_router_requests_in_flight": ("gauge", set()),
     "api_router_config_revision": ("gauge", set()),
+    "api_router_records": ("counter", set()),
+    "api_router_records_refused": ("counter", {"reason"}),
+    "api_router_records_degraded": ("counter", set()),
+    "api_router_records_lost": ("counter", set()),
+    "api_router_records_held_bytes": ("gauge", set()),
+    "api_router_spool_bytes": ("gauge", set()),
+    "api_router_spool_limit_bytes": ("gauge", set()),
+    "api_router_spool_writable": ("gauge", set()),
+    "api_router_spool_unsynced_bytes": ("gauge", set()),
+    "api_router_spool_quarantined_bytes": ("gauge", set()),
+    "api_router_spool_write_errors": ("counter", set()),
+    "api_router_spool_sync_errors": ("counter", set()),
+    "api_router_agent_up": ("gauge", set()),
+    "api_router_agent_behind_bytes": ("gauge", {"sink"}),
+    "api_router_agent_dead_lettered": ("gauge", {"sink"}),
+    "api_router_agent_sink_failing": ("gauge", {"sink"}),
+    "api_router_record_store_up": ("gauge", set()),
 }
+
+RECORDS = RecordFigures(
+    spool_bytes=1000,
+    spool_max_bytes=2000,
+    unsynced_bytes=300,
+    held_bytes=40,
+    is_writable=True,
+    taken=12,
+    lost=1,
+    degraded=2,
+    refused={"disk_full": 5},
+    write_errors=3,
+    sync_errors=4,
+)
+SHIPPING = ShippingFigures(
+    is_agent_running=True,
+    is_store_answering=True,
+    quarantined_bytes=77,
+    behind_bytes={"store": 4096, "kafka": 0},
+    dead_lettered={"store": 0, "kafka": 6},
+    failing={"store": False, "kafka": True},
+)
 
 
 @pytest.fixture
@@ -63,6 +105,8 @@ def count_everything(metrics: Metrics) -> None:
     metrics.count_lost_line()
     metrics.count_attempt("primary", "none", 0.01)
     metrics.publish(1)
+    metrics.publish_records(RECORDS)
+    metrics.publish_shipping(SHIPPING)
 
 
 # --- what there is --------------------------------------------------------------------------
@@ -154,6 +198,33 @@ COUNTED: dict[str, tuple[Callable[[Metrics], None], list[str]]] = {
         lambda metrics: metrics.publish(17),
         ["api_router_config_revision 17.0"],
     ),
+    "records": (
+        lambda metrics: metrics.publish_records(RECORDS),
+        [
+            "api_router_spool_bytes 1000.0",
+            "api_router_spool_limit_bytes 2000.0",
+            "api_router_spool_writable 1.0",
+            "api_router_spool_unsynced_bytes 300.0",
+            "api_router_records_held_bytes 40.0",
+            "api_router_records_total 12.0",
+            "api_router_records_lost_total 1.0",
+            "api_router_records_degraded_total 2.0",
+            'api_router_records_refused_total{reason="disk_full"} 5.0',
+            "api_router_spool_write_errors_total 3.0",
+            "api_router_spool_sync_errors_total 4.0",
+        ],
+    ),
+    "shipping": (
+        lambda metrics: metrics.publish_shipping(SHIPPING),
+        [
+            "api_router_agent_up 1.0",
+            "api_router_record_store_up 1.0",
+            "api_router_spool_quarantined_bytes 77.0",
+            'api_router_agent_behind_bytes{sink="store"} 4096.0',
+            'api_router_agent_dead_lettered{sink="kafka"} 6.0',
+            'api_router_agent_sink_failing{sink="kafka"} 1.0',
+        ],
+    ),
 }
 
 
@@ -194,6 +265,18 @@ def test_running_requests_are_published_not_counted(
     metrics.running -= 2
     metrics.publish(1)
     assert registry.get_sample_value("api_router_requests_in_flight") == 0
+
+
+def test_a_workers_own_counts_are_carried_on(metrics: Metrics, registry: CollectorRegistry) -> None:
+    """M2: publishing the same totals again counts nothing, and growth counts once."""
+    metrics.publish_records(RECORDS)
+    metrics.publish_records(RECORDS)
+    metrics.publish_records(replace(RECORDS, taken=20, refused={"disk_full": 6, "disk_slow": 1}))
+    assert registry.get_sample_value("api_router_records_total") == 20.0
+    assert {
+        reason: registry.get_sample_value("api_router_records_refused_total", {"reason": reason})
+        for reason in ("disk_full", "disk_slow")
+    } == {"disk_full": 6.0, "disk_slow": 1.0}
 
 
 def test_series_of_like_names_are_kept_apart(metrics: Metrics, registry: CollectorRegistry) -> None:

@@ -153,7 +153,7 @@ def test_twenty_generations_leave_what_the_first_one_left(tmp_path: Path) -> Non
     assert {file.name: file.stat().st_size for file in tmp_path.iterdir()} == first
     assert sorted(first) == [
         f"{kind}_slot{number}.db"
-        for kind in ("counter", "gauge_livemin", "gauge_livesum", "histogram")
+        for kind in ("counter", "gauge_livemax", "gauge_livemin", "gauge_livesum", "histogram")
         for number in (0, 1)
     ]
     assert set(after) == set(before)

@@ -1,0 +1,204 @@
+"""What is recorded of a call, and when: before the last byte, or when it has ended otherwise."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from gevent import GreenletExit
+
+from router.api import recording
+from router.errors import RecordsUnavailable
+from tests.fakes.router_stand import FailingGateway, RouterStand, World, chat_body, native_body
+
+CHAT = "/v1/chat/completions"
+NATIVE = "/v1/inference"
+
+
+def bodies(stream: bool) -> list[tuple[str, dict[str, Any]]]:
+    return [(CHAT, chat_body(stream=stream)), (NATIVE, native_body(stream=stream))]
+
+
+# --- when -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("path", "body"), bodies(stream=False))
+def test_a_whole_answer_is_recorded_before_it_goes_out(
+    stand: RouterStand, path: str, body: dict[str, Any]
+) -> None:
+    """P3: the response exists, nobody has read a byte of it, and the record is there."""
+    opened = stand.open("POST", path, json=body)
+    assert stand.record["outcome"] == "completed"
+    opened.read()
+    opened.close()
+    assert len(stand.spool.records) == len(stand.spool.events) == 1
+
+
+@pytest.mark.parametrize(("path", "body"), bodies(stream=True))
+def test_a_stream_is_recorded_before_its_last_event(
+    stand: RouterStand, path: str, body: dict[str, Any]
+) -> None:
+    """P3: not with the first events, and no later than with the one that ends it."""
+    end = b"event: done" if path == NATIVE else b"[DONE]"
+    stand.backends.first.set(token_interval_ms=20, split_writes=True)
+    opened = stand.open("POST", path, json=body)
+    assert end not in next(opened)
+    assert stand.spool.records == []
+    sent = next(chunk for chunk in opened if end in chunk)
+    assert stand.record["outcome"] == "completed"
+    assert sent.rstrip().endswith(b"}" if path == NATIVE else b"[DONE]")
+    opened.close()
+    assert stand.record["bytes_sent"] == stand.line["bytes_sent"]
+
+
+@pytest.mark.parametrize(("path", "body"), bodies(stream=True))
+def test_a_stream_that_cannot_be_recorded_does_not_end_well(
+    stand: RouterStand, path: str, body: dict[str, Any]
+) -> None:
+    """P3: instead of its last event the client gets an error, and the record is held."""
+    stand.backends.first.set(token_interval_ms=20)
+    opened = stand.open("POST", path, json=body)
+    next(opened)
+    stand.spool.reason = "disk_error"
+    rest = b"".join(opened)
+    opened.close()
+    assert b"[DONE]" not in rest
+    assert b"event: done" not in rest
+    assert b"RECORDS_UNAVAILABLE" in rest or b"records_unavailable" in rest
+    assert len(stand.spool.held) == 2
+    assert stand.line["code"] == "RECORDS_UNAVAILABLE"
+
+
+@pytest.mark.parametrize(("path", "body"), bodies(stream=False))
+def test_an_answer_that_cannot_be_recorded_is_not_given(
+    stand: RouterStand, path: str, body: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """P3: the backend has answered, the client gets 503, and what it cost is held."""
+
+    def refuse(_frames: Any) -> None:
+        raise RecordsUnavailable("disk_error")
+
+    monkeypatch.setattr(stand.spool, "append", refuse)
+    reply = stand.call("POST", path, json=body)
+    assert (reply.status, reply.header("Retry-After")) == (503, "1")
+    assert len(stand.spool.held) == 2
+    assert stand.received() == 1
+
+
+@pytest.mark.parametrize(("path", "body"), bodies(stream=False))
+def test_a_call_that_cannot_be_recorded_is_not_made(
+    stand: RouterStand, path: str, body: dict[str, Any]
+) -> None:
+    """P3: and takes nothing of the room that is kept for the calls that are in flight."""
+    stand.spool.reason = "disk_full"
+    for _ in range(3):
+        assert stand.call("POST", path, json=body).status == 503
+        assert stand.call("POST", path, json={"model": "nowhere"}).status == 400
+    assert stand.received() == 0
+    assert stand.spool.held == stand.spool.records == []
+    assert stand.services.recorder.refused["disk_full"] >= 6
+
+
+# --- what -----------------------------------------------------------------------------------
+
+
+def test_the_attempt_of_a_stream_lasts_as_long_as_the_stream(stand: RouterStand) -> None:
+    """S4, U5: it used to end with the backend's head."""
+    stand.backends.first.set(token_interval_ms=20, tokens_output=4)
+    stand.call("POST", CHAT, json=chat_body(stream=True))
+    [attempt] = stand.record["attempts"]
+    assert attempt["latency_ms"] >= 80
+    assert stand.line["backend_ms"] >= attempt["latency_ms"]
+    assert stand.record["latency_ms"] >= attempt["latency_ms"]
+
+
+def test_an_abandoned_stream_that_is_read_on_is_recorded_as_it_was_for_its_client(
+    world: World,
+) -> None:
+    """S4, U9: exact usage, and the latency until the client left."""
+    with world.other_stand(on_client_abort="drain") as stand:
+        stand.backends.first.set(token_interval_ms=60, tokens_output=10)
+        opened = stand.open("POST", CHAT, json=chat_body(stream=True))
+        next(opened)
+        opened.close()
+        record = stand.record
+        assert (record["outcome"], record["usage_source"]) == ("client_aborted", "reported")
+        assert record["tokens_output"] == 10
+        assert record["latency_ms"] == pytest.approx(stand.line["duration_ms"], abs=1)
+        assert record["latency_ms"] < 600 <= record["attempts"][0]["latency_ms"]
+
+
+def test_a_whole_answer_that_goes_out_as_a_stream(stand: RouterStand) -> None:
+    """U9: its bytes are counted; the record used to say that none were sent."""
+    message = b'{"choices": [{"message": {"role": "assistant", "content": "all of it"}}]}'
+    stand.backends.plain.will_answer(message)
+    reply = stand.call("POST", NATIVE, json=native_body("plain", stream=True))
+    assert b"event: done" in reply.body
+    assert (stand.record["bytes_sent"], stand.record["outcome"]) == (len(reply.body), "completed")
+
+
+def test_a_killed_greenlet_is_recorded(world: World) -> None:
+    """B5: it has begun no answer; its attempt used to seem to last since the machine's start."""
+    stand = world.stand(gateway=FailingGateway(GreenletExit()))
+    with pytest.raises(GreenletExit):
+        stand.open("POST", CHAT, json=chat_body())
+    assert (stand.record["outcome"], stand.record["status"]) == ("client_aborted", 0)
+
+
+@pytest.mark.parametrize(
+    ("key", "refusal"), [("expired", "expired"), ("revoked", "revoked"), ("inactive", None)]
+)
+def test_a_key_that_is_known_and_refused(stand: RouterStand, key: str, refusal: str | None) -> None:
+    """A1: an audit event that says why, and no usage record."""
+    assert stand.call("POST", CHAT, key=key, json=chat_body()).status == 401
+    assert stand.spool.records == []
+    event = stand.event
+    assert (event["action"], event["actor"]) == ("REQUEST_DENIED", f"key:key-{key}")
+    assert event["organization_id"] == ("closed" if key == "inactive" else "acme")
+    assert event["context"]["refusal"] == (refusal or stand.line["reason"])
+    assert event["context"]["status"] == 401
+
+
+@pytest.mark.parametrize("key", [None, "junk"])
+def test_a_stranger_leaves_nothing(stand: RouterStand, key: str | None) -> None:
+    """K4: or anyone could fill the disk."""
+    headers = {"X-API-Key": key} if key else {}
+    assert stand.call("POST", CHAT, key=None, headers=headers, json=chat_body()).status == 401
+    assert stand.spool.records == stand.spool.events == []
+
+
+def test_a_record_that_cannot_be_built_is_degraded(
+    stand: RouterStand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """U4: raise inside the enricher: the call is answered and known."""
+
+    def fail(*_: Any) -> None:
+        raise ValueError("a defect")
+
+    monkeypatch.setattr(recording, "_usage", fail)
+    reply = stand.chat()
+    assert reply.status == 200
+    record = stand.record
+    assert record["degraded"] is True
+    assert record["request_id"] == reply.header("X-Request-ID")
+    assert (record["api_key_id"], record["organization_id"]) == ("key-main", "acme")
+    assert (record["status"], record["endpoint"]) == (200, "openai.chat_completions")
+    assert stand.services.recorder.degraded == 1
+
+
+_ENDINGS: dict[str, Callable[[RouterStand], None]] = {
+    "models": lambda stand: stand.call("GET", "/v1/models") and None,
+    "health": lambda stand: stand.call("GET", "/healthz", key=None) and None,
+    "unknown path": lambda stand: stand.call("GET", "/nowhere") and None,
+    "another method": lambda stand: stand.call("GET", CHAT) and None,
+}
+
+
+@pytest.mark.parametrize("end", _ENDINGS.values(), ids=_ENDINGS)
+def test_what_is_no_call_leaves_no_record(
+    stand: RouterStand, end: Callable[[RouterStand], None]
+) -> None:
+    """U5: one record for each call and none for anything else."""
+    end(stand)
+    assert stand.spool.records == stand.spool.events == []
