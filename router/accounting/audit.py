@@ -46,14 +46,17 @@ class AuditChain:
         self.writer_id = writer_id
         self._end = genesis(writer_id)
 
-    def link(self, event: AuditEvent) -> bytes:
+    def link(self, event: AuditEvent, *, max_bytes: int | None = None) -> bytes:
         """The event as the next of the chain, encoded.
 
-        Raises ``TypeError`` for what JSON cannot carry; the chain is then as it was.
+        Raises ``TypeError`` for what JSON cannot carry and ``ValueError`` for what is longer than
+        ``max_bytes``; the chain is then as it was.
         """
         sequence, previous_hash = self._end
         sequence += 1
         body = audit_body(event, self.writer_id, sequence, previous_hash)
+        if max_bytes is not None and len(body) + _SEAL_LENGTH > max_bytes:
+            raise ValueError(f"the event has more than {max_bytes} bytes: {len(body)}")
         digest = chain_hash(previous_hash, body)
         self._end = Link(sequence, digest)
         return seal(body, digest)

@@ -19,6 +19,7 @@ from router.call import Decision, LimitState, Outcome, UsageSource
 SCHEMA_VERSION: Final = 1
 NANOS_PER_USD: Final = 1_000_000_000
 _MICROS_PER_S: Final = 1_000_000
+_CANONICAL: Final = orjson.OPT_SORT_KEYS | orjson.OPT_PASSTHROUGH_DATACLASS
 
 DecisionReason = Literal[Decision, "RATE_LIMIT"]
 DECISION_REASONS: Final[tuple[DecisionReason, ...]] = (
@@ -44,6 +45,7 @@ AuditAction = Literal[
     "KEY_UPDATED",
     "KEY_ROTATED",
     "KEY_REVOKED",
+    "KEY_REMOVED",
     "KEY_EXPIRED",
     "CONFIG_APPLIED",
     "CONFIG_REJECTED",
@@ -239,8 +241,12 @@ def audit_body(event: AuditEvent, writer_id: str, sequence: int, previous_hash: 
 
 
 def canonical(value: Mapping[str, Any]) -> bytes:
-    """The one way to write a JSON object: names sorted, no spaces, UTF-8 unescaped."""
-    return orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
+    """The one way to write a JSON object: names sorted, no spaces, UTF-8 unescaped.
+
+    Raises ``TypeError`` for what JSON cannot carry, and for dataclasses: the encoder would write
+    their fields unsorted, and nobody who decodes the text could write it so again.
+    """
+    return orjson.dumps(value, option=_CANONICAL)
 
 
 def seal(body: bytes, hash_hex: str) -> bytes:
@@ -270,7 +276,7 @@ _MICROSECOND: Final = timedelta(microseconds=1)
 
 def parse_timestamp_us(text: str) -> int:
     """Microseconds since the epoch, exactly; raises ``ValueError`` for another form."""
-    if len(text) != len("1970-01-01T00:00:00.000000Z") or text[-1] != "Z":
+    if len(text) != len("1970-01-01T00:00:00.000000Z") or text[10::9] != "T." or text[-1] != "Z":
         raise ValueError(f"not a timestamp of a record: {text!r}")
     return (datetime.fromisoformat(f"{text[:-1]}+00:00") - _EPOCH) // _MICROSECOND
 
