@@ -37,6 +37,11 @@ COMMANDS: Final = {
     "keys": Entry("router.commands.keys", "keys", "Create, list and revoke API keys."),
     "sign": Entry("router.commands.sign", "sign", "Sign a request."),
     "spool": Entry("router.commands.spool", "spool", "Look at waiting records, or ship them."),
+    "usage": Entry("router.commands.usage", "usage", "Export what was used, or report it."),
+    "reconcile": Entry(
+        "router.commands.reconcile", "reconcile", "Compare the records of spool, store and Kafka."
+    ),
+    "audit": Entry("router.commands.audit", "audit", "Export or verify the audit trail."),
     "contracts": Entry("router.commands.contracts", "contracts", "Write or check contracts/."),
     "mock-backend": Entry("router.mock_backend.command", "command", "Run a backend for tests."),
 }

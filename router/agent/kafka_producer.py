@@ -164,7 +164,7 @@ def thin_out_library_log() -> None:
 
 def connect_producer(config: KafkaConfig) -> Producer:
     """A producer whose brokers answer; raises :class:`SinkUnavailable`, soon if none does."""
-    _knock(config.brokers)
+    knock(config.brokers)
     try:
         producer: Producer = ClosableProducer(
             bootstrap_servers=list(config.brokers),
@@ -191,8 +191,11 @@ def connect_producer(config: KafkaConfig) -> Producer:
     return producer
 
 
-def _knock(brokers: Sequence[str]) -> None:
-    """See whether anybody listens: a producer that was made in vain leaves sockets behind."""
+def knock(brokers: Sequence[str]) -> None:
+    """See whether anybody listens: a client that was made in vain leaves sockets behind.
+
+    Raises :class:`SinkUnavailable`.
+    """
     reason = "no brokers are configured"
     patience_s = KNOCK_S / max(1, len(brokers))
     for broker in brokers:

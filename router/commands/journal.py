@@ -49,7 +49,7 @@ class OperatorJournal:
         self._noted.extend(changes)
 
     def reject(self, file: Path, problems: Sequence[str]) -> None:
-        """Put on disk that a document was refused, unless it is the first; raises ``StateError``."""
+        """Put on disk that a document was refused, if a router is here; raises ``StateError``."""
         if not self._settings.data_dir.is_dir():
             return
         first = problems[0][:_MOST_TEXT] if problems else "refused"
