@@ -249,9 +249,14 @@ class _Idle(gevent.Timeout):  # type: ignore[misc]
         return now_s >= self._may_end_s
 
     def end(self) -> None:
-        """Stop waiting now."""
-        if self._greenlet is not None:
-            self._greenlet.kill(self, block=False)
+        """Stop waiting, unless the request has come meanwhile."""
+        gevent.get_hub().loop.run_callback(self._interrupt)
+
+    def _interrupt(self) -> None:
+        # Asked now and not when the end was decided: what is thrown at a greenlet that has left the
+        # wait would hit the request that it serves.
+        if self in self._waiting and self._greenlet is not None:
+            self._greenlet.throw(self)
 
 
 class JsonLogger(gunicorn.glogging.Logger):  # type: ignore[misc]
