@@ -68,6 +68,18 @@ class BodyTooLarge(RouterError):
         self.field = field
 
 
+class BodyIncomplete(RouterError):
+    """The client stopped sending before its body was whole."""
+
+    def __init__(
+        self, received_bytes: int | None = None, expected_bytes: int | None = None
+    ) -> None:
+        known = (
+            "" if expected_bytes is None else f" after {received_bytes} of {expected_bytes} bytes"
+        )
+        super().__init__(f"the request body ended early{known}")
+
+
 class BodyTimeout(RouterError):
     """The client did not send its body in time."""
 

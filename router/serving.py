@@ -178,7 +178,7 @@ class RouterWorker(GeventWorker):  # type: ignore[misc]
         services = getattr(self.wsgi, "extensions", {}).get("router")
         if services is not None:  # else somebody has wrapped the application
             services.heartbeat()
-        if self.alive and self.keeper is not None:
+        if self.keeper is not None:
             self.keeper.tick()
         if not self.alive:
             now_s = time.monotonic()

@@ -12,7 +12,13 @@ import orjson
 from flask import Request
 from gunicorn.http.errors import ParseException
 
-from router.errors import BodyTimeout, BodyTooLarge, InvalidRequest, UnsupportedMediaType
+from router.errors import (
+    BodyIncomplete,
+    BodyTimeout,
+    BodyTooLarge,
+    InvalidRequest,
+    UnsupportedMediaType,
+)
 
 MAX_DEPTH: Final = 200
 """How deeply JSON may be nested; less than what the writer below can write again."""
@@ -25,7 +31,8 @@ _READ_BYTES: Final = 1024 * 1024
 
 
 def read_body(request: Request, limit_bytes: int, timeout_s: float) -> bytes:
-    """The whole body; raises ``BodyTooLarge``, ``BodyTimeout`` or ``InvalidRequest``.
+    """The whole body; raises ``BodyTooLarge``, ``BodyTimeout``, ``BodyIncomplete`` or
+    ``InvalidRequest``.
 
     The server below puts no time limit on bodies and hands out a truncated one as if it were
     whole, so both are seen to here.
@@ -45,7 +52,8 @@ def read_body(request: Request, limit_bytes: int, timeout_s: float) -> bytes:
         _stop_reading(environ)
         raise BodyTimeout(timeout_s) from None
     except (OSError, EOFError, ParseException) as error:
-        # A connection that ended in the middle, or broken chunks.
+        if isinstance(error, (OSError, EOFError)):  # the connection ended in the middle
+            raise BodyIncomplete from None
         raise InvalidRequest(
             f"the request body is broken: {type(error).__name__}", field="body"
         ) from None
@@ -54,9 +62,7 @@ def read_body(request: Request, limit_bytes: int, timeout_s: float) -> bytes:
     if len(body) > limit_bytes:
         raise BodyTooLarge(limit_bytes)
     if expected is not None and len(body) < expected:
-        raise InvalidRequest(
-            f"the request body ended after {len(body)} of {expected} bytes", field="Content-Length"
-        )
+        raise BodyIncomplete(len(body), expected)
     return body
 
 

@@ -28,6 +28,7 @@ CALLER: Final[tuple[Kind, ...]] = (
 MODEL: Final[tuple[Kind, ...]] = (errors.ModelNotFound, errors.ModelForbidden)
 BODY: Final[tuple[Kind, ...]] = (
     errors.InvalidRequest,
+    errors.BodyIncomplete,
     errors.BodyTooLarge,
     errors.BodyTimeout,
     errors.UnsupportedMediaType,

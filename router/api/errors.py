@@ -33,6 +33,9 @@ FACES: Final[dict[type[errors.RouterError], Face]] = {
     errors.ScopeMissing: Face(403, "SCOPE_MISSING", _INVALID, "insufficient_scope", "rejected"),
     errors.ModelForbidden: Face(403, "MODEL_FORBIDDEN", _INVALID, "model_not_allowed", "rejected"),
     errors.InvalidRequest: Face(400, "INVALID_REQUEST", _INVALID, None, "rejected"),
+    errors.BodyIncomplete: Face(
+        400, "BODY_INCOMPLETE", _INVALID, "body_incomplete", "client_aborted"
+    ),
     errors.BodyTooLarge: Face(413, "BODY_TOO_LARGE", _INVALID, "body_too_large", "rejected"),
     errors.BodyTimeout: Face(408, "BODY_TIMEOUT", _INVALID, "body_timeout", "rejected", True),
     errors.UnsupportedMediaType: Face(

@@ -303,7 +303,7 @@ def test_a_stream_takes_as_long_as_it_takes(desk: Desk) -> None:
 
 @pytest.mark.parametrize("rudely", [False, True], ids=["FIN", "RST"])
 def test_a_client_that_leaves_before_its_body_is_whole(desk: Desk, rudely: bool) -> None:
-    """U9: no backend was asked; the call was refused as incomplete."""
+    """U9: no backend was asked, and nothing was used."""
     request_id = str(uuid.uuid4())
     lines = (
         "POST /v1/chat/completions HTTP/1.1",
@@ -322,7 +322,7 @@ def test_a_client_that_leaves_before_its_body_is_whole(desk: Desk, rudely: bool)
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
     assert_facts(
         only_record(desk, request_id),
-        outcome="rejected",
+        outcome="client_aborted",
         status=400,
         usage_source="none",
         cost_nanos=None,

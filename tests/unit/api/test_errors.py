@@ -22,6 +22,7 @@ EXAMPLES: dict[type[errors.RouterError], errors.RouterError] = {
     errors.ModelForbidden: errors.ModelForbidden("gpt-4o"),
     errors.InvalidRequest: errors.InvalidRequest("no", field="messages[0].role"),
     errors.BodyTooLarge: errors.BodyTooLarge(65_536, field="payload"),
+    errors.BodyIncomplete: errors.BodyIncomplete(3, 9),
     errors.BodyTimeout: errors.BodyTimeout(8.0),
     errors.UnsupportedMediaType: errors.UnsupportedMediaType("text/plain"),
     errors.ModelNotFound: errors.ModelNotFound("gpt-5"),
