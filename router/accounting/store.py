@@ -7,14 +7,14 @@ questions get no answer; nothing is lost by it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Final
 
 import orjson
-from sqlalchemy import func, select
+from sqlalchemy import Connection, func, select
 
 from router.accounting import store_trail
 from router.accounting.audit import newest_heads
@@ -31,15 +31,17 @@ from router.accounting.store_queries import (
     exact_sum,
     in_period,
     matching,
+    not_newer,
     older_than,
     totals_of,
     usage_totals,
     whole,
 )
-from router.accounting.store_rows import Row, audit_row, usage_row
+from router.accounting.store_rows import audit_row, storable, usage_row
 from router.accounting.store_tables import audit, migrate, usage, usage_documents
 from router.accounting.store_trail import StoredTrail
 from router.accounting.store_writing import (
+    Row,
     Written,
     advance_heads,
     find_unstorable,
@@ -53,6 +55,8 @@ MAX_ROWS: Final = 10_000
 MAX_PAGE: Final = 1000
 _STORY_LENGTH: Final = 100
 _BATCH: Final = 1000
+_LOOKUP: Final = 500
+"""Ids asked for in one statement."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +96,8 @@ class RecordStore:
         """
         self._database = Database(url, read_only=read_only, query_timeout_s=query_timeout_s)
         self._audit_key = audit_key
+        self._is_migrated = False
+        self._is_doubtful = False
 
     def __enter__(self) -> RecordStore:
         return self
@@ -110,8 +116,9 @@ class RecordStore:
 
     def migrate(self) -> None:
         """Make the tables, or bring older ones up to date; hosts that share a database may race."""
-        with self._database.writing() as connection:
+        with self._database.writing(in_its_time=True) as connection:
             migrate(connection)
+        self._is_migrated, self._is_doubtful = True, False
 
     # --- writing ---------------------------------------------------------------------------
 
@@ -128,14 +135,14 @@ class RecordStore:
         audit_rows = rows_of("audit", audit, audit_row)
         heads = newest_heads(audit, self._key()) if audit else []
         try:
-            with self._database.writing() as connection:
+            with self._writing() as connection:
                 records = insert_usage(connection, usage_rows)
                 events = insert_audit(connection, audit_rows)
                 advance_heads(connection, heads)
         except StoreUnavailable as error:
             if is_unstorable(error.__cause__):
-                self._name_unstorable("usage", usage_rows)
-                self._name_unstorable("audit", audit_rows)
+                self._name_unstorable("usage", usage_rows, insert_usage)
+                self._name_unstorable("audit", audit_rows, insert_audit)
             raise
         return Written(
             usage=records.usage,
@@ -146,7 +153,7 @@ class RecordStore:
 
     def close_writers(self, writer_ids: Sequence[str]) -> None:
         """Sign that these writers have ended and everything they wrote was stored."""
-        with self._database.writing() as connection:
+        with self._writing() as connection:
             store_trail.close_heads(connection, writer_ids, self._key())
 
     def prune(self, before_s: float) -> int:
@@ -160,14 +167,19 @@ class RecordStore:
         for writer_id in writer_ids:
             removed_now = 1
             while removed_now:
-                with self._database.writing() as connection:
+                with self._writing() as connection:
                     removed_now = store_trail.prune_slice(connection, writer_id, before_s, key)
                 removed += removed_now
-        with self._database.writing() as connection:
+        with self._writing() as connection:
             store_trail.forget_pruned(connection)
         return removed
 
     # --- asking ----------------------------------------------------------------------------
+
+    def check(self) -> None:
+        """Raises a :class:`StoreError` unless questions are answered now."""
+        with self._database.reading() as connection:
+            connection.execute(select(usage.c.id).limit(1)).first()
 
     def find_request(self, organization_id: str, request_id: str) -> Story | None:
         """The full story of a request of this organization; ``None`` when there is none."""
@@ -276,11 +288,35 @@ class RecordStore:
         *,
         from_s: float | None = None,
         to_s: float | None = None,
+        filters: Mapping[str, str] | None = None,
+        newest_id: int | None = None,
     ) -> int:
-        """How many usage records there are."""
-        chosen = select(func.count()).where(*in_period(organization_id, from_s, to_s))
+        """How many usage records there are; the arguments are those of :meth:`read_records`."""
+        chosen = (
+            select(func.count())
+            .where(*in_period(organization_id, from_s, to_s))
+            .where(*matching(filters, FILTERS), *not_newer(newest_id))
+        )
         with self._database.reading() as connection:
             return connection.scalar(chosen.select_from(usage)) or 0
+
+    def newest_usage_id(self) -> int:
+        """The row of the usage record that was stored last; 0 when there is none."""
+        with self._database.reading() as connection:
+            return connection.scalar(select(func.max(usage.c.id))) or 0
+
+    def find_usage(self, record_ids: Sequence[str]) -> dict[str, bytes]:
+        """Those of some usage records that are stored, encoded, by their ids."""
+        found: dict[str, bytes] = {}
+        chosen = select(usage.c.record_id, usage_documents.c.document).join(
+            usage_documents, usage_documents.c.id == usage.c.id
+        )
+        with self._database.reading() as connection:
+            for first in range(0, len(record_ids), _LOOKUP):
+                wanted = {storable(one): one for one in record_ids[first : first + _LOOKUP]}
+                rows = connection.execute(chosen.where(usage.c.record_id.in_(wanted)))
+                found.update((wanted[record_id], document.encode()) for record_id, document in rows)
+        return found
 
     def read_records(
         self,
@@ -289,19 +325,24 @@ class RecordStore:
         *,
         from_s: float | None = None,
         to_s: float | None = None,
+        filters: Mapping[str, str] | None = None,
+        newest_id: int | None = None,
         after: Place | None = None,
         batch: int = _BATCH,
     ) -> Iterator[list[tuple[Place, bytes]]]:
         """Encoded records in batches, in the order of time, beginning behind ``after``.
 
-        Each batch is a question of its own, so a reader of millions holds up nobody.
+        Each batch is a question of its own, so a reader of millions holds up nobody. What is
+        stored meanwhile may be among them, unless ``newest_id`` is what
+        :meth:`newest_usage_id` said. Raises :class:`BadQuery` for an unknown filter.
         """
-        table, document = (usage, usage_documents.c.document)
+        table, document, columns = usage, usage_documents.c.document, FILTERS
         if kind == "audit":
-            table, document = audit, audit.c.document
+            table, document, columns = audit, audit.c.document, AUDIT_FILTERS
         chosen = (
             select(table.c.timestamp_us, table.c.id, document)
             .where(*in_period(organization_id, from_s, to_s, table))
+            .where(*matching(filters, columns), *not_newer(newest_id, table))
             .order_by(table.c.timestamp_us, table.c.id)
             .limit(batch)
         )
@@ -325,13 +366,33 @@ class RecordStore:
         with self._database.reading(snapshot=True) as connection:
             yield store_trail.read_trail(connection, from_s, to_s)
 
+    @contextmanager
+    def _writing(self) -> Iterator[Connection]:
+        """A transaction, on the tables that this program has migrated.
+
+        After any trouble they may be others: of a backup that was restored, or of an empty file.
+        """
+        if self._is_doubtful:
+            self.migrate()
+        try:
+            with self._database.writing() as connection:
+                yield connection
+        except StoreUnavailable:
+            self._is_doubtful = self._is_migrated
+            raise
+
     def _key(self) -> bytes:
         if self._audit_key is None:
             raise ValueError("this store was opened without the key that signs audit chains")
         return self._audit_key
 
-    def _name_unstorable(self, kind: RecordKind, rows: Sequence[Row]) -> None:
+    def _name_unstorable(
+        self,
+        kind: RecordKind,
+        rows: Sequence[Row],
+        insert: Callable[[Connection, Sequence[Row]], Written],
+    ) -> None:
         with self._database.writing() as connection:
-            culprit = find_unstorable(connection, kind, rows)
+            culprit = find_unstorable(connection, kind, rows, insert)
         if culprit is not None:
             raise culprit

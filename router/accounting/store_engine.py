@@ -13,7 +13,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import IO, Any, Final
 from urllib.parse import quote
@@ -32,6 +32,10 @@ from router.accounting.store_errors import (
 _SQLITE: Final = "sqlite:///"
 _BUSY_S: Final = 5.0
 _CONNECT_S: Final = 5
+_WRITE_S: Final = 60.0
+"""A server that takes longer to store a batch counts as away."""
+_MARGIN_S: Final = 2.0
+"""How much later than the server, which says why, the client gives up."""
 _PROGRESS_STEPS: Final = 10_000
 """SQLite looks at the clock after so many of its steps: some hundred times a second."""
 _JOURNAL_LIMIT_BYTES: Final = 64 * 1024 * 1024
@@ -52,6 +56,7 @@ class Database:
         self._lock: IO[bytes] | None = None
         self._locking = threading.Lock()
         self._path: Path | None = None
+        self._file: tuple[int, int] | None = None
         try:
             if url.startswith(_SQLITE):
                 self._path = _sqlite_path(url)
@@ -74,12 +79,20 @@ class Database:
                 yield connection
 
     @contextmanager
-    def writing(self) -> Iterator[Connection]:
-        """A transaction that is committed at the end, or rolled back on an exception."""
+    def writing(self, *, in_its_time: bool = False) -> Iterator[Connection]:
+        """A transaction that is committed at the end, or rolled back on an exception.
+
+        ``in_its_time``: it may take as long as it does, and wait for others that do.
+        """
         if self.read_only:
             raise ValueError("this store was opened for reading")
         self._take_lock()
-        with self._translated(), self.engine.begin() as connection:
+        self._leave_a_lost_file()
+        with (
+            self._translated(),
+            self.engine.begin() as connection,
+            _unhurried(connection) if in_its_time else nullcontext(),
+        ):
             yield connection
 
     def close(self) -> None:
@@ -108,16 +121,16 @@ class Database:
                 "sqlite://", creator=connect, poolclass=QueuePool, pool_size=1, max_overflow=0
             )
             event.listen(engine, "connect", _prepare_writer)
+            event.listen(engine, "connect", lambda *_: self._remember_file(path))
             _begin_with(engine, "BEGIN IMMEDIATE")
         return engine
 
     def _open_postgresql(self, url: URL) -> Engine:
+        timeout_s = self._query_timeout_s if self.read_only else self._query_timeout_s or _WRITE_S
         options = ["-c timezone=UTC"]
         if self.read_only:
             options.append("-c default_transaction_read_only=on")
-        if self._query_timeout_s is not None:
-            options.append(f"-c statement_timeout={max(1, round(self._query_timeout_s * 1000))}")
-        return create_engine(
+        engine = create_engine(
             url,
             pool_size=_READ_POOL,
             pool_pre_ping=True,
@@ -128,6 +141,24 @@ class Database:
                 "options": " ".join(options),
             },
         )
+        from router.accounting.store_postgres import connecting, limiting
+
+        answer_s = None if timeout_s is None else timeout_s + _MARGIN_S
+        event.listen(engine, "do_connect", connecting(answer_s))
+        if timeout_s is not None:
+            event.listen(engine, "connect", limiting(timeout_s))
+        return engine
+
+    def _remember_file(self, path: Path) -> None:
+        self._file = _identity(path)
+
+    def _leave_a_lost_file(self) -> None:
+        """Let go of a file that was deleted or replaced: what is written there nobody can read."""
+        if self._path is None or self._file is None or self._file == _identity(self._path):
+            return
+        self.engine.dispose()
+        self._file = None
+        raise StoreUnavailable(f"{self._path} was deleted or replaced while it was open")
 
     def _take_lock(self) -> None:
         if self._path is None or self._lock is not None:
@@ -165,6 +196,28 @@ class Database:
         if self._query_timeout_s is not None and (canceled or str(cause) == "interrupted"):
             return StoreTimeout(self._query_timeout_s)
         return StoreUnavailable(f"the record store: {_first_line(cause)}")
+
+
+@contextmanager
+def _unhurried(connection: Connection) -> Iterator[None]:
+    driver: Any = connection.connection.driver_connection
+    if connection.dialect.name != "postgresql":
+        yield
+        return
+    connection.exec_driver_sql("SET LOCAL statement_timeout = 0")
+    usual_s, driver.answer_within_s = driver.answer_within_s, None
+    try:
+        yield
+    finally:
+        driver.answer_within_s = usual_s
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _sqlite_path(url: str) -> Path:

@@ -31,6 +31,8 @@ _HOUR_US: Final = 3600 * MICROS_PER_S
 _DAY_US: Final = 24 * _HOUR_US
 _HALF: Final = 1_000_000_000
 """Where a number is cut in two for adding up."""
+_FARTHEST_US: Final = 9e18
+"""Beyond all years that can be written, and still a number for every database."""
 PERCENTILES: Final = (0.5, 0.95, 0.99)
 SUMS: Final = ("tokens_input", "tokens_output", "tokens_cached", "cost_nanos", "retry_count")
 FAILED: Final = ("upstream_error", "upstream_aborted", "timeout")
@@ -110,7 +112,7 @@ class Spend:
 
 def micros(seconds: float) -> int:
     """A moment as it is stored."""
-    return round(seconds * MICROS_PER_S)
+    return round(max(-_FARTHEST_US, min(seconds * MICROS_PER_S, _FARTHEST_US)))
 
 
 def in_period(
@@ -125,6 +127,11 @@ def in_period(
     if to_s is not None:
         conditions.append(table.c.timestamp_us < micros(to_s))
     return conditions
+
+
+def not_newer(row_id: int | None, table: Table = usage) -> list[ColumnElement[bool]]:
+    """Stored no later than a row; no condition without one."""
+    return [] if row_id is None else [table.c.id <= row_id]
 
 
 def matching(

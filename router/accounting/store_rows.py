@@ -1,9 +1,14 @@
-"""Decoded records as rows: what stands in columns, and what can stand there at all."""
+"""Decoded records as rows: what stands in columns, and what can stand there at all.
+
+The fields of a row are the columns of its table, in order, with the record's JSON as ``document``.
+A row is made for every record there is, so the making is kept short.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, Final
+import hashlib
+from collections.abc import Mapping
+from typing import Any, Final, NamedTuple
 
 import orjson
 
@@ -12,44 +17,85 @@ from router.accounting.records import parse_timestamp_us
 
 _INT64: Final = 2**63 - 1
 _INT32: Final = 2**31 - 1
+_SHORT: Final = 128
+"""A text of so many characters fits, whatever they are."""
+_LONGEST_BYTES: Final = 512
+"""PostgreSQL indexes no more than 2 704 bytes a row; up to three texts share an index."""
 
-Row = dict[str, Any]
-RowOf = Callable[[Mapping[str, Any]], Row]
+
+class UsageRow(NamedTuple):
+    """A usage record. A degraded one has no figures: they are unknown, not 0."""
+
+    record_id: str
+    request_id: str
+    timestamp_us: int
+    organization_id: str | None
+    api_key_id: str | None
+    model: str | None
+    backend_id: str | None
+    status: int
+    outcome: str | None
+    limit_state: str | None
+    decision_reason: str | None
+    usage_source: str | None
+    tokens_input: int | None
+    tokens_output: int | None
+    tokens_cached: int | None
+    cost_nanos: int | None
+    latency_us: int | None
+    retry_count: int | None
+    document: str
 
 
-def usage_row(record: Mapping[str, Any]) -> Row:
-    """A usage record as a row, its JSON under ``document``; raises ``ValueError`` or ``KeyError``.
+class AuditRow(NamedTuple):
+    """An audit event; its document is the line that its hash covers."""
 
-    A degraded record has no figures: they are unknown, not 0.
-    """
+    event_id: str
+    writer_id: str
+    sequence: int
+    timestamp_us: int
+    action: str
+    actor: str
+    entity_type: str
+    entity_id: str
+    organization_id: str | None
+    request_id: str | None
+    api_key_id: str | None
+    model: str | None
+    document: str
+
+
+Fields = Mapping[str, Any]
+
+
+def usage_row(record: Fields) -> UsageRow:
+    """A usage record as a row; raises ``ValueError``, ``KeyError`` or ``TypeError``."""
     latency_ms = record.get("latency_ms")
-    return {
-        "record_id": _required(record, "record_id"),
-        "request_id": _required(record, "request_id"),
-        "timestamp_us": _timestamp(record),
-        "organization_id": _text(record, "organization_id"),
-        "api_key_id": _text(record, "api_key_id"),
-        "model": _text(record, "model"),
-        "backend_id": _text(record, "backend_id"),
-        "status": _number(record, "status", _INT32) or 0,
-        "outcome": _text(record, "outcome"),
-        "limit_state": _text(record, "limit_state"),
-        "decision_reason": _text(record, "decision_reason"),
-        "usage_source": _text(record, "usage_source"),
-        "tokens_input": _number(record, "tokens_input"),
-        "tokens_output": _number(record, "tokens_output"),
-        "tokens_cached": _number(record, "tokens_cached"),
-        "cost_nanos": _number(record, "cost_nanos"),
-        "latency_us": None if latency_ms is None else _micros(latency_ms),
-        "retry_count": _number(record, "retry_count"),
-        "document": orjson.dumps(record).decode(),
-    }
+    return UsageRow(
+        _id(record, "record_id"),
+        _required(record, "request_id"),
+        _timestamp(record),
+        _text(record, "organization_id"),
+        _text(record, "api_key_id"),
+        _text(record, "model"),
+        _text(record, "backend_id"),
+        _number(record, "status", _INT32) or 0,
+        _text(record, "outcome"),
+        _text(record, "limit_state"),
+        _text(record, "decision_reason"),
+        _text(record, "usage_source"),
+        _number(record, "tokens_input"),
+        _number(record, "tokens_output"),
+        _number(record, "tokens_cached"),
+        _number(record, "cost_nanos"),
+        None if latency_ms is None else _micros(latency_ms),
+        _number(record, "retry_count"),
+        orjson.dumps(record).decode(),
+    )
 
 
-def audit_row(event: Mapping[str, Any]) -> Row:
-    """An audit event as a row, the line that its hash covers under ``document``; raises like
-    :func:`usage_row`.
-    """
+def audit_row(event: Fields) -> AuditRow:
+    """An audit event as a row; raises like :func:`usage_row`."""
     context = event.get("context") or {}
     key_id = _text(context, "api_key_id")
     if key_id is None and event.get("entity_type") == "api_key":
@@ -59,37 +105,51 @@ def audit_row(event: Mapping[str, Any]) -> Row:
         raise ValueError("sequence: not a place in a chain")
     if not isinstance(event["hash"], str) or not isinstance(event["previous_hash"], str):
         raise ValueError("hash: not a text")
-    return {
-        "event_id": _required(event, "event_id"),
-        "writer_id": _required(event, "writer_id"),
-        "sequence": sequence,
-        "timestamp_us": _timestamp(event),
-        "action": _required(event, "action"),
-        "actor": _required(event, "actor"),
-        "entity_type": _required(event, "entity_type"),
-        "entity_id": _text(event, "entity_id") or "",
-        "organization_id": _text(event, "organization_id"),
-        "request_id": _text(event, "request_id"),
-        "api_key_id": key_id,
-        "model": _text(context, "model"),
-        "document": encode_event(event).decode(),
-    }
+    return AuditRow(
+        _id(event, "event_id"),
+        _id(event, "writer_id"),
+        sequence,
+        _timestamp(event),
+        _required(event, "action"),
+        _required(event, "actor"),
+        _required(event, "entity_type"),
+        _text(event, "entity_id") or "",
+        _text(event, "organization_id"),
+        _text(event, "request_id"),
+        key_id,
+        _text(context, "model"),
+        encode_event(event).decode(),
+    )
 
 
 def storable(value: str) -> str:
     """The text as it stands in a column, and as it is looked for there."""
-    # PostgreSQL stores no NUL; the document keeps it, as an escape.
-    return value.replace("\0", "\ufffd") if "\0" in value else value
+    if len(value) <= _SHORT and value.isascii() and "\0" not in value:
+        return value
+    # PostgreSQL stores no NUL, and nobody a half of a surrogate pair; the document keeps the NUL.
+    cleaned = value.replace("\0", "\ufffd").encode("utf-8", "replace")
+    if len(cleaned) <= _LONGEST_BYTES:
+        return cleaned.decode()
+    digest = hashlib.sha256(cleaned).hexdigest()
+    return f"{cleaned[:_SHORT].decode('utf-8', 'ignore')}…{digest}"
 
 
-def _required(record: Mapping[str, Any], name: str) -> str:
+def _id(record: Fields, name: str) -> str:
+    """An id, which is never shortened: two of them must not become one."""
+    value = _required(record, name)
+    if value != record[name]:
+        raise ValueError(f"{name}: not an id")
+    return value
+
+
+def _required(record: Fields, name: str) -> str:
     found = _text(record, name)
     if not found:
         raise ValueError(f"{name}: missing or empty")
     return found
 
 
-def _text(record: Mapping[str, Any], name: str) -> str | None:
+def _text(record: Fields, name: str) -> str | None:
     value = record.get(name)
     if value is None:
         return None
@@ -98,7 +158,7 @@ def _text(record: Mapping[str, Any], name: str) -> str | None:
     return storable(value)
 
 
-def _number(record: Mapping[str, Any], name: str, limit: int = _INT64) -> int | None:
+def _number(record: Fields, name: str, limit: int = _INT64) -> int | None:
     value = record.get(name)
     if value is None:
         return None
@@ -107,7 +167,7 @@ def _number(record: Mapping[str, Any], name: str, limit: int = _INT64) -> int | 
     return value
 
 
-def _timestamp(record: Mapping[str, Any]) -> int:
+def _timestamp(record: Fields) -> int:
     value = record.get("timestamp")
     if not isinstance(value, str):
         raise ValueError("timestamp: not a text")

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any, Final
 
-from sqlalchemy import Connection, Row, delete, func, select
+import orjson
+from sqlalchemy import Connection, Row, RowMapping, delete, func, select
 from sqlalchemy.dialects import postgresql, sqlite
 
-from router.accounting.audit import Anchor, Head, sign_anchor, sign_head, unseal
-from router.accounting.audit_export import WriterMarks
+from router.accounting.audit import Anchor, Head, is_signed, sign_anchor, sign_head, unseal
+from router.accounting.audit_export import ChainFault, WriterMarks
 from router.accounting.store_queries import in_period, micros
+from router.accounting.store_rows import audit_row
 from router.accounting.store_tables import anchors, audit, heads
 
 _FETCH: Final = 1000
@@ -41,8 +43,10 @@ class StoredTrail:
                 .order_by(audit.c.sequence, audit.c.event_id)
                 .execution_options(yield_per=_FETCH)
             )
-            for document in self.connection.scalars(chosen):
-                yield document.encode()
+            # Closed also when nobody takes the rest: a server's cursor would stay open.
+            with self.connection.scalars(chosen) as documents:
+                for document in documents:
+                    yield document.encode()
 
 
 def read_trail(connection: Connection, from_s: float | None, to_s: float | None) -> StoredTrail:
@@ -92,7 +96,9 @@ def anchored(connection: Connection, writer_ids: Iterable[str]) -> dict[str, int
 
 def old_writers(connection: Connection, before_s: float) -> list[str]:
     """The writers of which something can be pruned."""
-    chosen = select(audit.c.writer_id).where(audit.c.timestamp_us < micros(before_s)).distinct()
+    # Of the bare column SQLite reads the whole index by writer, to find each writer once.
+    name = audit.c.writer_id.concat("")
+    chosen = select(name).where(audit.c.timestamp_us < micros(before_s)).distinct()
     return list(connection.scalars(chosen))
 
 
@@ -196,3 +202,85 @@ def _move_anchor(connection: Connection, anchor: Anchor) -> None:
             where=insertion.excluded.sequence > anchors.c.sequence,
         )
     )
+
+
+def survey(connection: Connection, key: bytes) -> Iterator[ChainFault]:
+    """Chains that lack a part by their numbers alone, which costs little; no event is read."""
+    chosen = select(
+        audit.c.writer_id,
+        func.count(),
+        func.min(audit.c.sequence),
+        func.max(audit.c.sequence),
+    ).group_by(audit.c.writer_id)
+    held = {row[0]: (row[1], row[2], row[3]) for row in connection.execute(chosen)}
+    marks = _read_marks(connection)
+    for name in sorted({*held, *marks}):
+        yield from _survey_chain(
+            marks.get(name, WriterMarks(name, None, None)), held.get(name), key
+        )
+
+
+def prunable(connection: Connection, before_s: float) -> dict[str, int]:
+    """Of each writer of which :func:`prune_slice` would remove something: how many events."""
+    young = (
+        select(audit.c.writer_id, func.min(audit.c.sequence).label("sequence"))
+        .where(audit.c.timestamp_us >= micros(before_s))
+        .group_by(audit.c.writer_id)
+        .subquery()
+    )
+    chosen = (
+        select(audit.c.writer_id, func.count())
+        .outerjoin(young, young.c.writer_id == audit.c.writer_id)
+        .where(young.c.sequence.is_(None) | (audit.c.sequence < young.c.sequence))
+        .group_by(audit.c.writer_id)
+        .order_by(audit.c.writer_id)
+    )
+    return {row[0]: row[1] for row in connection.execute(chosen)}
+
+
+def _survey_chain(
+    marks: WriterMarks, held: tuple[int, int, int] | None, key: bytes
+) -> Iterator[ChainFault]:
+    name, head, anchor = marks.writer_id, marks.head, marks.anchor
+    start = 0 if anchor is None else anchor.sequence
+    count, first, last = held or (0, start + 1, start)
+    if anchor is not None and not is_signed(anchor, key):
+        yield ChainFault(name, start, "the anchor is not what was signed")
+    if first != start + 1:
+        reason = f"the events begin with {first}, not with {start + 1}"
+        yield ChainFault(name, min(first, start + 1), reason)
+    if count != last - first + 1:
+        reason = f"{count} events stand where {last - first + 1} belong"
+        yield ChainFault(name, first, reason)
+    if head is None:
+        yield ChainFault(name, last, "the chain has no signed head")
+    elif not is_signed(head, key):
+        yield ChainFault(name, head.sequence, "the chain's head is not what was signed")
+    elif head.sequence != last:
+        reason = f"the chain ends with {last}, its signed head says {head.sequence}"
+        yield ChainFault(name, min(last, head.sequence) + 1, reason)
+
+
+def misfiled(connection: Connection) -> Generator[ChainFault, None, None]:
+    """Events that are not found as what they are: a column says something else than the event."""
+    chosen = (
+        select(audit)
+        .order_by(audit.c.writer_id, audit.c.sequence)
+        .execution_options(yield_per=_FETCH)
+    )
+    with connection.execute(chosen) as rows:
+        for row in rows.mappings():
+            reason = _misfiling(row)
+            if reason is not None:
+                yield ChainFault(row["writer_id"], row["sequence"], reason)
+
+
+def _misfiling(row: RowMapping) -> str | None:
+    try:
+        wanted = audit_row(orjson.loads(row["document"]))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        return f"not an audit event: {error}"
+    for name, value in wanted._asdict().items():
+        if row[name] != value:
+            return f"the column {name} is not what the event says"
+    return None

@@ -1,25 +1,46 @@
-"""Records into tables, each once however often it is delivered."""
+"""Records into tables, each once however often it is delivered.
+
+Rows go to the driver as they are: the layers of the database library above it would cost more for
+each row than the database itself.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
-from sqlalchemy import Column, Connection, Select, Table, func, select
+import orjson
+from sqlalchemy import Connection, Table, func, select
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.exc import DataError, IntegrityError
+from sqlalchemy.exc import DataError, DBAPIError, IntegrityError
 
 from router.accounting.audit import Head
 from router.accounting.store_errors import RecordKind, UnstorableRecord
-from router.accounting.store_rows import Row, RowOf
+from router.accounting.store_rows import AuditRow, UsageRow
 from router.accounting.store_tables import audit, heads, usage, usage_documents, usage_ids
 from router.accounting.store_trail import anchored
 
+Row = TypeVar("Row", UsageRow, AuditRow)
+
+_UNLESS_KNOWN: Final = {
+    usage.name: "ON CONFLICT (record_id) DO NOTHING",
+    audit.name: "ON CONFLICT (event_id) DO NOTHING",
+    usage_documents.name: "",
+}
 _LOOKUP: Final = 500
 """Ids asked for in one statement."""
-_UNSTORABLE: Final = (DataError, IntegrityError)
+_REFUSALS: Final = (DataError, IntegrityError)
 """How a database refuses data. A table that is missing is no such refusal."""
+_LIMIT_EXCEEDED: Final = "54000"
+"""PostgreSQL's word for data that is beyond what it can hold or index."""
+_NOT_UNIQUE: Final = "23505"
+_USAGE_IDS: Final = "SELECT record_id, id FROM usage_records WHERE record_id"
+_USAGE_DOCUMENTS: Final = (
+    "SELECT u.record_id, d.document FROM usage_records u"
+    " JOIN usage_documents d ON d.id = u.id WHERE u.record_id"
+)
+_AUDIT_DOCUMENTS: Final = "SELECT event_id, document FROM audit_events WHERE event_id"
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,52 +57,48 @@ class Written:
     """Ids under which something else is stored: what was stored first stays."""
 
 
-def rows_of(kind: RecordKind, records: Sequence[Mapping[str, Any]], row_of: RowOf) -> list[Row]:
+def rows_of(
+    kind: RecordKind,
+    records: Sequence[Mapping[str, Any]],
+    row_of: Callable[[Mapping[str, Any]], Row],
+) -> list[Row]:
     """All records as rows; raises :class:`UnstorableRecord` for the first that cannot be one."""
-    rows = []
-    for index, record in enumerate(records):
-        try:
+    rows: list[Row] = []
+    try:
+        for record in records:
             rows.append(row_of(record))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            reason = f"missing {error}" if isinstance(error, KeyError) else str(error)
-            raise UnstorableRecord(kind, index, reason) from None
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+        reason = f"missing {error}" if isinstance(error, KeyError) else str(error)
+        raise UnstorableRecord(kind, len(rows), reason) from None
     return rows
 
 
-def insert_usage(connection: Connection, rows: Sequence[Row]) -> Written:
-    """Store usage records that are not there yet; raises ``_UNSTORABLE`` errors."""
-    documents = select(usage.c.record_id, usage_documents.c.document).join(
-        usage_documents, usage_documents.c.id == usage.c.id
-    )
-    fresh, repeated, conflicts = _sort_out(
-        rows, "record_id", _stored(connection, documents, usage.c.record_id, rows)
-    )
-    if fresh:
-        numbered = [
-            {**row, "id": number}
-            for row, number in zip(fresh, _take_ids(connection, len(fresh)), strict=True)
-        ]
-        for table in (usage, usage_documents):
-            names = [column.name for column in table.columns]
-            part = [{name: row[name] for name in names} for row in numbered]
-            connection.execute(_insert(connection, table), part)
-    return Written(len(fresh), 0, repeated, conflicts)
+def insert_usage(connection: Connection, rows: Sequence[UsageRow]) -> Written:
+    """Store usage records that are not there yet; a refusal is told by :func:`is_unstorable`."""
+    if not rows:
+        return Written(0, 0, 0, ())
+    numbered = list(zip(_take_ids(connection, len(rows)), rows, strict=True))
+    count = _insert(connection, usage, [(number, *row[:-1]) for number, row in numbered])
+    new = numbered
+    if count < len(rows):
+        stored = _stored(connection, _USAGE_IDS, [row.record_id for row in rows])
+        new = [pair for pair in numbered if stored.get(pair[1].record_id) == pair[0]]
+    if new:
+        _insert(connection, usage_documents, [(number, row.document) for number, row in new])
+    repeated, conflicts = _compare(connection, _USAGE_DOCUMENTS, rows, count)
+    return Written(count, 0, repeated, conflicts)
 
 
-def insert_audit(connection: Connection, rows: Sequence[Row]) -> Written:
-    """Store audit events that are not there yet; raises like :func:`insert_usage`.
+def insert_audit(connection: Connection, rows: Sequence[AuditRow]) -> Written:
+    """Store audit events that are not there yet, like :func:`insert_usage`.
 
     An event that was pruned and is delivered again was there already: it must not come back.
     """
-    pruned = anchored(connection, {row["writer_id"] for row in rows})
-    kept = [row for row in rows if row["sequence"] > pruned.get(row["writer_id"], 0)]
-    documents = select(audit.c.event_id, audit.c.document)
-    fresh, repeated, conflicts = _sort_out(
-        kept, "event_id", _stored(connection, documents, audit.c.event_id, kept)
-    )
-    if fresh:
-        connection.execute(_insert(connection, audit), fresh)
-    return Written(0, len(fresh), repeated + len(rows) - len(kept), conflicts)
+    pruned = anchored(connection, {row.writer_id for row in rows})
+    kept = [row for row in rows if row.sequence > pruned.get(row.writer_id, 0)] if pruned else rows
+    count = _insert(connection, audit, kept) if kept else 0
+    repeated, conflicts = _compare(connection, _AUDIT_DOCUMENTS, kept, count)
+    return Written(0, count, repeated + len(rows) - len(kept), conflicts)
 
 
 def advance_heads(connection: Connection, newest: Iterable[Head]) -> None:
@@ -98,7 +115,8 @@ def advance_heads(connection: Connection, newest: Iterable[Head]) -> None:
     ]
     if not rows:
         return
-    insertion = _insert_of(connection)(heads)
+    insert: Any = postgresql.insert if _is_postgresql(connection) else sqlite.insert
+    insertion = insert(heads)
     offered = insertion.excluded
     statement = insertion.on_conflict_do_update(
         index_elements=[heads.c.writer_id],
@@ -110,15 +128,19 @@ def advance_heads(connection: Connection, newest: Iterable[Head]) -> None:
 
 
 def find_unstorable(
-    connection: Connection, kind: RecordKind, rows: Sequence[Row]
+    connection: Connection,
+    kind: RecordKind,
+    rows: Sequence[Row],
+    insert: Callable[[Connection, Sequence[Row]], Written],
 ) -> UnstorableRecord | None:
     """Try each row alone and say which one the database refuses; nothing stays written."""
-    insertion = insert_usage if kind == "usage" else insert_audit
     for index, row in enumerate(rows):
         attempt = connection.begin_nested()
         try:
-            insertion(connection, [row])
-        except _UNSTORABLE as error:
+            insert(connection, [row])
+        except DBAPIError as error:
+            if not is_unstorable(error):
+                raise
             return UnstorableRecord(kind, index, str(error.orig).partition("\n")[0])
         finally:
             attempt.rollback()
@@ -127,53 +149,71 @@ def find_unstorable(
 
 def is_unstorable(error: BaseException | None) -> bool:
     """Tell whether the database refused the data, as opposed to being away."""
-    return isinstance(error, _UNSTORABLE)
+    cause = getattr(error, "orig", None)
+    state = getattr(cause, "sqlstate", None)
+    if state == _NOT_UNIQUE or str(cause).startswith("UNIQUE constraint failed"):
+        # Ids of records were looked after. What else must be unique, the store counts itself.
+        return False
+    return isinstance(error, _REFUSALS) or state == _LIMIT_EXCEEDED
 
 
-def _stored(
-    connection: Connection,
-    documents: Select[Any],
-    id_column: Column[str],
-    rows: Sequence[Row],
-) -> dict[str, str]:
-    """The documents that are stored under the ids of ``rows``."""
-    found: dict[str, str] = {}
-    ids = [row[id_column.name] for row in rows]
+def _compare(
+    connection: Connection, documents: str, rows: Sequence[Row], new: int
+) -> tuple[int, tuple[str, ...]]:
+    """How many rows were there already, and the ids under which something else is."""
+    if new == len(rows):
+        return 0, ()
+    stored = _stored(connection, documents, [row[0] for row in rows])
+    conflicts = tuple(row[0] for row in rows if stored[row[0]] != row.document)
+    return len(rows) - new - len(conflicts), conflicts
+
+
+def _stored(connection: Connection, values: str, ids: Sequence[str]) -> dict[str, Any]:
+    """What is stored under these ids."""
+    if _is_postgresql(connection):
+        return _pairs(connection.exec_driver_sql(f"{values} = ANY(%s)", (list(ids),)))
+    found: dict[str, Any] = {}
     for start in range(0, len(ids), _LOOKUP):
-        part = documents.where(id_column.in_(ids[start : start + _LOOKUP]))
-        found.update((row[0], row.document) for row in connection.execute(part))
+        part = tuple(ids[start : start + _LOOKUP])
+        found |= _pairs(connection.exec_driver_sql(f"{values} IN ({_marks(len(part))})", part))
     return found
 
 
+def _pairs(rows: Iterable[Any]) -> dict[str, Any]:
+    return {row[0]: row[1] for row in rows}
+
+
 def _take_ids(connection: Connection, count: int) -> Sequence[int]:
-    if connection.dialect.name == "postgresql":
+    if _is_postgresql(connection):
         series = func.generate_series(1, count).table_valued("number")
         return connection.scalars(select(usage_ids.next_value()).select_from(series)).all()
     first = (connection.scalar(select(func.max(usage.c.id))) or 0) + 1
     return range(first, first + count)
 
 
-def _sort_out(
-    rows: Sequence[Row], id_name: str, stored: dict[str, str]
-) -> tuple[list[Row], int, tuple[str, ...]]:
-    """The rows that are new, how many are not, and the ids that mean something else already."""
-    fresh: list[Row] = []
-    conflicts = []
-    for row in rows:
-        record_id = row[id_name]
-        known = stored.get(record_id)
-        if known is None:
-            stored[record_id] = row["document"]
-            fresh.append(row)
-        elif known != row["document"]:
-            conflicts.append(record_id)
-    return fresh, len(rows) - len(fresh) - len(conflicts), tuple(conflicts)
+def _insert(connection: Connection, table: Table, rows: Sequence[tuple[Any, ...]]) -> int:
+    """Add those rows whose id is new, and say how many these are.
+
+    The values of a row are in the order of the table's columns, of which they are the last.
+    """
+    names = [str(column.name) for column in table.columns][-len(rows[0]) :]
+    columns = ", ".join(names)
+    if _is_postgresql(connection):
+        # One value for all rows: a value for each field would cost the client six times as much.
+        objects = orjson.dumps([dict(zip(names, row, strict=True)) for row in rows]).decode()
+        source = f"SELECT {columns} FROM json_populate_recordset(NULL::{table.name}, %s)"
+        values: Any = (objects,)
+    else:
+        source, values = f"VALUES ({_marks(len(names))})", list(rows)
+    # To insert first and look afterwards is cheap, for records seldom come twice, and right when
+    # another host delivers the same ones at this moment.
+    statement = f"INSERT INTO {table.name} ({columns}) {source} {_UNLESS_KNOWN[table.name]}"
+    return connection.exec_driver_sql(statement, values).rowcount
 
 
-def _insert_of(connection: Connection) -> Any:
-    return postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
+def _marks(count: int) -> str:
+    return ", ".join("?" * count)
 
 
-def _insert(connection: Connection, table: Table) -> Any:
-    # Another host may deliver the same record at the same moment.
-    return _insert_of(connection)(table).on_conflict_do_nothing()
+def _is_postgresql(connection: Connection) -> bool:
+    return connection.dialect.name == "postgresql"

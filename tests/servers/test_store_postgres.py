@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import text
 
 pytest.register_assert_rewrite("tests.unit.accounting.store_contract")
 
@@ -68,6 +71,13 @@ class Server:
     def stop(self) -> None:
         self._run("pg_ctl", "stop", "-w", "-m", "immediate", "-D", str(self.data))
 
+    def halt(self) -> None:
+        """Stop all its processes where they are."""
+        self._signal(signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        self._signal(signal.SIGCONT)
+
     def remove(self) -> None:
         shutil.rmtree(self.directory)
 
@@ -81,6 +91,12 @@ class Server:
         ) as connection:
             connection.execute("DROP SCHEMA public CASCADE")
             connection.execute("CREATE SCHEMA public")
+
+    def _signal(self, number: signal.Signals) -> None:
+        main = int((self.data / "postmaster.pid").read_text().split()[0])
+        children = Path(f"/proc/{main}/task/{main}/children").read_text().split()
+        for process in (main, *map(int, children)):
+            os.kill(process, number)
 
     def _run(self, program: str, *arguments: str) -> None:
         done = subprocess.run(
@@ -148,6 +164,8 @@ class TestPostgres(StoreContract):
             )
         documents = [record for part in store.read_records() for record in part]
         assert len(documents) == store.count_usage() == 400
+        with store._database.reading() as connection:
+            assert connection.scalar(text("SELECT count(*) FROM usage_documents")) == 400
         assert (verdict(store).ok, verdict(store).events) == (True, 400)
 
     def test_a_restarted_server_is_found_again(self, server: Server, store: RecordStore) -> None:
@@ -162,6 +180,54 @@ class TestPostgres(StoreContract):
             server.start()
         assert store.write([samples.usage()]).usage == 1
         assert store.count_usage() == 2
+
+    @pytest.mark.parametrize("read_only", [True, False])
+    def test_a_server_that_stands_still_is_given_up(
+        self, server: Server, store: RecordStore, monkeypatch: pytest.MonkeyPatch, read_only: bool
+    ) -> None:
+        """A server that accepts and never answers counts as away, and is found again."""
+        monkeypatch.setattr("router.accounting.store_engine._MARGIN_S", 0.2)
+        monkeypatch.setattr("router.accounting.store_engine._CONNECT_S", 2)
+        hasty = RecordStore(server.url(), read_only=read_only, query_timeout_s=0.3)
+        with hasty:
+            assert hasty.count_usage() == 0
+            server.halt()
+            try:
+                for _ in range(2):
+                    began_s = time.monotonic()
+                    with pytest.raises(StoreUnavailable):
+                        hasty.count_usage()
+                    assert time.monotonic() - began_s < 5
+            finally:
+                server.go_on()
+            assert hasty.count_usage() == 0
+
+    def test_a_statement_that_hangs_is_given_up(
+        self, server: Server, store: RecordStore, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Writing waits for no lock longer than it may; afterwards it goes on."""
+        monkeypatch.setattr("router.accounting.store_engine._WRITE_S", 0.3)
+        with (
+            RecordStore(server.url(), audit_key=KEY) as impatient,
+            store._database.writing() as connection,
+        ):
+            connection.execute(text("LOCK TABLE usage_records"))
+            with pytest.raises(StoreUnavailable, match="timeout"):
+                impatient.write([samples.usage()])
+            connection.rollback()
+            assert impatient.write([samples.usage()]).usage == 1
+
+    def test_numbers_that_were_given_before_blame_no_record(self, store: RecordStore) -> None:
+        """A restored database whose sequence was not: the store is at fault, not the records."""
+        store.write([samples.usage()])
+        with store._database.writing() as connection:
+            connection.execute(text("ALTER SEQUENCE usage_ids RESTART"))
+        with pytest.raises(StoreUnavailable, match="usage_records_pkey"):
+            store.write([samples.usage()])
+        with store._database.writing() as connection:
+            chosen = "SELECT setval('usage_ids', max(id)) FROM usage_records"
+            connection.execute(text(chosen))
+        assert store.write([samples.usage()]).usage == 1
 
     def test_a_password_stays_in_the_url(self, server: Server) -> None:
         """What goes wrong is told without the secret that the URL holds (P17)."""

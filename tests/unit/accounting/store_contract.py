@@ -14,7 +14,7 @@ from typing import Any
 
 import orjson
 import pytest
-from sqlalchemy import delete, func, insert, select, text, update
+from sqlalchemy import Connection, Table, delete, func, insert, inspect, select, text, update
 
 from router.accounting.audit import AuditChain
 from router.accounting.audit_export import Verdict, export_lines, verify_export
@@ -28,7 +28,16 @@ from router.accounting.store_errors import (
     UnstorableRecord,
 )
 from router.accounting.store_queries import GROUPS, Spend
-from router.accounting.store_tables import MIGRATIONS, _versions, anchors, audit, heads
+from router.accounting.store_tables import (
+    MIGRATIONS,
+    _versions,
+    anchors,
+    audit,
+    current_version,
+    heads,
+    metadata,
+    usage_documents,
+)
 from tests.unit.accounting import samples, store_model
 from tests.unit.accounting.samples import KEY, RECORD, START_S
 
@@ -87,6 +96,44 @@ class StoreContract:
         behind_the_back(store, insert(_versions).values(version=len(MIGRATIONS) + 1))
         with pytest.raises(StoreUnavailable, match="this program knows"):
             store.migrate()
+
+    def test_an_older_database_is_brought_up_to_date(
+        self, store_url: str, store: RecordStore, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A newer program adds its step to what is there, once, and loses nothing."""
+        store.write([samples.usage()], samples.chained("w-1", 1))
+        store.close()
+        _add_migration(monkeypatch, "CREATE TABLE later (number INTEGER)")
+        with RecordStore(store_url, audit_key=KEY) as newer:
+            for _ in range(2):
+                newer.migrate()
+            with newer._database.reading() as connection:
+                assert current_version(connection) == len(MIGRATIONS) + 1
+                assert connection.scalar(text("SELECT count(*) FROM later")) == 0
+            assert newer.count_usage() == 1
+            assert verdict(newer).ok
+
+    def test_a_migration_that_fails_changes_nothing(
+        self, store: RecordStore, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The steps are one transaction: an update that broke off can be begun again."""
+        _add_migration(monkeypatch, "CREATE TABLE later (number INTEGER)", "NONSENSE")
+        with pytest.raises(StoreUnavailable):
+            store.migrate()
+        with store._database.reading() as connection:
+            assert current_version(connection) == len(MIGRATIONS)
+            assert not inspect(connection).has_table("later")
+
+    def test_tables_that_were_lost_are_made_again(self, store: RecordStore) -> None:
+        """After an empty database was put in its place, the store goes on by itself."""
+        store.write([samples.usage()])
+        for table in (*metadata.tables, _versions.name):
+            behind_the_back(store, text(f"DROP TABLE {table}"))
+        behind_the_back(store, _drop_sequence(store))
+        with pytest.raises(StoreUnavailable):
+            store.write([samples.usage()])
+        assert store.write([samples.usage()]).usage == 1
+        assert store.count_usage() == 1
 
     def test_a_database_without_tables_is_unavailable(self, store_url: str) -> None:
         """Before the first migration, questions fail as they do while the database is away."""
@@ -147,10 +194,29 @@ class StoreContract:
         assert (written.usage, written.audit, written.repeated) == (0, 0, 0)
         assert store.find_request("acme", "req-1") == Story((record,), (event,))
 
+    def test_new_known_and_conflicting_records_share_a_batch(self, store: RecordStore) -> None:
+        """Each is told from the others wherever it stands, and the new ones are stored whole."""
+        old, new = samples.usage(), samples.usage(request_id="req-2")
+        [old_event, new_event] = samples.chained("w-1", 2)
+        store.write([old], [old_event])
+        written = store.write(
+            [{**old, "status": 500}, new, old, dict(new), {**new, "status": 500}],
+            [{**old_event, "reason": "x"}, new_event, old_event, {**new_event, "reason": "x"}],
+        )
+        assert (written.usage, written.audit, written.repeated) == (1, 1, 3)
+        assert sorted(written.conflicts) == sorted(
+            [old["record_id"], new["record_id"], old_event["event_id"], new_event["event_id"]]
+        )
+        assert store.find_request("acme", "req-2") == Story((new,), ())
+        assert (store.count_usage(), _count(store, usage_documents)) == (2, 2)
+
     @pytest.mark.parametrize(
         ("change", "reason"),
         [
             ({"record_id": None}, "record_id"),
+            ({"record_id": "r" * 1000}, "record_id"),
+            ({"record_id": "a\0b"}, "record_id"),
+            ({"metadata": {"number": 2**70}}, "Integer"),
             ({"record_id": ""}, "record_id"),
             ({"tokens_input": 2**63}, "tokens_input"),
             ({"tokens_input": "5"}, "tokens_input"),
@@ -196,6 +262,40 @@ class StoreContract:
         [event] = samples.chained("w-1", 1, request_id=request_id, reason="\0")
         store.write([record], [event])
         assert store.find_request("acme", request_id) == Story((record,), (event,))
+
+    @pytest.mark.parametrize("letter", ["r", "ü", "🙂"])
+    def test_long_texts_are_kept_apart(self, store: RecordStore, letter: str) -> None:
+        """No text is too long for an index, and two that differ at the end stay two."""
+        ids = [letter * 100_000 + end for end in "ab"]
+        records = [samples.usage(request_id=one, model=one, api_key_id=one) for one in ids]
+        chain = AuditChain("w-1")
+        events = [
+            samples.linked(chain, request_id=one, actor=one, entity_id=one, context={"model": one})
+            for one in ids
+        ]
+        store.write(records, events)
+        for one, record, event in zip(ids, records, events, strict=True):
+            assert store.find_request("acme", one) == Story((record,), (event,))
+            assert store.usage("acme", filters={"model": one})[0].requests == 1
+            assert store.list_audit("acme", filters={"model": one}).events == (event,)
+        assert len(store.usage("acme", group_by=["model"])) == 2
+
+    @pytest.mark.parametrize("odd", ["\ud800", "\0", "\udfff" * 9000, "x" * 10**6])
+    def test_a_question_for_what_cannot_be_stored_finds_nothing(
+        self, store: RecordStore, odd: str
+    ) -> None:
+        """Whatever a caller asks for is looked for, however odd it is."""
+        store.write([samples.usage()], samples.chained("w-1", 1))
+        assert store.find_request("acme", odd) is None
+        assert store.find_request(odd, "req-1") is None
+        assert store.list_audit("acme", filters={"actor": odd}).events == ()
+        assert store.usage(odd, filters={"model": odd})[0].requests == 0
+
+    def test_the_ends_of_time_can_be_asked_for(self, store: RecordStore) -> None:
+        """A period may reach beyond every number that a database holds."""
+        store.write([samples.usage()])
+        assert store.count_usage(from_s=-1e300, to_s=1e300) == 1
+        assert store.usage("acme", from_s=float("inf"))[0].requests == 0
 
     def test_events_need_the_key(self, store_url: str, store: RecordStore) -> None:
         """Without the key no head can be signed, so no event is taken."""
@@ -439,6 +539,39 @@ class StoreContract:
         moments = [orjson.loads(record)["timestamp"] for record in everything]
         assert moments == sorted(moments)
 
+    def test_reading_can_be_narrowed(self, store: RecordStore, calls: list[dict[str, Any]]) -> None:
+        """By filters, and to what was stored up to a moment; counting takes the same."""
+        newest_id = store.newest_usage_id()
+        store.write([samples.usage(model="gpt-4o")])
+        filters = {"model": "gpt-4o", "key": "key_1"}
+        parts = store.read_records(filters=filters, newest_id=newest_id, batch=5)
+        found = [orjson.loads(record) for part in parts for _, record in part]
+        expected = [
+            call for call in calls if (call.get("model"), call["api_key_id"]) == ("gpt-4o", "key_1")
+        ]
+        assert expected
+        assert found == sorted(expected, key=lambda call: call["timestamp"])
+        assert store.count_usage(filters=filters, newest_id=newest_id) == len(expected)
+        assert store.count_usage(filters=filters) == len(expected) + 1
+        with pytest.raises(BadQuery):
+            list(store.read_records(filters={"colour": "red"}))
+
+    def test_records_are_found_by_their_ids(
+        self, store: RecordStore, calls: list[dict[str, Any]]
+    ) -> None:
+        """Those that are there; more ids than fit into one statement are no obstacle."""
+        ids = [call["record_id"] for call in calls[::2]]
+        unknown = [f"no-{number}" for number in range(1200)]
+        found = store.find_usage([*unknown, *ids])
+        assert found == {call["record_id"]: orjson.dumps(call) for call in calls[::2]}
+        assert store.find_usage([]) == {}
+
+    def test_an_empty_store_has_no_newest_record(self, store: RecordStore) -> None:
+        """Nothing is stored up to now."""
+        assert store.newest_usage_id() == 0
+        store.write([samples.usage()])
+        assert store.count_usage(newest_id=0) == 0
+
     def test_a_record_is_stored_byte_for_byte(self, store: RecordStore) -> None:
         """What is read is what the worker wrote, so that copies can be compared."""
         payload = encode_usage(RECORD)
@@ -621,6 +754,23 @@ def _degraded(request_id: str, organization_id: str) -> dict[str, Any]:
 
 def _within(call: dict[str, Any], from_s: float, to_s: float) -> bool:
     return from_s * 1e6 <= parse_timestamp_us(call["timestamp"]) < to_s * 1e6
+
+
+def _count(store: RecordStore, table: Table) -> int:
+    with store._database.reading() as connection:
+        return connection.scalar(select(func.count()).select_from(table)) or 0
+
+
+def _add_migration(monkeypatch: pytest.MonkeyPatch, *statements: str) -> None:
+    def step(connection: Connection) -> None:
+        for statement in statements:
+            connection.execute(text(statement))
+
+    monkeypatch.setattr("router.accounting.store_tables.MIGRATIONS", (*MIGRATIONS, step))
+
+
+def _drop_sequence(store: RecordStore) -> Any:
+    return text("SELECT 1" if store._database.is_sqlite else "DROP SEQUENCE usage_ids")
 
 
 def _check_constraint(store: RecordStore) -> Any:

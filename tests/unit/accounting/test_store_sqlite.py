@@ -15,9 +15,17 @@ pytest.register_assert_rewrite("tests.unit.accounting.store_contract")
 from router.accounting.store import RecordStore  # noqa: E402
 from router.accounting.store_errors import StoreInUse, StoreUnavailable  # noqa: E402
 from router.accounting.store_queries import cursor_after  # noqa: E402
+from router.accounting.store_rows import AuditRow, UsageRow  # noqa: E402
+from router.accounting.store_tables import audit, usage  # noqa: E402
 from tests.unit.accounting import samples  # noqa: E402
 from tests.unit.accounting.samples import KEY, START_S  # noqa: E402
 from tests.unit.accounting.store_contract import StoreContract  # noqa: E402
+
+
+def test_rows_fit_their_tables() -> None:
+    """Values are handed over in the order of the columns."""
+    assert [column.name for column in usage.columns] == ["id", *UsageRow._fields[:-1]]
+    assert [column.name for column in audit.columns] == ["id", *AuditRow._fields]
 
 
 class TestSqlite(StoreContract):
@@ -74,9 +82,8 @@ class TestSqlite(StoreContract):
 
     def test_reading_makes_no_file(self, path: Path, store_url: str) -> None:
         """Before the agent has written anything there is nothing to read, and that is said."""
-        with RecordStore(store_url, read_only=True) as reader:
-            with pytest.raises(StoreUnavailable):
-                reader.count_usage()
+        with RecordStore(store_url, read_only=True) as reader, pytest.raises(StoreUnavailable):
+            reader.count_usage()
         assert not path.parent.exists()
 
     def test_a_damaged_file_is_unavailable(self, path: Path, store_url: str) -> None:
@@ -85,6 +92,57 @@ class TestSqlite(StoreContract):
         path.write_bytes(b"no database at all" * 100)
         with RecordStore(store_url) as store, pytest.raises(StoreUnavailable):
             store.migrate()
+
+    @pytest.mark.parametrize("replaced", [False, True])
+    def test_a_file_that_was_taken_away_is_noticed(
+        self, path: Path, store: RecordStore, reader: RecordStore, replaced: bool
+    ) -> None:
+        """Nothing is reported as stored that went into a file which nobody can open any more."""
+        store.write([samples.usage()])
+        store.close()
+        backup = path.read_bytes()
+        store.write([samples.usage()])
+        for file in path.parent.glob("records.db*"):
+            file.unlink()
+        if replaced:
+            path.write_bytes(backup)
+        with pytest.raises(StoreUnavailable, match="deleted or replaced"):
+            store.write([samples.usage()])
+        assert store.write([samples.usage()]).usage == 1
+        assert reader.count_usage() == (2 if replaced else 1)
+
+    def test_a_full_disk_is_survived(self, store: RecordStore) -> None:
+        """A batch that finds no room is refused whole, and is stored when there is room again."""
+        store.write([samples.usage()])
+        batch = list(samples.different_calls(1, 400))
+        pages = text("PRAGMA page_count")
+        with store._database.writing() as connection:
+            connection.execute(text(f"PRAGMA max_page_count = {connection.scalar(pages)}"))
+        for _ in range(2):
+            with pytest.raises(StoreUnavailable, match="full"):
+                store.write(batch, samples.chained("w-1", 1))
+        assert (store.count_usage(), store.list_audit(None).events) == (1, ())
+        with store._database.writing() as connection:
+            connection.execute(text("PRAGMA max_page_count = 1000000"))
+        assert store.write(batch, samples.chained("w-1", 1)).usage == 400
+
+    def test_damage_within_a_file_is_no_answer(
+        self, path: Path, store: RecordStore, store_url: str
+    ) -> None:
+        """Pages that were overwritten are reported; with a sound file in place it goes on."""
+        store.write(list(samples.different_calls(1, 400)))
+        store.close()
+        sound = path.read_bytes()
+        path.write_bytes(sound[:4096] + b"\xff" * (len(sound) - 4096))
+        with RecordStore(store_url, read_only=True) as reader:
+            with pytest.raises(StoreUnavailable):
+                reader.usage(None)
+            with pytest.raises(StoreUnavailable):
+                store.write([samples.usage()])
+            store.close()
+            path.write_bytes(sound)
+            assert store.write([samples.usage()]).usage == 1
+            assert reader.count_usage() == 401
 
     def test_a_place_that_cannot_be_written_is_unavailable(self, path: Path) -> None:
         """A directory that cannot be made is reported as any other trouble of the store."""
@@ -135,6 +193,6 @@ class TestSqlite(StoreContract):
 
         event.listen(store._database.engine, "before_cursor_execute", explain)
         ask(store)
-        assert any(f"INDEX {index} " in plan for plan in plans), plans
+        assert any(index in plan.split() for plan in plans), plans
         scanned = [plan for plan in plans if "SCAN usage_" in plan or "SCAN audit_e" in plan]
         assert [plan for plan in scanned if "INDEX audit_by_time" not in plan] == []
