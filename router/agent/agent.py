@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from router.accounting.checkpoints import Checkpoints, checkpoint_path
 from router.accounting.records import format_timestamp
+from router.accounting.spool_format import Position
 from router.accounting.spool_reader import SpoolReader
 from router.accounting.store import RecordStore
 from router.agent.dead_letters import DeadLetters
@@ -22,6 +23,7 @@ from router.agent.housekeeping import remove_acknowledged, sink_report, write_re
 from router.agent.inflow import Inflow
 from router.agent.kafka import KafkaSink
 from router.agent.kafka_producer import KafkaConfig, thin_out_library_log
+from router.agent.shelf import Shelf
 from router.agent.shipper import Shipper
 from router.agent.sinks import LogSink, Sink, StoreSink
 from router.clock import Clock
@@ -49,7 +51,7 @@ class AgentConfig:
     drain_s: float = 10.0
     """How long it then ships."""
     master_pid: int | None = None
-    """The process whose end is ours, once its last writer has ended too."""
+    """The process whose end is ours, when its writers have ended too or had the time to."""
 
 
 class Agent:
@@ -62,7 +64,9 @@ class Agent:
         self._leave = threading.Event()
         self._hurry = threading.Event()
         self._stop = threading.Event()
-        self._shippers = [self._shipper(sink) for sink in self._sinks()]
+        sinks = self._sinks()
+        shelf = Shelf(len(sinks))
+        self._shippers = [self._shipper(sink, shelf) for sink in sinks]
         self._told_damage = dataclasses.asdict(self._reader.damage)
         self._troubles: set[str] = set()
 
@@ -86,7 +90,9 @@ class Agent:
         self._tick()
         while not self._leave.wait(TICK_S):
             self._tick()
-            if master.is_gone() and not self._has_living_writers():
+            if master.is_gone():
+                # Writers that live on drain, or they are another master's. That one starts an
+                # agent with its own settings as soon as this one makes room.
                 break
         self._end(threads)
 
@@ -100,10 +106,10 @@ class Agent:
         thin_out_library_log()
         return [store_sink, KafkaSink(config.kafka, stop=self._stop, clock=self._clock)]
 
-    def _shipper(self, sink: Sink) -> Shipper:
+    def _shipper(self, sink: Sink, shelf: Shelf) -> Shipper:
         data_dir = self._config.data_dir
         checkpoints = Checkpoints(checkpoint_path(data_dir, sink.name))
-        inflow = Inflow(self._reader, checkpoints.load(), clock=self._clock)
+        inflow = Inflow(self._reader, checkpoints.load(), clock=self._clock, shelf=shelf)
         letters = DeadLetters(data_dir, sink.name, self._clock)
         return Shipper(sink, inflow, checkpoints, letters, stop=self._stop, clock=self._clock)
 
@@ -111,7 +117,7 @@ class Agent:
         """Wait for the writers, ship what they left, leave the rest on the disk."""
         _logger.info("agent is ending")
         self._wait(self._config.writers_wait_s, self._is_free, self._hurry)
-        self._wait(self._config.drain_s, lambda: self._behind_bytes() == 0, threading.Event())
+        self._wait(self._config.drain_s, self._is_all_shipped, threading.Event())
         self._stop.set()
         ends_s = self._clock.monotonic_s() + _THREADS_END_S
         for thread, shipper in zip(threads, self._shippers, strict=True):
@@ -138,6 +144,19 @@ class Agent:
 
     def _has_living_writers(self) -> bool:
         return any(info.alive for info in self._reader.writers())
+
+    def _is_all_shipped(self) -> bool:
+        """Also the ends of dead writers, which sign their chains off."""
+        return self._behind_bytes() == 0 and all(
+            position.segment > max(info.segments)
+            for info in self._reader.writers()
+            if info.segments and not info.alive
+            for position in self._saved_of(info.writer_id)
+        )
+
+    def _saved_of(self, writer_id: str) -> list[Position]:
+        start = Position(writer_id, 0, 0)
+        return [shipper.saved.get(writer_id, start) for shipper in self._shippers]
 
     def _behind_bytes(self) -> int:
         """How far the last of the sinks is behind, by what is safely saved."""

@@ -10,11 +10,12 @@ from typing import Any, Final, Protocol
 import orjson
 
 from router.accounting.records import format_timestamp
+from router.accounting.shipping import AGENT_REPORT
 from router.accounting.spool_format import Position
 from router.accounting.spool_reader import WriterInfo
 from router.agent.shipper import Progress
 
-REPORT_NAME: Final = "run/agent.json"
+REPORT_NAME: Final = AGENT_REPORT
 
 Positions = Mapping[str, Position]
 

@@ -17,6 +17,7 @@ from typing import Final, Protocol
 from router.accounting.spool_format import Position
 from router.accounting.spool_reader import Batch, WriterInfo
 from router.agent.parcels import Parcel, open_parcel
+from router.agent.shelf import Reading, Shelf
 from router.clock import Clock
 
 SETTLED_S: Final = 0.05
@@ -66,10 +67,19 @@ class Inflow:
     """Merges writers; remembers what was acknowledged. One thread uses it."""
 
     def __init__(
-        self, reader: Reader, positions: Mapping[str, Position], *, clock: Clock | None = None
+        self,
+        reader: Reader,
+        positions: Mapping[str, Position],
+        *,
+        clock: Clock | None = None,
+        shelf: Shelf | None = None,
     ) -> None:
-        """``positions``: how far each writer's records were delivered before."""
+        """``positions``: how far each writer's records were delivered before.
+
+        ``shelf`` is what all sinks of one reader share.
+        """
         self._reader = reader
+        self._shelf = shelf or Shelf()
         self._clock = clock or Clock()
         self._sources: dict[str, _Source] = {}
         self._list_at_s = self._clock.monotonic_s()
@@ -125,6 +135,7 @@ class Inflow:
         found = {info.writer_id: info for info in self._reader.writers()}
         for writer_id in self._sources.keys() - found.keys():
             del self._sources[writer_id]
+            self._shelf.forget(writer_id)
         for writer_id in self.positions.keys() - found.keys():
             del self.positions[writer_id]
         for writer_id, info in found.items():
@@ -146,18 +157,26 @@ class Inflow:
         smallest, largest = _PART_BYTES
         part_bytes = min(largest, max(smallest, READ_AHEAD_BYTES // len(self._sources)))
         while not source.queue and not source.is_read:
-            try:
-                batch = self._reader.read(source.read_to, part_bytes)
-            except OSError as error:
-                self._complain(writer_id, str(error))
-                return
+            reading = self._shelf.take(source.read_to)
+            if reading is None:
+                try:
+                    reading = self._read(source.read_to, part_bytes)
+                except OSError as error:
+                    self._complain(writer_id, str(error))
+                    return
             source.read_at_s = self._clock.monotonic_s()
-            source.queue.extend(map(open_parcel, batch.frames))
-            if batch.unreadable_format is not None:
-                self._complain(writer_id, f"format {batch.unreadable_format} is too new")
-            if batch.position_after == source.read_to:
+            source.queue.extend(reading.parcels)
+            if reading.position_after == source.read_to:
                 return
-            source.read_to = batch.position_after
+            source.read_to = reading.position_after
+
+    def _read(self, position: Position, part_bytes: int) -> Reading:
+        batch = self._reader.read(position, part_bytes)
+        if batch.unreadable_format is not None:
+            self._complain(position.writer_id, f"format {batch.unreadable_format} is too new")
+        reading = Reading(list(map(open_parcel, batch.frames)), batch.position_after)
+        self._shelf.put(position, reading)
+        return reading
 
     def _must_wait(self, source: _Source) -> bool:
         return source.info.alive and self._clock.monotonic_s() < source.read_at_s + HELD_S

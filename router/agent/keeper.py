@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final, Protocol
 
-from router.agent.lock import AgentLock
+from router.agent.lock import KEEPER_FILE_NAME, AgentLock
 from router.clock import Clock
 from router.config.settings import child_environment
 
@@ -39,12 +39,15 @@ class AgentKeeper:
     """Starts an agent where there is none. Any number of keepers may watch one data directory.
 
     That there is never more than one agent is the lock's doing; a keeper only avoids vain starts.
+    So of many workers that begin together one starts an agent, and the others need not.
     """
 
     def __init__(
         self, data_dir: Path, spawn: Callable[[], Child], *, clock: Clock | None = None
     ) -> None:
         self._lock = AgentLock(data_dir)
+        self._turn = AgentLock(data_dir, KEEPER_FILE_NAME)
+        """Held by the keeper whose child lives."""
         self._spawn = spawn
         self._clock = clock or Clock()
         self._child: Child | None = None
@@ -58,14 +61,18 @@ class AgentKeeper:
             if code is None:
                 return
             self._child = None
+            self._turn.release()
             self._note_end(code)
         if self._clock.monotonic_s() >= self._not_before_s and not self._lock.is_held():
             self._start()
 
     def _start(self) -> None:
         try:
+            if not self._turn.take_at_once():
+                return
             self._child = self._spawn()
         except OSError as error:
+            self._turn.release()
             _logger.error("agent not started", extra={"reason": str(error)})
             self._note_end(1)
         else:

@@ -12,6 +12,7 @@ from typing import Final
 from router.accounting.shipping import AGENT_LOCK
 
 FILE_NAME: Final = AGENT_LOCK
+KEEPER_FILE_NAME: Final = "run/agent.keeper"
 _PATIENCE_S: Final = 0.5
 _PAUSE_S: Final = 0.05
 
@@ -19,8 +20,8 @@ _PAUSE_S: Final = 0.05
 class AgentLock:
     """Held for as long as the process lives; the kernel gives it back however the process ends."""
 
-    def __init__(self, data_dir: Path) -> None:
-        self._path = data_dir / FILE_NAME
+    def __init__(self, data_dir: Path, name: str = FILE_NAME) -> None:
+        self._path = data_dir / name
         self._fd: int | None = None
 
     def take(self, pause: Callable[[float], None] = time.sleep) -> bool:
@@ -39,6 +40,18 @@ class AgentLock:
             pause(_PAUSE_S)
         os.close(fd)
         return False
+
+    def take_at_once(self) -> bool:
+        """Take the lock, or not; raises ``OSError``. For a lock of which nobody asks who has it."""
+        if self._fd is not None:
+            return True
+        self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        fd = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o660)
+        if not _flock(fd, fcntl.LOCK_EX):
+            os.close(fd)
+            return False
+        self._fd = fd
+        return True
 
     def is_held(self) -> bool:
         """Tell whether an agent runs, this one included."""

@@ -20,7 +20,8 @@ from router.clock import Clock
 MAX_PARCELS: Final = 2000
 MAX_BATCH_BYTES: Final = 768 * 1024
 POLL_S: Final = 0.2
-SAVE_EVERY_S: Final = 0.2
+"""So long records may gather: a delivery costs the same syncs for one record as for a thousand."""
+SAVE_EVERY_S: Final = 0.5
 SAVE_EVERY_BYTES: Final = 1024 * 1024
 FIRST_DELAY_S: Final = 0.1
 LONGEST_DELAY_S: Final = 2.0
@@ -84,7 +85,7 @@ class Shipper:
         self.save(unmoved=True)
         while not self._stop.is_set():
             try:
-                delay_s = 0.0 if self.step() else POLL_S
+                delay_s = 0.0 if _is_full(self.step()) else POLL_S
             except SinkUnavailable as error:
                 delay_s = self.fail(str(error))
             except Exception as error:
@@ -93,8 +94,8 @@ class Shipper:
                 self._stop.wait(delay_s)
         self.save()
 
-    def step(self) -> bool:
-        """Deliver one batch, all or nothing; False when there was none.
+    def step(self) -> list[Parcel]:
+        """Deliver one batch, all or nothing; the batch, empty when there was none.
 
         Raises :class:`SinkUnavailable`; the next step then tries the same batch again.
         """
@@ -111,7 +112,7 @@ class Shipper:
         self.sink.tend()
         self._recovered()
         self._save_if_due()
-        return bool(batch)
+        return batch
 
     def fail(self, reason: str, *, unexpected: bool = False) -> float:
         """Note a failed try; the seconds to wait before the next."""
@@ -179,3 +180,10 @@ class Shipper:
         if now_s >= self._saved_at_s + SAVE_EVERY_S or self._unsaved_bytes >= SAVE_EVERY_BYTES:
             self._saved_at_s = now_s
             self.save()
+
+
+def _is_full(batch: list[Parcel]) -> bool:
+    """Tell whether more may be waiting than was taken."""
+    return (
+        len(batch) >= MAX_PARCELS or sum(len(parcel.payload) for parcel in batch) >= MAX_BATCH_BYTES
+    )

@@ -8,6 +8,7 @@ from typing import Any, Final, NamedTuple, Protocol, TypeVar
 
 from router.accounting.spool_format import AUDIT, USAGE
 from router.accounting.store_errors import StoreError, UnstorableRecord
+from router.agent.audit_log import AuditLog
 from router.agent.parcels import Parcel
 from router.clock import Clock
 
@@ -163,6 +164,13 @@ class StoreSink:
         return None
 
 
+class EventLog(Protocol):
+    """What the log sink writes to."""
+
+    def write(self, events: Sequence[bytes]) -> bool:
+        """One line for each encoded event; False when they cannot all be written."""
+
+
 class LogSink:
     """Audit events as lines of the structured log, for routers without Kafka.
 
@@ -171,16 +179,14 @@ class LogSink:
 
     name: Final = "log"
 
-    def __init__(self) -> None:
-        self._audit_logger = logging.getLogger("router.audit")
-        # These lines are the product, not chatter: the log level does not silence them.
-        self._audit_logger.setLevel(logging.INFO)
+    def __init__(self, log: EventLog | None = None) -> None:
+        self._log: EventLog = log or AuditLog()
 
     def deliver(self, parcels: Sequence[Parcel]) -> list[Refused]:
         """One line for each event; what cannot be read was refused by the store."""
-        for parcel in parcels:
-            if parcel.kind == AUDIT and parcel.fault is None:
-                self._audit_logger.info("audit", extra={"audit": parcel.fields})
+        events = [one.payload for one in parcels if one.kind == AUDIT and one.fault is None]
+        if events:
+            self._log.write(events)
         return []
 
     def finish_writer(self, writer_id: str) -> None:

@@ -34,7 +34,7 @@ def _version(
     type=click.IntRange(min=1),
     metavar="PID",
     envvar="ROUTER_MASTER_PID",
-    help="End when this process and all workers have ended.",
+    help="End when this process has ended, once its workers have too.",
 )
 @click.option(
     "--kafka-api-version",

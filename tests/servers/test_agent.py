@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import signal
 import sqlite3
@@ -19,8 +20,9 @@ from router.accounting.audit import derive_audit_key
 from router.accounting.spool import SpoolWriter
 from router.accounting.spool_format import USAGE
 from router.accounting.store import RecordStore
-from router.agent.keeper import AgentKeeper, spawn_agent
+from router.agent.keeper import NICE, AgentKeeper, spawn_agent
 from router.agent.lock import AgentLock
+from tests.benchmarks.agent import main as benchmark
 from tests.fakes.shipping import usage
 from tests.servers.agent_process import AgentProcess, Worker
 from tests.servers.router_process import is_running, resident_bytes, wait_until
@@ -90,7 +92,9 @@ def test_without_kafka_each_audit_event_is_logged_once(agent: AgentProcess, hire
     worker = hire("a", calls=200, rate=400.0)
     agent.start()
     worker.await_calls()
-    assert agent.stop() == 0
+    agent.signal(signal.SIGTERM)
+    time.sleep(0.3)
+    assert agent.stop() == 0  # told twice, it does not wait for the worker
     agent.start()
     worker.end()
     agent.await_sink("log")
@@ -140,6 +144,7 @@ def test_a_record_that_cannot_be_stored_is_dead_lettered(
     assert time.monotonic() - began_s < 1.0
     assert sorted(agent.stored()) == ["r1", "r3"]
     letters = agent.data_dir / "dead-letter" / "store.jsonl"
+    wait_until(lambda: letters.read_bytes().count(b"\n") == 2, 5.0, "both are put aside")
     found = [json.loads(line) for line in letters.read_text().splitlines()]
     assert {letter["payload"]: letter["reason"] for letter in found} == {
         "no record": "not JSON: invalid literal, expected 'null'",
@@ -275,14 +280,30 @@ def test_an_agent_ends_with_its_master_and_the_last_worker(agent: AgentProcess, 
     assert agent.spawn().wait(10.0) == 0, "a master that is gone from the start is gone too"
 
 
+def test_an_agent_makes_room_for_another_masters(agent: AgentProcess, hire: Hire) -> None:
+    """It used to go on, with its old settings, for as long as the next gateway's workers lived."""
+    worker = hire("a", calls=10).await_calls()
+    with subprocess.Popen([sys.executable, "-c", ""]) as master:
+        agent.options = ("--master-pid", str(master.pid))
+    agent.start()
+    assert agent.wait(15.0) == 0
+    assert sorted(agent.stored()) == sorted(worker.answered())
+    worker.end()
+
+
 # --- one, and always one --------------------------------------------------------------------
 
 
-def test_a_second_agent_leaves_at_once(agent: AgentProcess) -> None:
-    """With one line and without an error: two keepers may mean well at the same time."""
+@pytest.mark.parametrize("started_by", ["hand", "gateway"])
+def test_a_second_agent_leaves_at_once(agent: AgentProcess, started_by: str) -> None:
+    """With one line and without an error: two keepers may mean well at the same time.
+
+    What a gateway starts shares its log, which is JSON; there the line used to break the format.
+    """
     agent.start()
+    options = [] if started_by == "hand" else ["--master-pid", str(os.getpid())]
     second = subprocess.run(
-        [sys.executable, "-m", "router.cli", "agent"],
+        [sys.executable, "-m", "router.cli", "agent", *options],
         env={"PATH": "/usr/bin", **_python_path(), **agent.settings},
         capture_output=True,
         text=True,
@@ -290,7 +311,8 @@ def test_a_second_agent_leaves_at_once(agent: AgentProcess) -> None:
         check=False,
     )
     assert (second.returncode, second.stderr) == (0, "")
-    assert second.stdout == f"another agent runs for {agent.data_dir}\n"
+    line = f"another agent runs for {agent.data_dir}\n"
+    assert second.stdout == (line if started_by == "hand" else "")
     assert agent.is_running()
 
 
@@ -334,6 +356,31 @@ def test_keepers_keep_exactly_one_agent(
         keeper._child and keeper._child.wait()  # type: ignore[attr-defined]
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux binds processes to cores")
+def test_an_agent_is_not_bound_to_its_workers_core(
+    agent: AgentProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker may be pinned; the agent runs anywhere, behind those that a client waits for."""
+    for name, value in agent.settings.items():
+        monkeypatch.setenv(name, value)
+    everywhere = os.sched_getaffinity(0)
+    try:
+        os.sched_setaffinity(0, {min(everywhere)})
+        child = spawn_agent(os.getpid())
+    finally:
+        os.sched_setaffinity(0, everywhere)
+    try:
+        wait_until(lambda: agent.report().get("pid") == child.pid, 15.0, "it works")
+        threads = [int(task.name) for task in Path(f"/proc/{child.pid}/task").iterdir()]
+        assert len(threads) > 1
+        for thread in threads:
+            assert os.sched_getaffinity(thread) >= everywhere
+            assert os.getpriority(os.PRIO_PROCESS, thread) >= NICE
+    finally:
+        os.kill(child.pid, signal.SIGKILL)
+        wait_until(lambda: child.poll() is not None, 5.0, "it is dead")
+
+
 def _holder(data_dir: Path) -> int:
     return int((data_dir / "run" / "agent.lock").read_text() or 0)
 
@@ -353,8 +400,6 @@ def _agents_of(data_dir: Path) -> list[int]:
 
 
 def _kill(pid: int) -> None:
-    import os
-
     os.kill(pid, signal.SIGKILL)
     wait_until(lambda: not is_running(pid), 5.0, "it is dead")
 
@@ -377,18 +422,31 @@ def test_an_idle_agent_costs_next_to_nothing(
         worker.end()
 
 
+def test_the_figures_can_be_taken_again(capsys: pytest.CaptureFixture[str]) -> None:
+    """A claim of speed leaves a benchmark that runs, and that fails where it is to."""
+    options = ["--calls", "100", "--rate", "50", "--seconds", "1"]
+    assert benchmark([*options, "--assert-rate", "1e9"]) == 1
+    told = capsys.readouterr().out
+    for what in ("idle", "50 calls/s", "200 records to catch up", "into store", "into log"):
+        assert what in told
+
+
 def test_catching_up_is_quick_and_takes_no_memory(
     agent: AgentProcess, hire: Hire, record_testsuite_property: Callable[[str, object], None]
 ) -> None:
-    """P4: far more than 5 000 records a second into the store; half of that is asserted here."""
+    """P4: far more than 5 000 records a second into the store; half of that is asserted here.
+
+    Of the agent's own time: what others leave to it is no property of the agent.
+    """
     worker = hire("a", calls=15_000).await_calls()
     worker.end()
     agent.start()
-    started_s = time.monotonic()
+    started_s, cpu_before_s = time.monotonic(), agent.cpu_s()
     agent.await_sink("store")
-    rate = 30_000 / (time.monotonic() - started_s)
-    record_testsuite_property("records_per_s", rate)
+    cpu_us = (agent.cpu_s() - cpu_before_s) / 30_000 * 1e6
+    record_testsuite_property("records_per_s", 30_000 / (time.monotonic() - started_s))
+    record_testsuite_property("cpu_us_per_record", cpu_us)
     record_testsuite_property("resident_mb", resident_bytes(agent.pid) / 1e6)
     assert len(agent.stored()) == 15_000
-    assert rate > 2_500
+    assert cpu_us < 400
     assert resident_bytes(agent.pid) < 300e6

@@ -79,6 +79,27 @@ def test_two_keepers_make_no_second_agent(desk: Desk) -> None:
     desk.lock.release()
 
 
+def test_of_keepers_that_begin_together_one_starts_an_agent(desk: Desk) -> None:
+    """Each worker has a keeper, and a start takes a core for half a second."""
+    workers = [desk.new_keeper() for _ in range(4)] * 2
+    for worker in workers:
+        worker.tick()
+    assert len(desk.started) == 1
+    desk.started[0].code = -signal.SIGKILL
+    for worker in workers:
+        worker.tick()
+    assert len(desk.started) == 2
+
+
+def test_a_start_that_fails_leaves_the_next_to_another_keeper(desk: Desk) -> None:
+    """It may have more luck."""
+    desk.fault = OSError(12, "Cannot allocate memory")
+    desk.tick()
+    desk.fault = None
+    desk.new_keeper().tick()
+    assert len(desk.started) == 1
+
+
 def test_a_killed_agent_is_replaced_at_the_next_tick(desk: Desk) -> None:
     """P1: however often, within about two seconds each time."""
     for count in range(1, 6):

@@ -18,6 +18,8 @@ from router.agent.inflow import LISTED_EVERY_S, Inflow
 from router.agent.shipper import (
     LONGEST_DELAY_S,
     MAX_BATCH_BYTES,
+    MAX_PARCELS,
+    POLL_S,
     REMIND_EVERY_S,
     SAVE_EVERY_S,
     Shipper,
@@ -338,3 +340,31 @@ def test_upkeep_happens_between_deliveries(desk: Desk) -> None:
     append(desk.writer, 1)
     desk.shipper.step()
     assert desk.sink.tended == 2
+
+
+class Watched(threading.Event):
+    """Notes for how long the shipper waits; after so many waits it is told to stop."""
+
+    def __init__(self, waits: int) -> None:
+        super().__init__()
+        self.waited_s: list[float] = []
+        self._left = waits
+
+    def wait(self, timeout: float | None = None) -> bool:
+        self.waited_s.append(timeout or 0.0)
+        self._left -= 1
+        if not self._left:
+            self.set()
+        return True
+
+
+@pytest.mark.parametrize(("records", "deliveries"), [(3, 1), (MAX_PARCELS + 1, 2)])
+def test_records_gather_before_they_are_delivered(
+    desk: Desk, records: int, deliveries: int
+) -> None:
+    """Q1: a delivery costs the same syncs for one record as for many; a full one is not alone."""
+    desk.writer.append([(USAGE, usage(number)) for number in range(records)])
+    desk.stop = Watched(1)
+    desk.restart().run()
+    assert len(desk.sink.batches) == deliveries
+    assert desk.stop.waited_s == [POLL_S]
