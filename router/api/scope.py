@@ -98,10 +98,15 @@ def request_id_from(header: str | None) -> str:
     return new_uuid()
 
 
-def new_uuid(random_bytes: Callable[[int], bytes] = os.urandom) -> str:
-    """A random UUID (version 4); three times as quick as ``uuid.uuid4``."""
-    raw = bytearray(random_bytes(16))
-    raw[6] = raw[6] & 0x0F | 0x40
+def new_uuid(
+    random_bytes: Callable[[int], bytes] = os.urandom, now_ns: Callable[[], int] = time.time_ns
+) -> str:
+    """A UUID that begins with the time, in milliseconds (version 7, RFC 9562).
+
+    A database files ids that come in order more cheaply than random ones.
+    """
+    raw = bytearray((now_ns() // 1_000_000).to_bytes(6, "big") + random_bytes(10))
+    raw[6] = raw[6] & 0x0F | 0x70
     raw[8] = raw[8] & 0x3F | 0x80
     text = raw.hex()
     return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
