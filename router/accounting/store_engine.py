@@ -107,6 +107,10 @@ class Database:
         place = f"file:{quote(os.fspath(path))}?mode={mode}"
 
         def connect() -> sqlite3.Connection:
+            if self.read_only and not path.exists():
+                raise StoreUnavailable(
+                    f"the record store: {path} is not there yet, an agent makes it"
+                )
             # Without an isolation level the driver leaves BEGIN to us: see _begin.
             return sqlite3.connect(
                 place, uri=True, timeout=_BUSY_S, isolation_level=None, check_same_thread=False

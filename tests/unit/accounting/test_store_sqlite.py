@@ -82,7 +82,10 @@ class TestSqlite(StoreContract):
 
     def test_reading_makes_no_file(self, path: Path, store_url: str) -> None:
         """Before the agent has written anything there is nothing to read, and that is said."""
-        with RecordStore(store_url, read_only=True) as reader, pytest.raises(StoreUnavailable):
+        with (
+            RecordStore(store_url, read_only=True) as reader,
+            pytest.raises(StoreUnavailable, match="not there yet"),
+        ):
             reader.count_usage()
         assert not path.parent.exists()
 

@@ -253,7 +253,7 @@ bücher         1       1         0        120          30      0.00            
 --------------------------------------------------------------------------------------------------
 TOTAL          3       1         0        360          90  1,236.500000001     200     300     300
 
-calls with estimated tokens, for no backend reported them: 1
+calls with estimated tokens, as no backend said: 1
 """
 
 
