@@ -49,8 +49,8 @@ HEIGHT = {unit: height for height, rung in enumerate(RUNGS) for unit in rung}
 FLASK_OWNERS = frozenset({"router.api", "router.app"} | {f"router.{door}" for door in DOORS})
 SQL_OWNERS = frozenset(
     {f"router.accounting.{name}" for name in (
-        "store", "store_engine", "store_postgres", "store_queries", "store_rows", "store_tables", "store_trail",
-        "store_writing",
+        "store", "store_engine", "store_postgres", "store_queries", "store_rows", "store_tables",
+        "store_trail", "store_writing",
     )}
 )  # fmt: skip
 OWNERS: Mapping[str, frozenset[str]] = {
