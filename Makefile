@@ -21,7 +21,7 @@ test: $(VENV)/.tox ## lint, contracts and the test matrix (TOX_ARGS="-e py311-fa
 	$(BIN)/tox run $(TOX_ARGS)
 
 proof: $(VENV)/.tox ## the long forms of the tests that have a short form in `make test`
-	ROUTER_TEST_PROOF=1 $(BIN)/tox run -e servers-locked $(TOX_ARGS)
+	ROUTER_TEST_PROOF=1 ROUTER_TEST_PROCESSES=0 $(BIN)/tox run -e servers-locked $(TOX_ARGS)
 
 lint: $(VENV)/.tox ## formatter, linter and strict typing, changing nothing
 	$(BIN)/tox run -e lint

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import sys
 from pathlib import Path
@@ -19,13 +20,17 @@ SERVER_TESTS = Path(__file__).parent / "servers"
 if str(ROOT) not in sys.path:
     sys.path.append(str(ROOT))
 
-# A slow machine is no defect of the code. On a build server the examples are the same on every run;
-# elsewhere they are new ones, and a failure prints what reproduces it.
+# All processes of a run have to draw the same tests; on a build server they draw fixed ones.
+if "CI" not in os.environ:
+    os.environ.setdefault("ROUTER_TEST_SEED", str(random.getrandbits(32)))
+
 # A shell ignores Ctrl-C for what it runs in the background, and what is ignored is inherited: tests
 # that interrupt a program would wait for ever.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# A slow machine is no defect of the code. On a build server the examples are the same on every run;
+# elsewhere they are new ones, and a failure prints what reproduces it.
 settings.register_profile("router", deadline=None, derandomize="CI" in os.environ, print_blob=True)
 settings.load_profile("router")
 
