@@ -182,10 +182,11 @@ class SpoolReader:
     def _read(self, fd: int, position: Position, max_bytes: int, closed: bool) -> Batch:
         rest = max(0, self._io.size(fd) - position.offset)
         found, data = self._scan(fd, position, min(rest, max_bytes), rest, max_bytes, closed)
-        # Damage or a frame that is larger than the reading: see all of it. Where somebody writes,
-        # look twice, for a reading and a writing that overlap can look like damage.
-        if (found.stop == 0 and len(data) < rest) or (found.gaps and not closed):
+        if found.stop == 0 and len(data) < rest:  # a frame that is larger than the reading
             found, data = self._scan(fd, position, rest, rest, max_bytes, closed)
+        if found.gaps and not closed:
+            again, data = self._scan(fd, position, rest, rest, max_bytes, closed)
+            found = _confirmed(found, again, position.offset)
         if position.offset == 0:
             written = header_format(data)
             if written is not None and written > FORMAT:
@@ -279,3 +280,21 @@ class SpoolReader:
             yield fd
         finally:
             self._io.close(fd)
+
+
+def _confirmed(first: Scan, second: Scan, offset: int) -> Scan:
+    """What the second of two readings of a growing segment found, up to damage that it found alone.
+
+    A reading that overlaps a writing can miss some of a frame and see the one behind it. What was
+    seen behind it was written by then, so damage that stays at its place is damage.
+    """
+    known = {(gap.start, gap.end) for gap in first.gaps}
+    doubtful = [gap.start for gap in second.gaps if (gap.start, gap.end) not in known]
+    if not doubtful:
+        return second
+    stop = doubtful[0]
+    return Scan(
+        [frame for frame in second.frames if frame.position_after.offset <= offset + stop],
+        [gap for gap in second.gaps if gap.end <= stop],
+        stop,
+    )

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from router.accounting.spool import SpoolWriter
 from router.accounting.spool_claims import Claims
 from router.accounting.spool_format import (
+    AUDIT,
     HEAD_BYTES,
     LOCK_NAME,
     MAX_PAYLOAD_BYTES,
@@ -270,6 +272,42 @@ def test_a_position_behind_the_end_of_a_segment_is_its_end(disk: MemoryDisk) -> 
     put_segment(disk, segment(1), 1)
     put_segment(disk, segment(2), 2)
     assert read_all(SpoolReader(SPOOL, disk), Position("w", 1, 99_999)).numbers == [2]
+
+
+class Overlapping(MemoryDisk):
+    """Its first readings of a large frame pass some of it before the writer does."""
+
+    def __init__(self, holes: list[int]) -> None:
+        super().__init__()
+        self.holes = holes
+
+    def read(self, fd: int, length: int, offset: int) -> bytes:
+        data = super().read(fd, length, offset)
+        if length < 5_000 or not self.holes:
+            return data
+        hole = data.index(b"x" * 4_096, self.holes.pop(0))
+        return data[:hole] + bytes(4_096) + data[hole + 4_096 :]
+
+
+@pytest.mark.parametrize("max_bytes", [1, 100, 5_000, 1 << 20])
+@pytest.mark.parametrize("holes", [[0], [0, 10_010], [10_010, 0], [0, 10_010, 0]])
+def test_a_reading_that_overlaps_a_writing_is_no_damage(max_bytes: int, holes: list[int]) -> None:
+    """P1: of two frames one is seen in part, and the one behind it whole. That is read again, also
+    when a large frame has been read again already, or when the next reading overlaps as well."""
+    disk = Overlapping(holes)
+    writer = SpoolWriter(SPOOL, io=disk, clock=FrozenClock(), max_bytes=8 << 20, background=False)
+    large = [letter.encode() + b"x" * 10_000 for letter in "ab"]
+    writer.append([(USAGE, large[0]), (USAGE, large[1]), (AUDIT, b"behind them")])
+    reader = SpoolReader(SPOOL, disk)
+    payloads: list[bytes] = []
+    position = reader.first_position(writer.writer_id)
+    for _ in range(10):
+        batch = reader.read(position, max_bytes)
+        payloads += [frame.payload for frame in batch.frames]
+        position = batch.position_after
+    assert disk.holes == []
+    assert payloads == [*large, b"behind them"]
+    assert reader.damage == DamageCounts()
 
 
 def test_a_name_that_one_listing_misses_is_no_missing_segment() -> None:
