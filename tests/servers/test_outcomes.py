@@ -146,6 +146,12 @@ def _as_new(desk: Desk) -> None:
 
 def only_record(desk: Desk, request_id: str) -> dict[str, Any]:
     """The one record of a call; there is one audit event beside it, which agrees with it."""
+    # A large record may be stored one batch earlier than its event.
+    wait_until(
+        lambda: all(desk.story(request_id)[name] for name in ("records", "events")),
+        VISIBLE_S,
+        "record and event",
+    )
     story = desk.story(request_id)
     [record], [event] = story["records"], story["events"]
     assert record["request_id"] == event["request_id"] == event["entity_id"] == request_id
