@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -24,7 +26,7 @@ BACKENDS: Final = {"mock-a": "http://127.0.0.1:9101/v1", "mock-b": "http://127.0
 
 DEMO_KEY: Final = "dev-test-key"
 START_TIMEOUT_S: Final = 30.0
-STOP_TIMEOUT_S: Final = 40.0
+STOP_TIMEOUT_S: Final = 60.0
 
 _WELCOME: Final = """
 The router is up at {url} with two demo backends. Try:
@@ -32,6 +34,11 @@ The router is up at {url} with two demo backends. Try:
   curl -s {url}/v1/chat/completions \\
     -H 'X-API-Key: {key}' -H 'Content-Type: application/json' \\
     -d '{{"model": "gpt-4o", "messages": [{{"role": "user", "content": "Hello"}}]}}'
+
+What it used and cost, and what was recorded, a second later:
+
+  curl -s '{url}/v1/usage?group_by=model' -H 'X-API-Key: {key}'
+  ROUTER_DATA_DIR={data_dir} {routerctl} usage report
 
 Metrics: {ops_url}/metrics   Health: {url}/v1/status/readyz   Stop: Ctrl-C
 """
@@ -74,10 +81,21 @@ def run() -> int:
             _apply(_document(_start_backends(parts)), settings, environment)
             gateway = _start(parts, "gateway", ["serve"], environment)
             _await_ready(gateway, settings)
-            _say(_WELCOME.format(url=_url(settings), ops_url=_ops_url(settings), key=DEMO_KEY))
+            _say(_welcome(settings))
             return gateway.process.wait()
         except KeyboardInterrupt:
             return 0
+
+
+def _welcome(settings: Settings) -> str:
+    command = Path(sys.argv[0])
+    return _WELCOME.format(
+        url=_url(settings),
+        ops_url=_ops_url(settings),
+        key=DEMO_KEY,
+        data_dir=shlex.quote(os.fspath(settings.data_dir / "demo")),
+        routerctl=shlex.quote(os.fspath(command)) if command.name == "routerctl" else "routerctl",
+    )
 
 
 def _start_backends(parts: ExitStack) -> dict[str, str]:

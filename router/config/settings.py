@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
+from urllib.parse import urlsplit
 
 T = TypeVar("T")
 
@@ -255,9 +256,22 @@ def _one_of(*choices: str) -> Callable[[str], str]:
 def _store_url(raw: str) -> str:
     if not raw.startswith(("sqlite:///", "postgresql://", "postgresql+psycopg://")):
         raise ValueError("expected sqlite:///PATH or postgresql://USER@HOST/DATABASE")
+    if not _is_sound_url(raw):  # not repeated: it may hold a password
+        raise ValueError(
+            "is no URL: what are host, port and database? A password is percent-encoded"
+        )
     if raw.startswith("postgresql://"):
         return raw.replace("postgresql://", "postgresql+psycopg://", 1)
     return raw
+
+
+def _is_sound_url(raw: str) -> bool:
+    try:
+        parts = urlsplit(raw)
+        port = parts.port
+    except ValueError:
+        return False
+    return parts.path not in ("", "/") and parts.netloc.count("@") <= 1 and port != 0
 
 
 def _brokers(raw: str) -> tuple[str, ...]:

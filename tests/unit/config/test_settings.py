@@ -242,3 +242,31 @@ def test_a_rotated_file_is_read_anew(tmp_path: Path) -> None:
     for secret in ("sk-1", "sk-2"):
         path.write_text(secret)
         assert resolve_credential(f"file:{path}") == secret
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://u:secret@@bad:port:99/db",
+        "postgresql://u:secret@host:port/db",
+        "postgresql://u:secret@host:99999/db",
+        "postgresql://u:secret@host",
+        "mysql://u:secret@host/db",
+    ],
+)
+def test_a_record_store_that_is_no_url(url: str) -> None:
+    """It is named, and its password is not."""
+    with pytest.raises(SettingsError) as refusal:
+        load_settings({"ROUTER_RECORD_STORE": url})
+    [problem] = refusal.value.problems
+    assert problem.startswith("ROUTER_RECORD_STORE: ")
+    assert "secret" not in problem
+
+
+@pytest.mark.parametrize(
+    "url", ["postgresql:///router?host=/run/postgresql", "postgresql://u:%40@h:5432/db"]
+)
+def test_urls_of_a_record_store(url: str) -> None:
+    """Over a socket or a network; the driver is ours to choose."""
+    stored = load_settings({"ROUTER_RECORD_STORE": url}).store_url
+    assert stored == url.replace("postgresql:", "postgresql+psycopg:")
