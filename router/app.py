@@ -133,10 +133,19 @@ def settle_what_is_left(_error: BaseException | None) -> None:
         settle(scope)
 
 
+_WITH_REASON: Final = (
+    errors.Unauthenticated,
+    errors.SignatureInvalid,
+    errors.BackendFailed,
+    errors.RecordStoreUnavailable,
+)
+"""Errors that tell the log more than the client."""
+
+
 def on_router_error(error: errors.RouterError) -> Response:
     """Our own errors, all of them."""
     scope = current_scope()
-    if isinstance(error, (errors.Unauthenticated, errors.SignatureInvalid, errors.BackendFailed)):
+    if isinstance(error, _WITH_REASON):
         scope.reason = error.reason
     if isinstance(error, errors.Unauthenticated):
         scope.refused = error.known

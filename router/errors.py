@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final, Literal
+
 
 class RouterError(Exception):
     """The base of every refusal and failure that a client can meet."""
@@ -193,18 +195,37 @@ class RecordsUnavailable(RouterError):
     it is for log and metrics only.
     """
 
-    def __init__(self, reason: str, *, retry_after_s: int = 1) -> None:
+    def __init__(
+        self, reason: str, *, retry_after_s: int = 1, nothing_written: bool = False
+    ) -> None:
         super().__init__("calls cannot be recorded right now")
         self.reason = reason
+        self.nothing_written = nothing_written
+        """No record of the refused append can ever be delivered out of what is on the disk."""
         self.retry_after_s = retry_after_s
 
 
-class RecordStoreUnavailable(RouterError):
-    """The record store cannot be asked now; calls are served and recorded all the same."""
+StoreCondition = Literal["busy", "damaged", "away"]
 
-    def __init__(self, reason: str) -> None:
+
+class RecordStoreUnavailable(RouterError):
+    """The record store cannot be asked now; calls are served and recorded all the same.
+
+    ``reason`` is the store's own explanation; it is for the log only.
+    """
+
+    def __init__(self, reason: str, *, condition: StoreCondition = "away") -> None:
         super().__init__("the record store cannot be asked right now")
         self.reason = reason
+        self.condition: Final = condition
+
+
+class QueriesBusy(RouterError):
+    """Too many questions to the record store wait already, of this organization or of all."""
+
+    def __init__(self, *, retry_after_s: int = 1) -> None:
+        super().__init__("too many questions to the record store at once")
+        self.retry_after_s = retry_after_s
 
 
 class QueryTimeout(RouterError):

@@ -105,7 +105,7 @@ def build_services(settings: Settings, *, clock: Clock | None = None) -> Service
         queries=queries,
         watch=Watch(
             looking_at(settings.data_dir, settings.spool_dir),
-            lambda: queries.run(RecordStore.check),
+            queries.check,
             clock=clock,
         ),
         metrics=Metrics(CollectorRegistry()),
@@ -144,7 +144,7 @@ def _record_figures(recorder: Recorder) -> RecordFigures:
 def _shipping_figures(seen: Surroundings) -> ShippingFigures:
     sinks = seen.shipping.sinks
     return ShippingFigures(
-        is_agent_running=seen.shipping.is_running,
+        is_agent_running=seen.shipping.is_running and seen.shipping.silent_s is None,
         is_store_answering=seen.store_fault is None,
         quarantined_bytes=seen.shipping.quarantined_bytes,
         behind_bytes={name: sink.behind_bytes for name, sink in sinks.items()},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import socket
 import sys
 import time
@@ -45,6 +46,12 @@ SETTLE_MARGIN_S: Final = 4
 gunicorn spends up to three of them: one until a worker notices TERM, one between two looks at the
 clock, one in waiting once more before it ends what is left.
 """
+
+QUICK_END_S: Final = 5.0
+"""How long the master waits for a worker that it has told to end for not giving a sign of life."""
+
+TURN_S: Final = 1.0
+"""How long a worker that was told so waits for its event loop, before it breaks in."""
 
 AGENT_MARGIN_S: Final = 5.0
 """What the agent may need beyond its time for shipping, to begin and to close its connections."""
@@ -166,6 +173,8 @@ class RouterWorker(GeventWorker):  # type: ignore[misc]
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._idle: set[_Idle] = set()
+        self._connections: set[gevent.Greenlet] = set()
+        self._ends_now = False
 
     def timeout_ctx(self) -> gevent.Timeout:
         """Bounds the wait for the next request on a connection."""
@@ -174,7 +183,10 @@ class RouterWorker(GeventWorker):  # type: ignore[misc]
 
     def notify(self) -> None:
         """Called every second: also while draining, when idle connections are only in the way."""
-        super().notify()
+        try:
+            super().notify()
+        except SystemExit:  # the master is gone: no reason to leave calls unrecorded
+            self.end_now()
         services = getattr(self.wsgi, "extensions", {}).get("router")
         if services is not None:  # else somebody has wrapped the application
             services.heartbeat()
@@ -191,7 +203,15 @@ class RouterWorker(GeventWorker):  # type: ignore[misc]
         if _TCP_USER_TIMEOUT is not None:
             patience_ms = int(self.client_write_timeout_s * 1000)
             client.setsockopt(socket.IPPROTO_TCP, _TCP_USER_TIMEOUT, patience_ms)
-        super().handle(listener, client, addr)
+        if self._ends_now:
+            client.close()
+            return
+        current = gevent.getcurrent()
+        self._connections.add(current)
+        try:
+            super().handle(listener, client, addr)
+        finally:
+            self._connections.discard(current)
 
     def handle_request(self, listener_name: Any, req: Any, sock: Any, addr: Any) -> None:
         """Serve one request; the base class would go on to the next after a killed greenlet."""
@@ -206,6 +226,33 @@ class RouterWorker(GeventWorker):  # type: ignore[misc]
         except (gevent.GreenletExit, SystemExit, TimeoutError):
             # The drain is over, or the client has not taken anything for too long.
             raise StopIteration from None
+
+    def handle_quit(self, sig: int, frame: Any) -> None:
+        """SIGINT, SIGQUIT: end the calls that run, and then; the base class leaves them unsettled.
+
+        Runs as a signal handler, in the middle of anything, as does :meth:`handle_abort`.
+        """
+        self.end_now()
+
+    def handle_abort(self, sig: int, frame: Any) -> None:
+        """SIGABRT: the master has seen no sign of life. The same, and break in on what blocks."""
+        self.end_now()
+        # Who has not given another one kills at its next look, a second later.
+        alive_s = time.monotonic() - self.cfg.timeout + QUICK_END_S
+        os.utime(self.tmp.fileno(), (alive_s, alive_s))
+        signal.signal(signal.SIGALRM, _break_in)
+        signal.setitimer(signal.ITIMER_REAL, TURN_S)
+        gevent.get_hub().loop.run_callback(signal.setitimer, signal.ITIMER_REAL, 0)
+
+    def end_now(self) -> None:
+        """End as at the end of a drain, without the drain."""
+        self._ends_now = True
+        self.alive = False
+        self.cfg.__dict__["graceful_timeout"] = -1
+        gevent.spawn(self._end_calls)
+
+    def _end_calls(self) -> None:
+        gevent.killall(list(self._connections), block=False)
 
     def handle_error(self, req: Any, client: Any, addr: Any, exc: BaseException) -> None:
         """What cannot be read as a request is refused in JSON, without repeating any of it."""
@@ -269,6 +316,13 @@ class JsonLogger(gunicorn.glogging.Logger):  # type: ignore[misc]
         handler.setFormatter(JsonFormatter())
         self.error_log.handlers[:] = [handler]
         self.error_log.propagate = False
+
+
+def _break_in(sig: int, frame: Any) -> None:
+    """End the call that keeps the event loop from turning, so that the others can be settled."""
+    current = gevent.getcurrent()
+    if isinstance(current, gevent.Greenlet):
+        raise gevent.GreenletExit
 
 
 def _flush(corked: CorkedSocket) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +13,11 @@ from gevent.threadpool import ThreadPool
 
 from router.accounting.shipping import Shipping, look_at_shipping
 from router.clock import Clock
-from router.errors import RouterError
+from router.errors import QueriesBusy, RecordStoreUnavailable, RouterError
 
 LOOK_S: Final = 2.0
+
+_logger = logging.getLogger("router.records")
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +26,7 @@ class Surroundings:
 
     shipping: Shipping
     store_fault: str | None
-    """Why the record store gives no answers; ``None`` when it does."""
+    """Why the record store gives no answers, fit to be shown; ``None`` when it does."""
 
 
 class Watch:
@@ -60,9 +63,10 @@ class Watch:
     def _see(self) -> None:
         try:
             shipping = self._shipping()
+            known = None if self.seen is None else self.seen.store_fault
             # What is known of the agent does not wait for a store that hangs.
-            self.seen = Surroundings(shipping, None if self.seen is None else self.seen.store_fault)
-            self.seen = Surroundings(shipping, self._store_fault())
+            self.seen = Surroundings(shipping, known)
+            self.seen = Surroundings(shipping, self._store_fault(known))
         finally:
             self._next_look_s = self._clock.monotonic_s() + LOOK_S
             self._is_looking = False
@@ -73,12 +77,23 @@ class Watch:
         except OSError:
             return Shipping(is_running=False)
 
-    def _store_fault(self) -> str | None:
+    def _store_fault(self, known: str | None) -> str | None:
+        """Why the store gives no answers, also to the log when that has changed."""
         try:
             self._ask_store()
+        except QueriesBusy:  # which says nothing of the store
+            return known
+        except RecordStoreUnavailable as error:
+            fault, why = f"the record store is {error.condition}", error.reason
         except RouterError as error:
-            return error.message
-        return None
+            fault = why = error.message
+        else:
+            if known is not None:
+                _logger.info("record store answers again", extra={"was": known})
+            return None
+        if fault != known:
+            _logger.warning("record store gives no answers", extra={"fault": fault, "why": why})
+        return fault
 
 
 def looking_at(data_dir: Path, spool_dir: Path) -> Callable[[], Shipping]:

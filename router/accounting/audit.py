@@ -46,6 +46,15 @@ class AuditChain:
         self.writer_id = writer_id
         self._end = genesis(writer_id)
 
+    @property
+    def end(self) -> Link:
+        """What the next event will hang on."""
+        return self._end
+
+    def rewind(self, end: Link) -> None:
+        """Make an earlier end the end again. No event behind it may have been written anywhere."""
+        self._end = end
+
     def link(self, event: AuditEvent, *, max_bytes: int | None = None) -> bytes:
         """The event as the next of the chain, encoded.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import orjson
 
@@ -14,6 +14,9 @@ from router.accounting.records import AuditEvent, degraded_usage, parse_timestam
 from router.accounting.spool import SpoolWriter
 from router.accounting.spool_format import AUDIT, MAX_PAYLOAD_BYTES, USAGE
 from router.errors import RecordsUnavailable
+
+Entry = tuple[bytes | None, AuditEvent | None]
+"""An encoded usage record and the event beside it; what is missing could not be built."""
 
 _logger = logging.getLogger("router.records")
 
@@ -47,22 +50,45 @@ class Recorder:
             return False
         return True
 
-    def record(self, usage: bytes | None, event: AuditEvent, *, answered: bool) -> None:
+    def record(
+        self,
+        usage: bytes | None,
+        event: AuditEvent | None,
+        *,
+        answered: bool,
+        amend: Callable[[RecordsUnavailable], Entry] | None = None,
+    ) -> None:
         """Append both with one write; raises ``RecordsUnavailable``.
 
         What was refused is kept in memory to be written first once the disk recovers: the call has
         cost something, whether its reply goes out or not. With ``answered`` nobody can take the
-        reply back, so nothing is raised either.
+        reply back, so nothing is raised either. Otherwise ``amend`` may say what the refusal makes
+        of the call; it keeps the ids. It is not asked if something may stand on the disk already:
+        nobody must ever find two contents under one id.
+
+        Whatever else is raised, nothing was taken.
         """
-        frames = [] if usage is None else [(USAGE, self._fitting(usage))]
-        frames.append((AUDIT, self._link(event)))
+        start = self._chain.end
+        frames = self._frames(usage, event)
+        end = self._chain.end
         self.taken += len(frames)
         try:
             self.spool.append(frames)
-        except Exception:
+        except Exception as error:
+            refusal = _refusal_of(error)
+            if refusal.nothing_written and amend is not None and self._chain.end is end:
+                entry = amend(refusal)
+                self._chain.rewind(start)
+                frames = self._frames(*entry)
             self.spool.hold(frames)
             if not answered:
-                raise
+                raise refusal from None
+
+    def _frames(self, usage: bytes | None, event: AuditEvent | None) -> list[tuple[int, bytes]]:
+        frames = [] if usage is None else [(USAGE, self._fitting(usage))]
+        if event is not None:
+            frames.append((AUDIT, self._link(event)))
+        return frames
 
     def note(self, events: Iterable[AuditEvent]) -> None:
         """Append events that no call is about; raises ``RecordsUnavailable``."""
@@ -101,3 +127,11 @@ class Recorder:
     def _tell_degraded(self, what: str, request_id: str, why: object) -> None:
         self.degraded += 1
         _logger.error(f"{what} degraded", extra={"request_id": request_id, "why": str(why)})
+
+
+def _refusal_of(error: Exception) -> RecordsUnavailable:
+    """What the spool raised; anything but a refusal is a defect that the client is not told of."""
+    if isinstance(error, RecordsUnavailable):
+        return error
+    _logger.error("the spool failed", exc_info=error)
+    return RecordsUnavailable("disk_error")

@@ -15,6 +15,7 @@ from typing import Any, Final, Literal, get_args
 import orjson
 
 from router.call import Decision, LimitState, Outcome, UsageSource
+from router.telemetry.redaction import conceal_bytes
 
 SCHEMA_VERSION: Final = 1
 NANOS_PER_USD: Final = 1_000_000_000
@@ -140,11 +141,11 @@ class AuditEvent:
 
 
 def encode_usage(record: UsageRecord) -> bytes:
-    """The record as one line of JSON without its newline.
+    """The record as one line of JSON without its newline, secrets in it concealed.
 
     Raises ``TypeError`` for what JSON cannot carry; :func:`degraded_usage` is for that case.
     """
-    return orjson.dumps(
+    line = orjson.dumps(
         {
             "schema_version": record.schema_version,
             "record_id": record.record_id,
@@ -177,6 +178,9 @@ def encode_usage(record: UsageRecord) -> bytes:
             "metadata": record.metadata,
         }
     )
+    shown = conceal_bytes(line)
+    # Read and written again: two names of metadata may have become one.
+    return line if shown is line else orjson.dumps(orjson.loads(shown))
 
 
 def degraded_usage(
@@ -216,8 +220,11 @@ def encode_audit(event: AuditEvent) -> bytes:
 
 
 def audit_body(event: AuditEvent, writer_id: str, sequence: int, previous_hash: str) -> bytes:
-    """What the hash of an event is taken over: all its fields but the hash, names sorted."""
-    return canonical(
+    """What the hash of an event is taken over: all its fields but the hash, names sorted.
+
+    Secrets in it are concealed before it is hashed, or the hash would not fit what is kept.
+    """
+    body = canonical(
         {
             "schema_version": event.schema_version,
             "event_id": event.event_id,
@@ -238,6 +245,9 @@ def audit_body(event: AuditEvent, writer_id: str, sequence: int, previous_hash: 
             "previous_hash": previous_hash,
         }
     )
+    shown = conceal_bytes(body)
+    # Concealed names may be the same, or sort differently.
+    return body if shown is body else canonical(orjson.loads(shown))
 
 
 def canonical(value: Mapping[str, Any]) -> bytes:

@@ -5,17 +5,22 @@ from __future__ import annotations
 import fcntl
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
 import orjson
 
+from router.accounting.records import parse_timestamp_us
 from router.accounting.spool_io import OsSpoolIO
 from router.accounting.spool_quarantine import Quarantine
+from router.clock import Clock
 
 AGENT_LOCK: Final = "run/agent.lock"
 AGENT_REPORT: Final = "run/agent.json"
+SILENT_S: Final = 5.0
+"""An agent reports once a second; one that has not for so long does not do its work."""
+_READINGS: Final = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,16 +43,24 @@ class Shipping:
     quarantined_bytes: int = 0
     sinks: Mapping[str, SinkState] = field(default_factory=dict)
     """What the agent said last, also when it does not run any more."""
+    silent_s: float | None = None
+    """For how long an agent that runs has not reported, once that is too long."""
 
 
-def look_at_shipping(data_dir: Path, spool_dir: Path) -> Shipping:
+def look_at_shipping(data_dir: Path, spool_dir: Path, clock: Clock | None = None) -> Shipping:
     """Reads two small files and a directory; raises ``OSError``."""
     is_running = _is_locked(data_dir / AGENT_LOCK)
     try:
         _, quarantined_bytes = Quarantine(spool_dir, OsSpoolIO()).stored()
     except FileNotFoundError:  # somebody is cleaning up just now
         quarantined_bytes = 0
-    return Shipping(is_running, quarantined_bytes, _sinks(data_dir))
+    report = _report(data_dir)
+    sinks = _sinks(report)
+    silent_s = _silent_s(data_dir, report, (clock or Clock()).now_s()) if is_running else None
+    if silent_s is not None:  # what it said last is not true any more
+        why = f"the agent has not reported for {silent_s:.0f} s"
+        sinks = {name: replace(sink, failing=sink.failing or why) for name, sink in sinks.items()}
+    return Shipping(is_running, quarantined_bytes, sinks, silent_s)
 
 
 def _is_locked(path: Path) -> bool:
@@ -64,14 +77,36 @@ def _is_locked(path: Path) -> bool:
     return False
 
 
-def _sinks(data_dir: Path) -> dict[str, SinkState]:
+def _report(data_dir: Path) -> Any:
+    """``None`` when there is none, or none that can be read."""
+    for _ in range(_READINGS):  # on a full disk it is written over in place, perhaps just now
+        try:
+            return orjson.loads((data_dir / AGENT_REPORT).read_bytes())
+        except OSError:
+            return None
+        except ValueError:
+            continue
+    return None
+
+
+def _silent_s(data_dir: Path, report: Any, now_s: float) -> float | None:
+    """Since the last report or, when that is older, since the agent took its lock."""
+    began_s = os.stat(data_dir / AGENT_LOCK).st_mtime
     try:
-        report: Any = orjson.loads((data_dir / AGENT_REPORT).read_bytes())
+        began_s = max(began_s, parse_timestamp_us(report["updated_at"]) / 1e6)
+    except (ValueError, LookupError, TypeError):
+        pass  # it has not reported yet
+    silent_s = now_s - began_s
+    return silent_s if silent_s > SILENT_S else None
+
+
+def _sinks(report: Any) -> dict[str, SinkState]:
+    try:
         return {
             str(name): SinkState(
                 int(said["behind_bytes"]), int(said["dead_lettered"]), said["failing"]
             )
             for name, said in report["sinks"].items()
         }
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+    except (ValueError, LookupError, TypeError, AttributeError):
         return {}  # there is none yet, or it is another version's

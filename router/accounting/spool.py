@@ -107,6 +107,7 @@ class SpoolWriter:
         self._no_room: str | None = None
         self._total_bytes = 0
         self._lost_frames = 0
+        self._measured = True
         self._closing = False
         self._retry_at_s = self._measure_at_s = 0.0
         self._wake = threading.Event()
@@ -143,12 +144,13 @@ class SpoolWriter:
 
         In ``durable`` mode it returns when they are on the disk. Frames of an append that raised
         may still be delivered, some or all: append or :meth:`hold` the very same bytes again, not
-        other bytes under the same id. Raises ``ValueError`` for a payload over 1 MiB.
+        other bytes under the same id, unless the error says ``nothing_written``. Raises
+        ``ValueError`` for a payload over 1 MiB.
         """
         data = b"".join([encode_frame(kind, payload) for kind, payload in frames])
         with self._lock:
             if self._total_bytes + len(data) > self._max_bytes:
-                raise RecordsUnavailable("spool_full")
+                raise RecordsUnavailable("spool_full", nothing_written=True)
             self._put(data)
             commit = self._expect_sync()
         if commit is not None:
@@ -323,9 +325,13 @@ class SpoolWriter:
 
     def _measure(self) -> None:
         found = self._slowly(lambda: (spool_bytes(self._io, self._spool), self._log.is_gone()))
+        if isinstance(found, OSError):
+            if self._measured:
+                _logger.error("size of the spool unknown", extra={"reason": str(found)})
+            self._measured = False
+            return
+        self._measured = True
         with self._lock:
-            if isinstance(found, OSError):
-                return
             self._total_bytes, gone = found
             if gone:
                 self._log.lose_files()

@@ -28,25 +28,30 @@ class Claims:
         # Without its lock file a directory is nobody's, and can still be taken over.
         self._flags = TAKE_LOCK if keep else TRY_LOCK
         self._held: dict[str, int] = {}
+        self._troubles: dict[str, str] = {}
         self._lock = threading.Lock()
 
     def is_alive(self, writer_id: str) -> bool:
-        """Tell whether somebody else holds the writer's lock; if not, it is ours from now on."""
+        """Tell whether somebody else holds the writer's lock; if not, it is ours from now on.
+
+        A writer whose lock cannot be tried counts as alive, for :meth:`trouble` tells why; a mere
+        look raises ``OSError``.
+        """
         with self._lock:
             if writer_id in self._held:
                 return False
+            self._troubles.pop(writer_id, None)
             try:
-                fd = self._io.open(self._directory / writer_id / LOCK_NAME, self._flags)
-            except FileNotFoundError:
-                return False
-            if not self._io.lock(fd):
-                self._io.close(fd)
+                return not self._take(writer_id)
+            except OSError as error:
+                if not self._keep:
+                    raise
+                self._troubles[writer_id] = str(error)
                 return True
-            if self._keep:
-                self._held[writer_id] = fd
-            else:
-                self._io.close(fd)
-            return False
+
+    def trouble(self, writer_id: str) -> str | None:
+        """Why nobody can tell whether the writer is alive; as :meth:`is_alive` found it last."""
+        return self._troubles.get(writer_id)
 
     def bury(self, writer_id: str) -> None:
         """Remove what is left of a writer that has no segments any more, if it is ours."""
@@ -73,6 +78,22 @@ class Claims:
         with self._lock:
             while self._held:
                 self._io.close(self._held.popitem()[1])
+
+    def _take(self, writer_id: str) -> bool:
+        try:
+            fd = self._io.open(self._directory / writer_id / LOCK_NAME, self._flags)
+        except FileNotFoundError:
+            return True
+        taken = kept = False
+        try:
+            taken = self._io.lock(fd)
+            if taken and self._keep:
+                self._held[writer_id] = fd
+                kept = True
+        finally:
+            if not kept:
+                self._io.close(fd)
+        return taken
 
     def _remove(self, place: Path) -> None:
         """Drafts first and the lock last, so that a half-removed directory can be removed later."""

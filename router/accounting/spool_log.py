@@ -60,12 +60,16 @@ class SpoolLog:
     def put(self, data: bytes) -> None:
         """Append whole frames with one write; raises :class:`RecordsUnavailable`."""
         if self._active is None:
-            raise RecordsUnavailable(self.broken or "closed")
+            raise RecordsUnavailable(self.broken or "closed", nothing_written=True)
         try:
             self._active.write(data)
         except SegmentFailed as failure:
             self.write_errors += 1
-            self._go_on_in_spare(failure.error, failure.rest)
+            try:
+                self._go_on_in_spare(failure.error, failure.rest)
+            except RecordsUnavailable as refused:
+                refused.nothing_written &= len(failure.rest) == len(data)
+                raise
 
     def unsynced_bytes(self) -> int:
         """Bytes that a power failure would take."""
@@ -150,19 +154,20 @@ class SpoolLog:
         self._break(reason_of(error))
         spare, self._spare = self._spare, None
         if spare is None:
-            raise RecordsUnavailable(self.broken or "disk_error")
+            raise RecordsUnavailable(self.broken or "disk_error", nothing_written=True)
         try:
             self._files.publish(spare)
         except OSError as failed:
             self._doomed.append(spare)
             self.broken = reason_of(failed)
-            raise RecordsUnavailable(self.broken) from None
+            raise RecordsUnavailable(self.broken, nothing_written=True) from None
         try:
             spare.write(data)
         except SegmentFailed as failure:
             self._sealed.append(spare)
             self.broken = reason_of(failure.error)
-            raise RecordsUnavailable(self.broken) from None
+            untouched = len(failure.rest) == len(data)
+            raise RecordsUnavailable(self.broken, nothing_written=untouched) from None
         self._active, self.broken = spare, None
 
     def _move_on(self, error: OSError) -> None:

@@ -38,6 +38,8 @@ class WriterInfo(NamedTuple):
     writer_id: str
     alive: bool
     segments: tuple[int, ...]
+    trouble: str | None = None
+    """Why its lock or its names cannot be read. It counts as alive, so nothing of it is ended."""
 
 
 class Missing(NamedTuple):
@@ -74,7 +76,8 @@ class SpoolReader:
     """Reads what writers append. One for all threads of a process: it holds dead writers' locks.
 
     Reading changes no position: who reads keeps the :class:`Position`, and starts at
-    ``first_position`` where it has none. Errors of the disk are raised as ``OSError``.
+    ``first_position`` where it has none. Errors of the disk are raised as ``OSError``; what one
+    writer's directory refuses keeps nobody from the others, and stands in ``troubles``.
     """
 
     def __init__(
@@ -85,7 +88,10 @@ class SpoolReader:
         observe: bool = False,
         clock: Clock | None = None,
     ) -> None:
-        """``observe``: look without taking over dead writers, removing or quarantining anything."""
+        """``observe``: look without taking over dead writers, removing or quarantining anything.
+
+        A mere look raises for every directory that it cannot read.
+        """
         self._directory = directory
         self._io: SpoolIO = OsSpoolIO() if io is None else io
         self._observe = observe
@@ -96,21 +102,17 @@ class SpoolReader:
         self._missing: set[Missing] = set()
         self._lock = threading.Lock()
         self.damage = DamageCounts()
+        self.troubles: dict[str, str] = {}
+        """Directories that could not be read or cleared when the writers were listed last."""
 
     def writers(self) -> list[WriterInfo]:
         """All writers, the oldest first. Takes over dead ones and clears what they left empty."""
-        found = []
         names = self._names(self._directory)
-        if not self._observe:
-            self._clear_false_starts(names)
-        for name in sorted(filter(is_writer_id, names)):
-            alive = self._claims.is_alive(name)
-            segments = tuple(self._segments(name))
-            if segments or alive:
-                found.append(WriterInfo(name, alive, segments))
-            elif not self._observe:
-                self._bury(name)
-        return found
+        troubles = {} if self._observe else self._clear_false_starts(names)
+        found = [self._look_at(name) for name in sorted(filter(is_writer_id, names))]
+        troubles |= {info.writer_id: info.trouble for info in found if info and info.trouble}
+        self.troubles = troubles
+        return [info for info in found if info is not None]
 
     def first_position(self, writer_id: str) -> Position:
         """Where to start without a checkpoint: the oldest segment that is there."""
@@ -154,8 +156,14 @@ class SpoolReader:
 
     def backlog_bytes(self, positions: Mapping[str, Position]) -> int:
         """Bytes behind the positions, over all writers; all of a writer that has none."""
-        names = filter(is_writer_id, self._names(self._directory))
-        return sum(self.bytes_of(name, positions.get(name)) for name in names)
+        total = 0
+        for name in filter(is_writer_id, self._names(self._directory)):
+            try:
+                total += self.bytes_of(name, positions.get(name))
+            except OSError:
+                if self._observe:
+                    raise
+        return total
 
     def quarantined(self) -> tuple[int, int]:
         """Number and bytes of the stretches in quarantine."""
@@ -237,8 +245,26 @@ class SpoolReader:
         segments = self._segments(writer_id)
         return bool(segments) and segments[-1] > number
 
-    def _clear_false_starts(self, names: list[str]) -> None:
-        """A writer takes its lock within an instant; one that has not for so long has died."""
+    def _look_at(self, writer_id: str) -> WriterInfo | None:
+        """What there is of a writer; ``None`` when nothing is left, which is then removed."""
+        alive = self._claims.is_alive(writer_id)
+        try:
+            segments = tuple(self._segments(writer_id))
+            if not segments and not alive:
+                if not self._observe:
+                    self._bury(writer_id)
+                return None
+        except OSError as error:
+            if self._observe:
+                raise
+            return WriterInfo(writer_id, True, (), str(error))
+        return WriterInfo(writer_id, alive, segments, self._claims.trouble(writer_id))
+
+    def _clear_false_starts(self, names: list[str]) -> dict[str, str]:
+        """A writer takes its lock within an instant; one that has not for so long has died.
+
+        Returns those that cannot be cleared, and why.
+        """
         now_s = self._clock.monotonic_s()
         with self._lock:
             self._starting = {
@@ -249,8 +275,13 @@ class SpoolReader:
             old = [
                 name for name, seen_s in self._starting.items() if now_s - seen_s >= FALSE_START_S
             ]
+        troubles = {}
         for name in old:
-            self._claims.clear_false_start(name)
+            try:
+                self._claims.clear_false_start(name)
+            except OSError as error:
+                troubles[name] = str(error)
+        return troubles
 
     def _bury(self, writer_id: str) -> None:
         with self._lock:

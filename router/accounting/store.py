@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Any, Final
 
 import orjson
-from sqlalchemy import Connection, func, select
+from sqlalchemy import Connection, Select, func, select
 
 from router.accounting import store_trail
 from router.accounting.audit import newest_heads
@@ -53,7 +53,10 @@ from router.accounting.store_writing import (
 
 MAX_ROWS: Final = 10_000
 MAX_PAGE: Final = 1000
-_STORY_LENGTH: Final = 100
+STORY_LENGTH: Final = 100
+STORY_BYTES: Final = 4 * 1024 * 1024
+"""Of a story's records, and of its events, no more than so many, and no more bytes than these."""
+_STORY_FETCH: Final = 8
 _BATCH: Final = 1000
 _LOOKUP: Final = 500
 """Ids asked for in one statement."""
@@ -66,7 +69,9 @@ class Story:
     records: tuple[dict[str, Any], ...]
     """Usage records, newest first: a client may send the same request id again."""
     events: tuple[dict[str, Any], ...]
-    """Audit events, oldest first."""
+    """Audit events, newest first."""
+    truncated: bool = False
+    """There are more than these, older ones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,19 +194,19 @@ class RecordStore:
             .where(*matching({"request_id": request_id}, {"request_id": usage.c.request_id}))
             .where(*in_period(organization_id, None, None))
             .order_by(usage.c.timestamp_us.desc(), usage.c.id.desc())
-            .limit(_STORY_LENGTH)
         )
         of_events = (
             select(audit.c.document)
             .where(*in_period(organization_id, None, None, audit))
             .where(*matching({"request_id": request_id}, AUDIT_FILTERS))
-            .order_by(audit.c.timestamp_us, audit.c.id)
-            .limit(_STORY_LENGTH)
+            .order_by(audit.c.timestamp_us.desc(), audit.c.id.desc())
         )
         with self._database.reading(snapshot=True) as connection:
-            records = tuple(map(orjson.loads, connection.scalars(of_request)))
-            events = tuple(map(orjson.loads, connection.scalars(of_events)))
-        return Story(records, events) if records or events else None
+            records, more_records = _first_documents(connection, of_request)
+            events, more_events = _first_documents(connection, of_events)
+        if not records and not events:
+            return None
+        return Story(records, events, more_records or more_events)
 
     def list_audit(
         self,
@@ -396,3 +401,20 @@ class RecordStore:
             culprit = find_unstorable(connection, kind, rows, insert)
         if culprit is not None:
             raise culprit
+
+
+def _first_documents(
+    connection: Connection, chosen: Select[Any]
+) -> tuple[tuple[dict[str, Any], ...], bool]:
+    """As many as a story may hold, one at least if there is any; and whether there are more."""
+    found: list[dict[str, Any]] = []
+    size_bytes = 0
+    chosen = chosen.limit(STORY_LENGTH + 1).execution_options(yield_per=_STORY_FETCH)
+    with connection.execute(chosen) as rows:
+        for document in rows.scalars():
+            encoded = document.encode()
+            size_bytes += len(encoded)
+            if found and (len(found) == STORY_LENGTH or size_bytes > STORY_BYTES):
+                return tuple(found), True
+            found.append(orjson.loads(encoded))
+    return tuple(found), False

@@ -44,6 +44,8 @@ _CHECKPOINT_PAGES: Final = 8000
 _CACHE_KIB: Final = 64 * 1024
 _QUERY_CANCELED: Final = "57014"
 _READ_POOL: Final = 4
+FILE_MODE: Final = 0o660
+"""Of new files, less the umask: what they hold is nobody's business."""
 
 
 class Database:
@@ -111,6 +113,8 @@ class Database:
                 raise StoreUnavailable(
                     f"the record store: {path} is not there yet, an agent makes it"
                 )
+            if not self.read_only:
+                _make_private(path)
             # Without an isolation level the driver leaves BEGIN to us: see _begin.
             return sqlite3.connect(
                 place, uri=True, timeout=_BUSY_S, isolation_level=None, check_same_thread=False
@@ -260,10 +264,23 @@ def _prepare_writer(driver: sqlite3.Connection, _record: object) -> None:
     driver.execute(f"PRAGMA cache_size=-{_CACHE_KIB}")
 
 
+def _make_private(path: Path) -> None:
+    """Make an empty file that others cannot read, where none is; SQLite's own would be 0644.
+
+    Its journal inherits the mode. One that is there is not opened: to close it again would cost
+    every connection of this process its locks.
+    """
+    try:
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, FILE_MODE))
+    except OSError:
+        pass  # it is there, or SQLite will say why it cannot be
+
+
 def _lock_beside(path: Path) -> IO[bytes]:
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        lock = path.with_name(f"{path.name}.writer").open("ab")
+        wanted = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
+        lock = os.fdopen(os.open(path.with_name(f"{path.name}.writer"), wanted, FILE_MODE), "ab")
     except OSError as error:
         raise StoreUnavailable(f"the record store: {error}") from error
     try:

@@ -100,6 +100,13 @@ class UsageTotals:
 _FIGURES: Final = tuple(name for name in UsageTotals.__dataclass_fields__ if name != "group")
 
 
+def columns_of(group_by: Sequence[str]) -> list[str]:
+    """The names that :meth:`UsageTotals.plain` gives, in order, also when there are no totals."""
+    names = [*group_by, *_FIGURES]
+    names.insert(names.index("cost_nanos") + 1, "cost_usd")
+    return names
+
+
 @dataclass(frozen=True, slots=True)
 class Spend:
     """What an organization or a key has used in a period; degraded records count as requests."""

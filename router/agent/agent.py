@@ -69,6 +69,7 @@ class Agent:
         self._shippers = [self._shipper(sink, shelf) for sink in sinks]
         self._told_damage = dataclasses.asdict(self._reader.damage)
         self._troubles: set[str] = set()
+        self._told_unreadable: set[str] = set()
 
     def stop(self) -> None:
         """Begin to end; said twice, do not wait for writers. May be called by a signal handler."""
@@ -125,14 +126,17 @@ class Agent:
             if not thread.is_alive():
                 shipper.sink.close()
         self._tick(state="ended")
-        left_bytes = self._behind_bytes()
+        try:
+            left_bytes: int | None = self._behind_bytes()
+        except OSError:
+            left_bytes = None
         self._reader.close()
         _logger.info("agent ended", extra={"left_bytes": left_bytes})
 
     def _wait(self, longest_s: float, done: Callable[[], bool], cut: threading.Event) -> None:
         ends_s = self._clock.monotonic_s() + longest_s
         tick_at_s = 0.0
-        while not done() and self._clock.monotonic_s() < ends_s:
+        while not _is_seen(done) and self._clock.monotonic_s() < ends_s:
             if self._clock.monotonic_s() >= tick_at_s:
                 tick_at_s = self._clock.monotonic_s() + TICK_S
                 self._tick(state="ending")
@@ -143,7 +147,8 @@ class Agent:
         return not self._has_living_writers()
 
     def _has_living_writers(self) -> bool:
-        return any(info.alive for info in self._reader.writers())
+        """Who cannot be asked is not waited for: what it writes is for the next agent."""
+        return any(info.alive and info.trouble is None for info in self._reader.writers())
 
     def _is_all_shipped(self) -> bool:
         """Also the ends of dead writers, which sign their chains off."""
@@ -169,6 +174,7 @@ class Agent:
         self._attempt("remove", self._remove)
         self._attempt("report", lambda: write_report(self._config.data_dir, self._report(state)))
         self._tell_damage()
+        self._tell_unreadable()
 
     def _remove(self) -> None:
         remove_acknowledged(self._reader, [shipper.saved for shipper in self._shippers])
@@ -176,7 +182,7 @@ class Agent:
     def _attempt(self, what: str, work: Callable[[], None]) -> None:
         try:
             work()
-        except OSError as error:
+        except (OSError, ValueError) as error:
             if what not in self._troubles:
                 self._troubles.add(what)
                 _logger.error("upkeep failed", extra={"step": what, "reason": str(error)})
@@ -188,20 +194,37 @@ class Agent:
             "state": state,
             "pid": os.getpid(),
             "updated_at": format_timestamp(self._clock.now_s()),
-            "sinks": {
-                shipper.sink.name: sink_report(
-                    shipper.progress, self._reader.backlog_bytes(shipper.saved)
-                )
-                for shipper in self._shippers
-            },
+            "sinks": {shipper.sink.name: self._sink_report(shipper) for shipper in self._shippers},
             "damage": dataclasses.asdict(self._reader.damage),
+            "unreadable": sorted(self._reader.troubles),
         }
+
+    def _sink_report(self, shipper: Shipper) -> dict[str, Any]:
+        report = sink_report(shipper.progress, self._reader.backlog_bytes(shipper.saved))
+        if isinstance(shipper.sink, LogSink):
+            report["dropped"] = shipper.sink.dropped
+        return report
 
     def _tell_damage(self) -> None:
         damage = dataclasses.asdict(self._reader.damage)
         if damage != self._told_damage:
             self._told_damage = damage
             _logger.error("spool damaged, the rest is delivered", extra={"damage": damage})
+
+    def _tell_unreadable(self) -> None:
+        troubles = self._reader.troubles
+        for name in sorted(troubles.keys() - self._told_unreadable):
+            facts = {"writer_id": name, "reason": troubles[name]}
+            _logger.error("spool unreadable", extra=facts)
+        self._told_unreadable = set(troubles)
+
+
+def _is_seen(look: Callable[[], bool]) -> bool:
+    """What the disk does not tell is not so: the end has its time, and comes after it."""
+    try:
+        return look()
+    except OSError:
+        return False
 
 
 class _Master:

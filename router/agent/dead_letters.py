@@ -31,7 +31,7 @@ class DeadLetters:
         line = orjson.dumps(self._letter(parcel, reason), option=orjson.OPT_APPEND_NEWLINE)
         self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         # Unbuffered, so that a full disk is noticed here; a torn line is ended by the next one.
-        with self._path.open("ab+", buffering=0) as file:
+        with open(self._path, "ab+", buffering=0, opener=_open_private) as file:
             if file.tell() and not self._ends_line(file.fileno()):
                 line = b"\n" + line
             while line:
@@ -55,6 +55,10 @@ class DeadLetters:
     @staticmethod
     def _ends_line(fd: int) -> bool:
         return os.pread(fd, 1, os.fstat(fd).st_size - 1) == b"\n"
+
+
+def _open_private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o660)  # the records are nobody's business
 
 
 def _content(payload: bytes) -> dict[str, str]:

@@ -89,10 +89,19 @@ class Inflow:
 
     def take(self, max_parcels: int, max_bytes: int) -> list[Parcel]:
         """The next records, about ``max_bytes`` of them; none when all that may go has gone."""
-        settled_us = round((self._clock.now_s() - SETTLED_S) * 1_000_000)
         if self._clock.monotonic_s() >= self._list_at_s:
-            self._list_at_s = self._clock.monotonic_s() + LISTED_EVERY_S
             self._list_writers()
+            self._list_at_s = self._clock.monotonic_s() + LISTED_EVERY_S
+        try:
+            return self._merge(max_parcels, max_bytes)
+        except BaseException:
+            # What was taken is on nobody's way now: all that was not acknowledged is read again.
+            self._sources.clear()
+            self._list_at_s = self._clock.monotonic_s()
+            raise
+
+    def _merge(self, max_parcels: int, max_bytes: int) -> list[Parcel]:
+        settled_us = round((self._clock.now_s() - SETTLED_S) * 1_000_000)
         heads: list[tuple[int, str]] = []
         for writer_id, source in self._sources.items():
             self._push_head(heads, writer_id, source)
@@ -141,10 +150,18 @@ class Inflow:
         for writer_id, info in found.items():
             source = self._sources.get(writer_id)
             if source is None:
-                start = self.positions.get(writer_id) or self._reader.first_position(writer_id)
-                self._sources[writer_id] = _Source(info, start)
-            else:
+                self._begin(writer_id, info)
+            elif info.trouble is None:
                 source.info = info
+
+    def _begin(self, writer_id: str, info: WriterInfo) -> None:
+        try:
+            start = self.positions.get(writer_id) or self._reader.first_position(writer_id)
+        except OSError as error:
+            if info.trouble is None:  # else the agent says it, for all sinks
+                self._complain(writer_id, str(error))
+        else:
+            self._sources[writer_id] = _Source(info, start)
 
     def _push_head(self, heads: list[tuple[int, str]], writer_id: str, source: _Source) -> None:
         if not source.queue:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple
 
@@ -25,12 +26,16 @@ ACKNOWLEDGED_WITHIN_S: Final = 30.0
 """After this the producer is given up with all that it has; a broker that is back needs less."""
 CLOSE_S: Final = 1.0
 DEAD_LETTERS_S: Final = 5.0
+DEAD_LETTERS_AGAIN_S: Final = 60.0
+"""So long a dead-letter topic that took nothing is left alone: trying it holds up deliveries."""
 DEAD_LETTER_SUFFIX: Final = ".dlq"
 DEAD_LETTER_BYTES: Final = 512 * 1024
 """More of a payload does not go to the dead-letter topic; the file has all of it."""
 
 _WAIT_S: Final = 0.25
 _SPLIT_S: Final = 0.01
+_GUESSES: Final = 8
+"""So many suspects in a row are tried alone before a search halves what is left."""
 
 _CONTENT_ERRORS: Final = (
     kafka_errors.MessageSizeTooLargeError,
@@ -40,6 +45,10 @@ _CONTENT_ERRORS: Final = (
     kafka_errors.UnsupportedForMessageFormatError,
 )
 """The broker has seen the record and does not want it, now or ever."""
+_SIZE_ERRORS: Final = (
+    kafka_errors.MessageSizeTooLargeError,
+    kafka_errors.RecordListTooLargeError,
+)
 
 Fate = Delivery | BaseException
 
@@ -76,6 +85,7 @@ class KafkaSink:
         self._connect = connect or connect_producer
         self._clock = clock or Clock()
         self._producer: Producer | None = None
+        self._no_letters_before_s: dict[str, float] = {}
 
     def deliver(self, parcels: Sequence[Parcel]) -> list[Refused]:
         """Return when brokers have acknowledged all parcels but those that they refuse."""
@@ -98,7 +108,7 @@ class KafkaSink:
         """Let go of the producer."""
         self._give_up(CLOSE_S)
 
-    def _send(self, messages: list[Message]) -> list[Refused]:
+    def _send(self, messages: list[Message], guesses: int = _GUESSES) -> list[Refused]:
         """Deliver in order and find out which ones the brokers refuse."""
         if not messages:
             return []
@@ -110,12 +120,22 @@ class KafkaSink:
         for fault in filter(None, faults):
             if not _is_about_content(fault):
                 raise SinkUnavailable(text_of(fault)) from fault
-        suspects = [message for message, fault in zip(messages, faults, strict=True) if fault]
+        suspects = [
+            (message, fault) for message, fault in zip(messages, faults, strict=True) if fault
+        ]
         if len(suspects) == 1:
-            return [Refused(suspects[0].place, text_of(next(filter(None, faults))))]
-        # The broker refuses a batch because of one of its records and need not say which.
+            message, fault = suspects[0]
+            return [Refused(message.place, text_of(fault))]
+        # The broker refuses a batch because of one of its records and need not say which. Every
+        # failure costs a producer, so whoever is likely to be the one is tried alone.
+        guess = _likely_culprit(suspects) if guesses else None
         middle = len(suspects) // 2
-        return self._send(suspects[:middle]) + self._send(suspects[middle:])
+        cuts = (middle, middle) if guess is None else (guess, guess + 1)
+        rest = [message for message, _ in suspects]
+        refused: list[Refused] = []
+        for part in (rest[: cuts[0]], rest[cuts[0] : cuts[1]], rest[cuts[1] :]):
+            refused += self._send(part, max(0, guesses - 1))
+        return refused
 
     def _try(self, messages: Sequence[Message], timeout_s: float) -> list[BaseException | None]:
         """Send, wait, and tell what became of each message; raises :class:`SinkUnavailable`."""
@@ -154,16 +174,28 @@ class KafkaSink:
 
     def _send_dead_letters(self, parcels: Sequence[Parcel], refused: Sequence[Refused]) -> None:
         """Tell the dead-letter topic too. The file is what counts, so this may fail."""
-        letters = [self._letter(parcels[place], place, reason) for place, reason in refused]
-        if not letters:
-            return
+        by_topic: dict[str, list[Message]] = {}
+        for place, reason in refused:
+            letter = self._letter(parcels[place], place, reason)
+            by_topic.setdefault(letter.topic, []).append(letter)
+        for topic, letters in by_topic.items():
+            if self._clock.monotonic_s() >= self._no_letters_before_s.get(topic, 0.0):
+                self._send_letters(topic, letters)
+
+    def _send_letters(self, topic: str, letters: list[Message]) -> None:
         try:
             faults = list(filter(None, self._try(letters, DEAD_LETTERS_S)))
         except SinkUnavailable as error:
             faults = [error]
         if faults:
             self._give_up()
-            facts = {"reason": text_of(faults[0]), "records": len(letters)}
+            self._no_letters_before_s[topic] = self._clock.monotonic_s() + DEAD_LETTERS_AGAIN_S
+            facts = {
+                "topic": topic,
+                "reason": text_of(faults[0]),
+                "records": len(letters),
+                "again_in_s": DEAD_LETTERS_AGAIN_S,
+            }
             _logger.warning("dead letters are in the file only", extra=facts)
 
     def _letter(self, parcel: Parcel, place: int, reason: str) -> Message:
@@ -195,6 +227,20 @@ def _send(
 def _is_about_content(fault: BaseException) -> bool:
     # The bare base class: the batch was refused because of another record in it.
     return isinstance(fault, _CONTENT_ERRORS) or type(fault) is kafka_errors.KafkaError
+
+
+def _likely_culprit(suspects: Sequence[tuple[Message, BaseException]]) -> int | None:
+    """Whom the broker named, or the largest when it is about size; ``None`` when nobody can tell.
+
+    Only to be tried alone: when a producer has failed, batches that were never sent fail too.
+    """
+    shared = Counter(id(fault) for _, fault in suspects)
+    for index, (_, fault) in enumerate(suspects):
+        if type(fault) is not kafka_errors.KafkaError and shared[id(fault)] == 1:
+            return index
+    if isinstance(suspects[0][1], _SIZE_ERRORS):
+        return max(range(len(suspects)), key=lambda index: len(suspects[index][0].value))
+    return None
 
 
 def _key(parcel: Parcel) -> bytes:

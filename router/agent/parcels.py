@@ -9,6 +9,8 @@ import orjson
 from router.accounting.records import parse_timestamp_us
 from router.accounting.spool_format import AUDIT, USAGE, Frame, Position
 
+_LONGEST_MS: Final = 1e12
+"""Thirty years; no call takes longer."""
 _ID_FIELDS: Final = {USAGE: "record_id", AUDIT: "event_id"}
 
 
@@ -62,7 +64,13 @@ def _read(kind: int, payload: bytes) -> tuple[dict[str, Any], int]:
 def _ended_us(fields: dict[str, Any]) -> int:
     """A usage record says when its call began and how long it took."""
     latency_ms = fields.get("latency_ms", 0.0)
+    timestamp = fields.get("timestamp")
+    # A text can be multiplied too, and then takes a thousand times the memory.
+    if type(latency_ms) not in (int, float) or type(timestamp) is not str:
+        return 0
+    if not 0 <= latency_ms < _LONGEST_MS:
+        return 0
     try:
-        return parse_timestamp_us(fields["timestamp"]) + int(latency_ms * 1000)
-    except (KeyError, TypeError, ValueError, OverflowError):
+        return parse_timestamp_us(timestamp) + int(latency_ms * 1000)
+    except ValueError:
         return 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, NamedTuple, Protocol, TypeVar
 
@@ -14,6 +15,9 @@ from router.clock import Clock
 
 Answer = TypeVar("Answer")
 Fields = Mapping[str, Any]
+
+_MOVED: Final = re.compile(r"([0-9a-f]{12}-[0-9]+-[0-9a-f]{8})-[0-9]+")
+"""The directory that a writer begins when its first one was taken from it."""
 
 _logger = logging.getLogger("router.agent")
 
@@ -113,7 +117,10 @@ class StoreSink:
     def finish_writer(self, writer_id: str) -> None:
         """Close the writer's audit chain: from now on nobody can cut off its end unseen."""
         self._migrate()
-        _ask(lambda: self._store.close_writers([writer_id]))
+        moved = _MOVED.fullmatch(writer_id)
+        # Its events stand in the chain that it began with, in whichever directory they are.
+        chain = moved[1] if moved else writer_id
+        _ask(lambda: self._store.close_writers([chain]))
 
     def tend(self) -> None:
         """Have the tables there before the first question, and drop what is too old."""
@@ -167,8 +174,11 @@ class StoreSink:
 class EventLog(Protocol):
     """What the log sink writes to."""
 
-    def write(self, events: Sequence[bytes]) -> bool:
-        """One line for each encoded event; False when they cannot all be written."""
+    def write(self, events: Sequence[bytes]) -> int:
+        """One line for each encoded event, within a bounded time; how many were not written."""
+
+    def close(self) -> None:
+        """Write no more."""
 
 
 class LogSink:
@@ -181,22 +191,34 @@ class LogSink:
 
     def __init__(self, log: EventLog | None = None) -> None:
         self._log: EventLog = log or AuditLog()
+        self._missing = 0
+        self.dropped = 0
+        """Events that are not in the log because it could not be written in time."""
 
     def deliver(self, parcels: Sequence[Parcel]) -> list[Refused]:
         """One line for each event; what cannot be read was refused by the store."""
         events = [one.payload for one in parcels if one.kind == AUDIT and one.fault is None]
         if events:
-            self._log.write(events)
+            self._note(self._log.write(events))
         return []
 
     def finish_writer(self, writer_id: str) -> None:
         """Nothing is kept of a writer."""
 
+    def _note(self, dropped: int) -> None:
+        """Tell when it is over: until then that line could not be written either."""
+        self.dropped += dropped
+        self._missing += dropped
+        if self._missing and not dropped:
+            _logger.error("audit events are missing in the log", extra={"events": self._missing})
+            self._missing = 0
+
     def tend(self) -> None:
         """Nothing is to be done."""
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Let go of the log's pipe."""
+        self._log.close()
 
 
 def faulty(parcels: Sequence[Parcel]) -> list[Refused]:

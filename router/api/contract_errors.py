@@ -45,6 +45,7 @@ RECORDING: Final[tuple[Kind, ...]] = (errors.RecordsUnavailable,)
 
 QUERIES: Final[tuple[Kind, ...]] = (
     errors.InvalidRequest,
+    errors.QueriesBusy,
     errors.RecordStoreUnavailable,
     errors.QueryTimeout,
 )
@@ -155,6 +156,7 @@ _ON_ERRORS: Final[Mapping[str, tuple[Kind, ...]]] = {
         errors.NotConfigured,
         errors.RecordsUnavailable,
         errors.RecordStoreUnavailable,
+        errors.QueriesBusy,
     ),
     "WWW-Authenticate": (errors.Unauthenticated, errors.SignatureInvalid),
     "Allow": (errors.MethodNotAllowed,),

@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from router.accounting.records import AUDIT_ACTIONS
 from router.accounting.records_schema import audit_event_schema, usage_record_schema
+from router.accounting.store import STORY_BYTES, STORY_LENGTH
 from router.accounting.store_queries import GROUPS
 from router.api.contract_errors import error_responses
 
@@ -54,9 +55,15 @@ def schemas() -> dict[str, Any]:
         "UsageRecord": _component(usage_record_schema()),
         "AuditEvent": _component(audit_event_schema()),
         "RequestStory": _object(
-            "All that is recorded of one call.",
+            "All that is recorded of one call. Records and events are newest first.",
             {
                 "request_id": {"type": "string"},
+                "truncated": {
+                    "type": "boolean",
+                    "description": "The id was used so often that older records or events are"
+                    f" left out: of each there are at most {STORY_LENGTH}, and at most"
+                    f" {STORY_BYTES // 2**20} MiB.",
+                },
                 "records": _list("UsageRecord"),
                 "events": _list("AuditEvent"),
             },

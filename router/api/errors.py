@@ -74,6 +74,9 @@ FACES: Final[dict[type[errors.RouterError], Face]] = {
         "rejected",
         True,
     ),
+    errors.QueriesBusy: Face(
+        429, "QUERIES_BUSY", "rate_limit_error", "queries_busy", "rejected", True
+    ),
     errors.QueryTimeout: Face(504, "QUERY_TIMEOUT", "server_error", "query_timeout", "rejected"),
     errors.RecordsUnavailable: Face(
         503, "RECORDS_UNAVAILABLE", "server_error", "records_unavailable", "rejected", True
@@ -101,7 +104,12 @@ def status_of(error: Exception) -> int:
 
 def retry_after_s(error: Exception) -> int | None:
     """Whole seconds to wait before trying again, where that is known."""
-    timed = (errors.BackendUnavailable, errors.BackendBusy, errors.RecordsUnavailable)
+    timed = (
+        errors.BackendUnavailable,
+        errors.BackendBusy,
+        errors.RecordsUnavailable,
+        errors.QueriesBusy,
+    )
     if isinstance(error, timed):
         return error.retry_after_s
     waits = (errors.NotConfigured, errors.RecordStoreUnavailable)

@@ -36,6 +36,8 @@ pipeline.install(blueprint)
 MAX_PAYLOAD_BYTES: Final = 64 * 1024
 MAX_METADATA_ENTRIES: Final = 64
 MAX_METADATA_CHARS: Final = 1024
+MAX_METADATA_BYTES: Final = 16 * 1024
+"""Of all of it as JSON: each call's record carries it, to the spool and to every sink."""
 CONTENT_TYPES: Final = ("text/plain", "application/json")
 FIELDS: Final = frozenset(
     {
@@ -74,7 +76,7 @@ def read_native_call(scope: Scope, fields: dict[str, Any], _body: bytes) -> Call
     if unknown is not None:
         raise InvalidRequest(f"unknown field '{unknown[:64]}'", field=unknown[:64])
     scope.request_id = _request_id(fields)
-    name = required_name(fields, "model")
+    name = scope.requested_model = required_name(fields, "model")
     messages = _messages(fields)
     stream = optional_flag(fields, "stream")
     parameters = _parameters(fields)
@@ -164,6 +166,10 @@ def _metadata(fields: dict[str, Any]) -> dict[str, str]:
             raise InvalidRequest(
                 f"metadata may have at most {MAX_METADATA_CHARS} characters", field=shown
             )
+    if len(orjson.dumps(metadata)) > MAX_METADATA_BYTES:
+        raise InvalidRequest(
+            f"'metadata' may have at most {MAX_METADATA_BYTES} bytes of JSON", field="metadata"
+        )
     return metadata
 
 

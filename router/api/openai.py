@@ -76,7 +76,7 @@ def read_openai_call(
     operation: Operation, scope: Scope, fields: dict[str, Any], body: bytes
 ) -> Call:
     """A call in its own dialect: what the gates need is checked, all else passes untouched."""
-    name = required_name(fields, "model")
+    name = scope.requested_model = required_name(fields, "model")
     stream, include_usage = False, False
     if operation == "chat":
         check_messages(required_list(fields, "messages"), "messages")

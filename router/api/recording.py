@@ -7,10 +7,14 @@ broke off, or what was refused, is written when the response closes.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import time
-from typing import Final
+from collections.abc import Callable
 
+import orjson
+
+from router.accounting.recorder import Entry
 from router.accounting.records import (
     AttemptRecord,
     AuditEvent,
@@ -19,26 +23,35 @@ from router.accounting.records import (
     encode_usage,
 )
 from router.api.dispatch import decision
+from router.api.errors import face_of
 from router.api.scope import Scope, new_uuid
-from router.api.usage import call_usage
-from router.call import Attempt, Outcome
+from router.api.usage import call_outcome, call_usage
+from router.call import Attempt, Outcome, Usage
+from router.errors import RecordsUnavailable
 
 log = logging.getLogger("router.records")
 
-BILLED_OUTCOMES: Final[frozenset[Outcome]] = frozenset(
-    {"completed", "client_aborted", "upstream_aborted", "timeout"}
-)
-"""How a call may end whose backend has, or may have, generated something."""
+Context = dict[str, str | int | float | bool | None]
+
+Withhold = Callable[[RecordsUnavailable], None]
+"""Notes in the scope what the client gets instead of an answer that could not be recorded."""
 
 
-def record_answer(scope: Scope, outcome: Outcome, *, status: int = 200) -> None:
+def record_answer(scope: Scope, withhold: Withhold) -> None:
     """Record a call before its answer is complete; raises ``RecordsUnavailable``.
 
     Nothing may be answered that is not recorded: the caller refuses the call, or ends the stream
-    with an error, when this raises.
+    with an error, when this raises. What it cost is recorded later then, as what ``withhold`` has
+    made of it.
     """
-    scope.status = status
-    _record(scope, outcome, time.monotonic(), answered=False)
+    scope.status = 200
+    _record(scope, "completed", time.monotonic(), withhold)
+
+
+def note_refusal(scope: Scope, error: RecordsUnavailable) -> None:
+    """Code and outcome of a call whose answer is withheld."""
+    face = face_of(error)
+    scope.code, scope.failed_outcome = face.code, face.outcome
 
 
 def record_end(scope: Scope, outcome: Outcome, ended_s: float) -> None:
@@ -52,7 +65,7 @@ def record_end(scope: Scope, outcome: Outcome, ended_s: float) -> None:
     if not scope.attempts and not scope.services.recorder.admits_refusals():
         return
     try:
-        _record(scope, outcome, ended_s, answered=True)
+        _record(scope, outcome, ended_s)
     except Exception:
         log.exception("a call could not be recorded", extra={"request_id": scope.request_id})
 
@@ -65,20 +78,67 @@ def streamed_s(scope: Scope, ended_s: float) -> float:
     return max(0.0, (stream.ended_s or ended_s) - scope.answered_s)
 
 
-def _record(scope: Scope, outcome: Outcome, ended_s: float, *, answered: bool) -> None:
+def _record(
+    scope: Scope, outcome: Outcome, ended_s: float, withhold: Withhold | None = None
+) -> None:
+    _name_fault(scope)
+    record, line = None, None
+    if scope.key is not None:
+        record, line = _usage_line(scope, outcome, ended_s)
+    event = _event_or_less(scope, record)
+
+    def amend(error: RecordsUnavailable) -> Entry:
+        assert withhold is not None
+        withhold(error)
+        return _amended(scope, line, event)
+
     scope.recorded = True
-    usage = None if scope.key is None else _usage_line(scope, outcome, ended_s)
-    scope.services.recorder.record(usage, _event(scope), answered=answered)
-
-
-def _usage_line(scope: Scope, outcome: Outcome, ended_s: float) -> bytes:
     try:
-        return encode_usage(_usage(scope, outcome, ended_s))
+        scope.services.recorder.record(
+            line, event, answered=withhold is None, amend=None if withhold is None else amend
+        )
+    except RecordsUnavailable:
+        raise  # the recorder holds it
+    except Exception:
+        scope.recorded = False
+        raise
+
+
+def _name_fault(scope: Scope) -> None:
+    """Say of the last attempt how its stream broke, as is said where there was no answer."""
+    stream = None if scope.delivery is None else scope.delivery.stream
+    if stream is not None and stream.fault is not None:
+        scope.attempts[-1].error = stream.fault
+
+
+def _amended(scope: Scope, line: bytes | None, event: AuditEvent | None) -> Entry:
+    """What was to be recorded, now that the answer is withheld; what it cost stays as it was."""
+    if line is not None:
+        fields = orjson.loads(line)
+        changed = {
+            "status": scope.status,
+            "outcome": call_outcome(scope),
+            "bytes_sent": scope.bytes_sent,
+        }
+        # A degraded record has not all of them.
+        fields.update({name: value for name, value in changed.items() if name in fields})
+        line = orjson.dumps(fields)
+    if event is not None:
+        context = {**event.context, "status": scope.status}
+        event = dataclasses.replace(event, reason=scope.code, context=context)
+    return line, event
+
+
+def _usage_line(scope: Scope, outcome: Outcome, ended_s: float) -> tuple[UsageRecord | None, bytes]:
+    """The record, and its line; the least that can be said in a line if there is no record."""
+    try:
+        record = _usage(scope, outcome, ended_s)
+        return record, encode_usage(record)
     except Exception:
         log.exception("a record is degraded", extra={"request_id": scope.request_id})
         scope.services.recorder.degraded += 1
         key = scope.key
-        return degraded_usage(
+        return None, degraded_usage(
             scope.request_id,
             None if key is None else key.id,
             scope.endpoint,
@@ -104,7 +164,7 @@ def _usage(scope: Scope, outcome: Outcome, ended_s: float) -> UsageRecord:
         endpoint=scope.endpoint,
         operation=None if call is None else call.operation,
         model=None if call is None else call.model,
-        model_requested=None if call is None else call.requested_model,
+        model_requested=scope.requested_model,
         backend_id=attempts[-1].backend_id if attempts else None,
         stream=call is not None and call.stream,
         status=scope.status,
@@ -118,7 +178,7 @@ def _usage(scope: Scope, outcome: Outcome, ended_s: float) -> UsageRecord:
         cost_nanos=cost,
         latency_ms=round((ended_s - scope.started_s) * 1000, 3),
         bytes_sent=scope.bytes_sent,
-        attempts=_attempts(attempts, outcome, streamed_s(scope, ended_s)),
+        attempts=_attempts(attempts, usage, streamed_s(scope, ended_s)),
         retry_count=max(0, len(attempts) - 1),
         trace_id=scope.trace.trace_id,
         span_id=scope.trace.span_id,
@@ -127,7 +187,7 @@ def _usage(scope: Scope, outcome: Outcome, ended_s: float) -> UsageRecord:
 
 
 def _attempts(
-    attempts: list[Attempt], outcome: Outcome, last_streamed_s: float
+    attempts: list[Attempt], usage: Usage, last_streamed_s: float
 ) -> tuple[AttemptRecord, ...]:
     last = len(attempts)
     return tuple(
@@ -140,28 +200,49 @@ def _attempts(
                 latency_ms=round(
                     (attempt.duration_s + (last_streamed_s if number == last else 0.0)) * 1000, 3
                 ),
-                billed=number == last and attempt.status == 200 and outcome in BILLED_OUTCOMES,
+                billed=number == last and usage.source != "none",
             )
             for number, attempt in enumerate(attempts, 1)
         ]
     )
 
 
-def _event(scope: Scope) -> AuditEvent:
+def _event_or_less(scope: Scope, record: UsageRecord | None) -> AuditEvent | None:
+    """The event, without its details if they cannot be had, or none: the record must not wait."""
+    try:
+        return _event(scope, record)
+    except Exception:
+        log.exception("an audit event is degraded", extra={"request_id": scope.request_id})
+        scope.services.recorder.degraded += 1
+    try:
+        return _decided(scope, {"degraded": True})
+    except Exception:
+        log.exception("an audit event is missing", extra={"request_id": scope.request_id})
+        return None
+
+
+def _event(scope: Scope, record: UsageRecord | None) -> AuditEvent:
     """Whether the call was let through to a backend, and if not, why."""
     call = scope.call
-    key_id, organization_id = _caller(scope)
-    context: dict[str, str | int | float | bool | None] = {
-        "api_key_id": key_id,
+    context: Context = {
+        "api_key_id": _caller(scope)[0],
         "endpoint": scope.endpoint,
         "status": scope.status,
     }
     if scope.key is None:  # the client is told no more than that the key may not be used
         context["refusal"] = scope.reason
-    if call is not None:
-        context["model"] = call.model
+    model = scope.requested_model if call is None else call.model
+    if model is not None:
+        context["model"] = model
     if scope.attempts:
         context["backend_id"] = scope.attempts[-1].backend_id
+    if record is not None and record.usage_source != "none":
+        context["tokens"] = record.tokens_input + record.tokens_output
+    return _decided(scope, context)
+
+
+def _decided(scope: Scope, context: Context) -> AuditEvent:
+    key_id, organization_id = _caller(scope)
     return AuditEvent(
         event_id=new_uuid(),
         action="REQUEST_ALLOWED" if scope.attempts else "REQUEST_DENIED",

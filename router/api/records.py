@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping
-from datetime import datetime, timezone
+import re
+from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 import orjson
@@ -13,15 +13,20 @@ from flask import Blueprint, Response
 
 from router import errors
 from router.accounting.cells import safe_cell
+from router.accounting.store import RecordStore
+from router.accounting.store_queries import columns_of
 from router.api import pipeline
 from router.api.contract_records import DEFAULT_PAGE, FORMATS, MAX_PAGE
 from router.api.replies import json_reply
 from router.api.scope import Scope, current_scope
+from router.config.fields import parse_moment
 
 blueprint: Final = Blueprint("records", __name__)
 pipeline.install(blueprint)
 
 _PERIOD: Final = ("from", "to")
+_DATE: Final = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
+_NUMBER: Final = re.compile("[0-9]{1,9}")
 _AUDIT_PARAMETERS: Final = frozenset({*_PERIOD, "action", "model", "key", "cursor", "limit"})
 _USAGE_PARAMETERS: Final = frozenset({*_PERIOD, "group_by", "model", "key", "backend", "format"})
 
@@ -31,13 +36,12 @@ def request_story(request_id: str) -> Response:
     """The full story of one call: its records and the audit events about it."""
     scope, organization_id = _asked_by()
     _parameters(scope, frozenset())
-    story = scope.services.queries.run(
-        lambda store: store.find_request(organization_id, request_id)
+    body = scope.services.queries.run(
+        lambda store: _story(store, organization_id, request_id), organization_id=organization_id
     )
-    if story is None:
+    if body is None:
         raise errors.RequestNotFound
-    body = {"request_id": request_id, "records": story.records, "events": story.events}
-    return json_reply(orjson.dumps(body))
+    return json_reply(body)
 
 
 @blueprint.get("/v1/audit/requests")
@@ -48,8 +52,9 @@ def audit_events() -> Response:
     filters = _chosen(asked, "action", "model", "key")
     from_s, to_s = _period(asked)
     limit = _limit(asked.get("limit"))
-    page = scope.services.queries.run(
-        lambda store: store.list_audit(
+
+    def written(store: RecordStore) -> bytes:
+        page = store.list_audit(
             organization_id,
             from_s=from_s,
             to_s=to_s,
@@ -57,8 +62,9 @@ def audit_events() -> Response:
             cursor=asked.get("cursor"),
             limit=limit,
         )
-    )
-    return json_reply(orjson.dumps({"events": page.events, "next_cursor": page.next_cursor}))
+        return _object({"next_cursor": page.next_cursor}, events=page.events)
+
+    return json_reply(scope.services.queries.run(written, organization_id=organization_id))
 
 
 @blueprint.get("/v1/usage")
@@ -74,15 +80,40 @@ def usage() -> Response:
     if shown not in FORMATS:
         raise errors.InvalidRequest(f"must be one of {', '.join(FORMATS)}", field="format")
     from_s, to_s = _period(asked)
-    totals = scope.services.queries.run(
-        lambda store: store.usage(
+
+    def written(store: RecordStore) -> bytes:
+        totals = store.usage(
             organization_id, group_by=group_by, from_s=from_s, to_s=to_s, filters=filters
         )
-    )
-    rows = [total.plain() for total in totals]
+        rows = (total.plain() for total in totals)
+        if shown == "csv":
+            return _csv(columns_of(group_by), rows)
+        return _object({"group_by": group_by}, data=rows)
+
+    body = scope.services.queries.run(written, organization_id=organization_id)
     if shown == "csv":
-        return Response(_csv(rows), content_type="text/csv; charset=utf-8")
-    return json_reply(orjson.dumps({"group_by": group_by, "data": rows}))
+        return Response(body, content_type="text/csv; charset=utf-8")
+    return json_reply(body)
+
+
+def _story(store: RecordStore, organization_id: str, request_id: str) -> bytes | None:
+    story = store.find_request(organization_id, request_id)
+    if story is None:
+        return None
+    facts = {"request_id": request_id, "truncated": story.truncated}
+    return _object(facts, records=story.records, events=story.events)
+
+
+def _object(facts: Mapping[str, Any], **lists: Iterable[Mapping[str, Any]]) -> bytes:
+    """An object of ``facts`` and some lists, as JSON.
+
+    Written on the native thread that has asked, one element at a time: between two of them the
+    loop, for which a large answer at once would be a pause, gets its turn.
+    """
+    parts = [orjson.dumps(facts)[:-1]]
+    for name, elements in lists.items():
+        parts.append(b',"%s":[' % name.encode() + b",".join(map(orjson.dumps, elements)) + b"]")
+    return b"".join(parts) + b"}"
 
 
 def _asked_by() -> tuple[Scope, str]:
@@ -122,33 +153,29 @@ def _moment(raw: str | None, field: str) -> float | None:
     if raw is None:
         return None
     try:
-        # A plus sign in a query is a space; Python before 3.11 knows no Z.
-        moment = datetime.fromisoformat(raw.replace(" ", "+").replace("Z", "+00:00"))
+        if _DATE.fullmatch(raw):
+            return parse_moment(f"{raw}T00:00:00Z")
+        return parse_moment(raw.replace(" ", "+"))  # in a query a plus sign is a space
     except ValueError:
         raise errors.InvalidRequest(
-            "must be a moment such as 2026-11-01T00:00:00Z, or a date", field=field
+            "must be a moment with its zone, such as 2026-11-01T00:00:00Z, or a date", field=field
         ) from None
-    if moment.tzinfo is None:
-        if len(raw) > len("2026-11-01"):
-            raise errors.InvalidRequest("the moment needs a time zone, such as Z", field=field)
-        moment = moment.replace(tzinfo=timezone.utc)
-    return moment.timestamp()
 
 
 def _limit(raw: str | None) -> int:
     if raw is None:
         return DEFAULT_PAGE
-    if not (raw.isascii() and raw.isdigit()) or not 1 <= int(raw[:9]) <= MAX_PAGE:
+    if not _NUMBER.fullmatch(raw) or not 1 <= int(raw) <= MAX_PAGE:
         raise errors.InvalidRequest(f"must be between 1 and {MAX_PAGE}", field="limit")
     return int(raw)
 
 
-def _csv(rows: list[dict[str, Any]]) -> str:
+def _csv(columns: list[str], rows: Iterable[Mapping[str, Any]]) -> bytes:
     text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]) if rows else ["requests"], lineterminator="\r\n")
+    writer = csv.DictWriter(text, columns, lineterminator="\r\n")
     writer.writeheader()
     writer.writerows({name: safe_cell(value) for name, value in row.items()} for row in rows)
-    return text.getvalue()
+    return text.getvalue().encode()
 
 
 pipeline.declare("records.request_story", scope="audit:read")

@@ -11,7 +11,7 @@ from flask import Response
 from router import errors
 from router.api.dispatch import decision
 from router.api.errors import face_of, render, retry_after_s, status_of
-from router.api.recording import record_answer, record_end
+from router.api.recording import note_refusal, record_answer, record_end
 from router.api.scope import Scope, current_scope
 from router.api.usage import call_outcome
 from router.call import Dialect
@@ -58,7 +58,9 @@ class ClientStream:
         outcome = self._stream.outcome
         last = self._pass(b"") if outcome == "completed" else b""
         if outcome not in ("completed", "client_aborted"):
-            last = self._on_failure(stream_error(self._stream))
+            error = stream_error(self._stream)
+            last = self._on_failure(error)
+            self._scope.code = face_of(error).code
             self._scope.bytes_sent += len(last)
             record_end(self._scope, call_outcome(self._scope), time.monotonic())
         if not last:
@@ -70,10 +72,13 @@ class ClientStream:
         scope = self._scope
         scope.bytes_sent += len(chunk)
         if self._is_last() and not scope.recorded:
+            sent_bytes = scope.bytes_sent - len(chunk)
             try:
-                record_answer(scope, "completed")
+                record_answer(scope, lambda error: self._withhold(error, sent_bytes))
             except errors.RecordsUnavailable as error:
-                return self._refuse(error, len(chunk))
+                self._ended = True
+                self._withhold(error, sent_bytes)
+                return self._on_failure(error)
         return chunk
 
     def _is_last(self) -> bool:
@@ -86,13 +91,10 @@ class ClientStream:
             return self._stream.outcome == "completed"
         return self._stream.is_complete
 
-    def _refuse(self, error: errors.RecordsUnavailable, withheld_bytes: int) -> bytes:
-        """The end of a stream whose last event must not go out."""
-        scope, self._ended = self._scope, True
-        face, last = face_of(error), self._on_failure(error)
-        scope.code, scope.failed_outcome = face.code, face.outcome
-        scope.bytes_sent += len(last) - withheld_bytes
-        return last
+    def _withhold(self, error: errors.RecordsUnavailable, sent_bytes: int) -> None:
+        """An error takes the place of the last event, which must not go out."""
+        note_refusal(self._scope, error)
+        self._scope.bytes_sent = sent_bytes + len(self._on_failure(error))
 
 
 def deliver(delivery: Delivery) -> Response:
@@ -104,18 +106,26 @@ def deliver(delivery: Delivery) -> Response:
 
 def answer(body: bytes) -> Response:
     """A whole answer, recorded before it goes out; raises ``RecordsUnavailable``."""
-    scope = current_scope()
-    scope.bytes_sent = len(body)
-    record_answer(scope, "completed")
+    _record_whole(body)
     return json_reply(body)
 
 
 def answer_events(events: bytes) -> Response:
     """A whole answer in the form of a stream; otherwise as :func:`answer`."""
-    scope = current_scope()
-    scope.bytes_sent = len(events)
-    record_answer(scope, "completed")
+    _record_whole(events)
     return stream_reply(events)
+
+
+def _record_whole(answer: bytes) -> None:
+    scope = current_scope()
+    scope.bytes_sent = len(answer)
+
+    def withhold(error: errors.RecordsUnavailable) -> None:
+        note_refusal(scope, error)
+        scope.status = status_of(error)
+        scope.bytes_sent = len(_error_body(scope, error, scope.dialect))
+
+    record_answer(scope, withhold)
 
 
 def json_reply(body: bytes, status: int = 200) -> Response:
@@ -139,9 +149,7 @@ def error_reply(error: Exception, dialect: Dialect) -> Response:
     face = face_of(error)
     scope.code = face.code
     scope.failed_outcome = face.outcome
-    body = render(error, dialect, trace_id=scope.trace.trace_id)
-    # It may name what the client sent: a model, a field. Keys have been seen in both places.
-    response = json_reply(conceal_bytes(body), status_of(error))
+    response = json_reply(_error_body(scope, error, dialect), status_of(error))
     wait_s = retry_after_s(error)
     if wait_s is not None:
         response.headers["Retry-After"] = str(wait_s)
@@ -150,6 +158,11 @@ def error_reply(error: Exception, dialect: Dialect) -> Response:
     if isinstance(error, (errors.Unauthenticated, errors.SignatureInvalid)):
         response.headers["WWW-Authenticate"] = "Bearer"
     return response
+
+
+def _error_body(scope: Scope, error: Exception, dialect: Dialect) -> bytes:
+    # It may name what the client sent: a model, a field. Keys have been seen in both places.
+    return conceal_bytes(render(error, dialect, trace_id=scope.trace.trace_id))
 
 
 def bound_writes(scope: Scope, response: Response) -> None:

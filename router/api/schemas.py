@@ -17,6 +17,7 @@ from router.api.bodies import parse_json
 from router.api.checks import MAX_NAME_CHARS
 from router.api.native import (
     CONTENT_TYPES,
+    MAX_METADATA_BYTES,
     MAX_METADATA_CHARS,
     MAX_METADATA_ENTRIES,
     MAX_PAYLOAD_BYTES,
@@ -135,6 +136,11 @@ class InferenceParameters(Open):
                 raise ValidationError("cannot be set here", reserved)
 
 
+def _fits_a_record(labels: Mapping[str, str]) -> None:
+    if len(_written(labels)) > MAX_METADATA_BYTES:
+        raise ValidationError("is too large")
+
+
 class Payload(fields.Raw):
     """Text or, declared as such, JSON; how the two differ is for the whole body to say."""
 
@@ -191,7 +197,11 @@ class InferenceRequest(Closed):
         most=MAX_METADATA_ENTRIES,
         longest=MAX_METADATA_CHARS,
         allow_none=True,
-        metadata=about("The client's own labels."),
+        validate=_fits_a_record,
+        metadata=about(
+            f"The client's own labels: at most {MAX_METADATA_BYTES} bytes, written as compact JSON"
+            " in UTF-8."
+        ),
     )
     stream = Flag(allow_none=True, metadata=about("true answers with server-sent events."))
     hmac_signature = Shaped(

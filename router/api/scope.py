@@ -53,6 +53,8 @@ class Scope:
     secrets: tuple[str, ...] = ()
     """Credentials the client sent; nothing that holds one leaves the router."""
     body: bytes | None = None
+    requested_model: str | None = None
+    """As the client wrote it; known also when there is no such model, and hence no call."""
     call: Call | None = None
     attempts: list[Attempt] = field(default_factory=list)
     delivery: Delivery | None = None

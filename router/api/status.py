@@ -92,6 +92,9 @@ def _agent_check() -> dict[str, Any]:
         return NOT_LOOKED
     if not seen.shipping.is_running:
         return {"status": "degraded", "detail": "no agent runs"}
+    if seen.shipping.silent_s is not None:
+        detail = f"the agent has not reported for {seen.shipping.silent_s:.0f} s"
+        return {"status": "degraded", "detail": detail}
     failing = sorted(name for name, sink in seen.shipping.sinks.items() if sink.failing)
     if failing:
         return {"status": "degraded", "detail": f"not delivered to: {', '.join(failing)}"}

@@ -8,7 +8,10 @@ from router.call import NO_USAGE, Outcome, Usage
 
 
 def call_usage(scope: Scope) -> tuple[Usage, int | None]:
-    """Usage and cost in nano-USD of what was delivered; estimated where nothing was reported."""
+    """Usage and cost in nano-USD of what was delivered; estimated where nothing was reported.
+
+    A backend that failed before it said anything has delivered nothing, streamed or whole.
+    """
     delivery, call, document = scope.delivery, scope.call, scope.document
     if delivery is None or call is None or document is None:
         return NO_USAGE, None
@@ -17,6 +20,8 @@ def call_usage(scope: Scope) -> tuple[Usage, int | None]:
     if usage is None:
         if stream is None:
             usage = estimate(call.fields, delivery.output_chars)
+        elif stream.fault and not stream.output_chars and stream.usage_at_start is None:
+            return NO_USAGE, None
         else:
             usage = estimate(call.fields, stream.output_chars, stream.usage_at_start)
     return usage, cost_nanos(usage, document.models[call.model].prices)

@@ -8,12 +8,15 @@ from typing import TYPE_CHECKING
 
 import click
 
+from router.commands.file_faults import files_explained
+from router.commands.sink_choice import note_sinks
+from router.commands.trail_pepper import trail_pepper
 from router.config.settings import Settings, load_settings
 
 _YOUNG_OBJECTS = 20_000
 
 if TYPE_CHECKING:
-    from router.agent.agent import AgentConfig
+    from router.agent.agent import Agent, AgentConfig
 
 
 def _version(
@@ -43,12 +46,22 @@ def _version(
     envvar="KAFKA_API_VERSION",
     help="Of brokers that cannot be asked for it, such as 2.3.",
 )
-def agent(master_pid: int | None, kafka_api_version: tuple[int, ...] | None) -> None:
+@click.option(
+    "--accept-sinks",
+    is_flag=True,
+    help="Ship to the configured sinks even if records wait for others, which never get them.",
+)
+def agent(
+    master_pid: int | None, kafka_api_version: tuple[int, ...] | None, accept_sinks: bool
+) -> None:
     """Ship usage records and audit events from the spool to the record store and to Kafka.
 
     One agent runs for each data directory; a second one exits at once. By default the gateway
     starts its own; with ROUTER_AGENT=external it is up to you. TERM waits for the workers to end,
     ships what they left, and exits; a second TERM does not wait for them.
+
+    Refuses to start while records wait for a sink that its environment does not have, unless the
+    gateway has started it.
     """
     from router.agent.lock import AgentLock
     from router.telemetry.logs import configure_logging
@@ -56,15 +69,25 @@ def agent(master_pid: int | None, kafka_api_version: tuple[int, ...] | None) -> 
     settings = load_settings()
     lock = AgentLock(settings.data_dir)
     # Before the slow imports, so that nobody starts a second agent meanwhile.
-    if not lock.take():
+    with files_explained():
+        is_ours = lock.take()
+    if not is_ours:
         # Started by a gateway, it writes where the gateway's log goes, and that is JSON. Workers
         # that look after the agent at the same moment are nothing to tell anybody of.
         if master_pid is None:
             click.echo(f"another agent runs for {settings.data_dir}")
         return
     configure_logging(settings.log_level)
+    # The gateway's own agent has the gateway's environment: what it says is what is meant.
+    is_embedded = master_pid is not None and settings.agent == "embedded"
     try:
-        _run(_config(settings, master_pid, kafka_api_version))
+        from router.agent.agent import Agent
+
+        with files_explained():
+            config = _config(settings, master_pid, kafka_api_version)
+            note_sinks(settings, check=not (is_embedded or accept_sinks))
+            running = Agent(config)
+        _run(running)
     finally:
         lock.release()
 
@@ -75,7 +98,6 @@ def _config(
     from router.accounting.audit import derive_audit_key
     from router.agent.agent import AgentConfig
     from router.agent.kafka_producer import KafkaConfig
-    from router.config.pepper import load_pepper
 
     kafka = KafkaConfig(
         brokers=settings.kafka_brokers,
@@ -86,7 +108,7 @@ def _config(
     return AgentConfig(
         data_dir=settings.data_dir,
         record_store_url=settings.store_url,
-        audit_key=derive_audit_key(load_pepper(settings, create=True)),
+        audit_key=derive_audit_key(trail_pepper(settings, create=True)),
         kafka=kafka if settings.kafka_brokers else None,
         audit_retention_days=settings.audit_retention_days,
         writers_wait_s=settings.drain_timeout_s,
@@ -95,14 +117,11 @@ def _config(
     )
 
 
-def _run(config: AgentConfig) -> None:
-    from router.agent.agent import Agent
-
+def _run(running: Agent) -> None:
     # A batch is thousands of objects that die together and in no cycle: to look for cycles after
     # each 700 of them takes an eighth of all that the agent does.
     gc.freeze()
     gc.set_threshold(_YOUNG_OBJECTS, 20, 20)
-    running = Agent(config)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda _number, _frame: running.stop())
     running.run()

@@ -15,7 +15,10 @@ from typing import IO, TYPE_CHECKING, Any, Final
 import click
 
 from router.clock import Clock
+from router.commands.file_faults import files_explained
 from router.commands.periods import check_period, moment
+from router.commands.trail_pepper import OTHER_PEPPER, is_stored_pepper, trail_pepper
+from router.config.faults import PepperError
 from router.config.settings import Settings, load_settings
 
 if TYPE_CHECKING:
@@ -26,6 +29,7 @@ if TYPE_CHECKING:
     Check = Verification | SelectionVerification
 
 _SINK: Final = "store"
+_UNSIGNED: Final = "is not what was signed"
 _IN_USE: Final = (
     "the agent removes what is older than ROUTER_AUDIT_RETENTION_DAYS itself;"
     " end the router to do it by hand"
@@ -66,13 +70,17 @@ def export(
     Checks what it writes and exits with 1 if the trail is damaged; the file is written all the
     same, and says so to whoever verifies it.
     """
+    from router.accounting.audit import derive_audit_key
+
     check_period(from_s, to_s)
     settings = load_settings()
-    key = _key(settings)
+    pepper = trail_pepper(settings)
+    key = derive_audit_key(pepper)
     with _explained(), _store(settings) as store, _destination(output) as file:
         lines = _lines(store, settings, key, (from_s, to_s), organization)
         with closing(lines):
             check, verdict = _copy(lines, key, file)
+    verdict = _doubting_pepper(verdict, settings, pepper)
     click.echo(_counts(verdict, check.facts), err=True)
     if not verdict.ok:
         raise click.ClickException(f"the trail is damaged: {_where(verdict.position, verdict)}")
@@ -93,8 +101,13 @@ def verify(file: IO[bytes] | None, output: str) -> None:
     In the store it also checks that each event is filed as what it is, so that it can be found.
     Names the first position that is wrong and exits with 1 if there is one.
     """
+    from router.accounting.audit import derive_audit_key
+    from router.config.pepper import load_pepper
+
     settings = load_settings()
-    key = _key(settings)
+    # A file may have been signed with an older pepper than that of the keys.
+    pepper = trail_pepper(settings) if file is None else load_pepper(settings, create=False)
+    key = derive_audit_key(pepper)
     if file is not None:
         check, verdict = _copy(file, key, None)
     else:
@@ -104,6 +117,7 @@ def verify(file: IO[bytes] | None, output: str) -> None:
                 check, verdict = _copy(lines, key, None)
             if verdict.ok:
                 verdict = _with_columns(store, verdict)
+    verdict = _doubting_pepper(verdict, settings, pepper)
     in_store = file is None
     if output == "json":
         click.echo(json.dumps(_plain(verdict, check.facts, in_store=in_store), indent=2))
@@ -131,13 +145,15 @@ def prune(before_s: float, yes: bool) -> None:
     This is what the agent does every minute with ROUTER_AUDIT_RETENTION_DAYS. Only beginnings of
     chains are removed; what remains still verifies. Usage records stay.
     """
+    from router.accounting.audit import derive_audit_key
+
     if before_s > Clock().now_s():
         raise click.BadParameter("lies in the future", param_hint="--before")
     settings = load_settings()
-    key = _key(settings)
+    key = derive_audit_key(trail_pepper(settings))
     with _explained():
         with _store(settings) as store:
-            counts = _prunable(store, before_s)
+            counts = _prunable(store, before_s, key)
         total = sum(counts.values())
         if not yes:
             click.echo(f"would remove {total} events of {len(counts)} writers; --yes does it")
@@ -146,13 +162,6 @@ def prune(before_s: float, yes: bool) -> None:
             with _store(settings, audit_key=key) as store:
                 total = store.prune(before_s)
     click.echo(f"removed {total} events of {len(counts)} writers")
-
-
-def _key(settings: Settings) -> bytes:
-    from router.accounting.audit import derive_audit_key
-    from router.config.pepper import load_pepper
-
-    return derive_audit_key(load_pepper(settings, create=False))
 
 
 def _store(settings: Settings, *, audit_key: bytes | None = None) -> RecordStore:
@@ -167,10 +176,11 @@ def _explained() -> Iterator[None]:
     from router.accounting.store_errors import StoreError, StoreInUse
 
     try:
-        yield
+        with files_explained():
+            yield
     except StoreInUse as error:
         raise click.ClickException(f"{error}; {_IN_USE}") from None
-    except (StoreError, OSError) as error:
+    except StoreError as error:
         raise click.ClickException(str(error)) from None
 
 
@@ -266,11 +276,27 @@ def _with_columns(store: RecordStore, verdict: Verdict) -> Verdict:
     return replace(verdict, ok=False, position=place, reason=fault.reason)
 
 
-def _prunable(store: RecordStore, before_s: float) -> dict[str, int]:
+def _prunable(store: RecordStore, before_s: float, key: bytes) -> dict[str, int]:
+    """What could be removed; raises :class:`PepperError` for a key that signed nothing there."""
+    from router.accounting.audit import is_signed
     from router.accounting.store_trail import prunable
 
     with store.audit_trail() as trail:
+        heads = [marks.head for marks in trail.writers if marks.head is not None]
+        if heads and not any(is_signed(head, key) for head in heads):
+            raise PepperError([OTHER_PEPPER])
         return prunable(trail.connection, before_s)
+
+
+def _doubting_pepper(verdict: Verdict, settings: Settings, pepper: bytes) -> Verdict:
+    """The verdict; of a signature that is not ours it says that the pepper may be to blame."""
+    if verdict.reason is None or not verdict.reason.endswith(_UNSIGNED):
+        return verdict
+    is_ours = is_stored_pepper(settings, pepper)
+    if is_ours:
+        return verdict
+    doubt = "or the pepper is another one" if is_ours is None else OTHER_PEPPER
+    return replace(verdict, reason=f"{verdict.reason}, {doubt}")
 
 
 def _counts(verdict: Verdict, facts: dict[str, Any] | None) -> str:

@@ -45,8 +45,9 @@ class OperatorJournal:
 
     def note(self, changes: Sequence[Change], revision: int) -> None:
         """Put the changes on disk; raises ``StateError`` when that cannot be done."""
-        self._write([*self._of_entities(changes, revision), *self._of_document(changes, revision)])
+        # Before it is written: what could not be synced in time may be in the trail all the same.
         self._noted.extend(changes)
+        self._write([*self._of_entities(changes, revision), *self._of_document(changes, revision)])
 
     def reject(self, file: Path, problems: Sequence[str]) -> None:
         """Put on disk that a document was refused, if a router is here; raises ``StateError``."""

@@ -13,6 +13,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from router.commands.file_faults import files_explained
+from router.commands.sink_choice import check_sinks, configured_sinks
+from router.commands.trail_pepper import trail_pepper
 from router.config.settings import Settings, load_settings
 
 if TYPE_CHECKING:
@@ -47,33 +50,11 @@ def spool() -> None:
 @_output
 def status(output: str) -> None:
     """Show each writer's segments, and how many bytes each sink has not acknowledged yet."""
-    settings = load_settings()
-    reader = _reader(settings)
-    sinks = _saved_positions(settings)
-    infos = reader.writers()
-    writers = [
-        {
-            "writer_id": info.writer_id,
-            "state": "alive" if info.alive else "dead",
-            "segments": len(info.segments),
-            "bytes": reader.bytes_of(info.writer_id),
-            "behind_bytes": {
-                sink: reader.bytes_of(info.writer_id, positions.get(info.writer_id))
-                for sink, positions in sinks.items()
-            },
-        }
-        for info in infos
-    ]
-    pieces, quarantined_bytes = reader.quarantined()
-    found = {
-        "bytes": sum(reader.bytes_of(info.writer_id) for info in infos),
-        "max_bytes": settings.spool_max_bytes,
-        "writers": writers,
-        "quarantine": {"pieces": pieces, "bytes": quarantined_bytes},
-    }
-    click.echo(
-        json.dumps(found, indent=2) if output == "json" else _status_text(found, list(sinks))
-    )
+    from router.commands.spool_status import read_status, status_text
+
+    with files_explained():
+        found = read_status(load_settings())
+    click.echo(json.dumps(found, indent=2) if output == "json" else status_text(found))
 
 
 @spool.command("verify")
@@ -86,8 +67,9 @@ def verify(output: str) -> None:
     """
     found = _Findings()
     reader = _reader(load_settings())
-    for info in reader.writers():
-        found.read(reader, info.writer_id)
+    with files_explained():
+        for info in reader.writers():
+            found.read(reader, info.writer_id)
     click.echo(json.dumps(asdict(found), indent=2) if output == "json" else found.text())
     if found.is_damaged():
         raise click.exceptions.Exit(1)
@@ -103,18 +85,28 @@ def verify(output: str) -> None:
     metavar="SECONDS",
     help="Give up after this.",
 )
-def drain(timeout_s: float) -> None:
+@click.option(
+    "--accept-sinks",
+    is_flag=True,
+    help="Ship to the configured sinks even if records wait for others, which never get them.",
+)
+def drain(timeout_s: float, accept_sinks: bool) -> None:
     """Wait until every sink has acknowledged what is in the spool now.
 
-    Starts an agent if none runs, and ends it again. Exits with 1 if something is left. Standard
-    output is the agent's: without Kafka, audit events go there.
+    Starts an agent if none runs, and ends it again; so it needs the environment of the service, and
+    refuses to start while records wait for a sink that its own does not have. Exits with 1 if
+    something is left. Standard output is the agent's: without Kafka, audit events go there.
     """
     settings = load_settings()
     reader = _reader(settings)
-    goal = {info.writer_id: reader.end_of(info.writer_id) for info in reader.writers()}
-    ends_s = time.monotonic() + timeout_s
-    with _agent(settings) as started:
-        left_bytes = _wait_for(settings, reader, goal, ends_s, started)
+    with files_explained():
+        goal = {info.writer_id: reader.end_of(info.writer_id) for info in reader.writers()}
+        ends_s = time.monotonic() + timeout_s
+        if not goal:
+            click.echo("the spool is empty", err=True)
+            return
+        with _agent(settings, accept_sinks=accept_sinks) as started:
+            left_bytes = _wait_for(settings, reader, goal, ends_s, started)
     if left_bytes:
         raise click.ClickException(f"{left_bytes} bytes were not acknowledged in time")
     click.echo("everything that was in the spool has been acknowledged", err=True)
@@ -126,23 +118,12 @@ def _reader(settings: Settings) -> SpoolReader:
     return SpoolReader(settings.spool_dir, observe=True)
 
 
-def _saved_positions(settings: Settings) -> dict[str, Positions]:
-    from router.accounting.checkpoints import (
-        Checkpoints,
-        checkpoint_path,
-        sinks_with_checkpoints,
-    )
-
-    return {
-        sink: Checkpoints(checkpoint_path(settings.data_dir, sink)).load()
-        for sink in sinks_with_checkpoints(settings.data_dir)
-    }
-
-
 def _wait_for(
     settings: Settings, reader: SpoolReader, goal: Positions, ends_s: float, started: Agent | None
 ) -> int:
     """Bytes that some sink has not acknowledged when it is over; a bar shows them on a terminal."""
+    from router.commands.spool_status import saved_positions
+
     left_bytes = total = _left(reader, goal, None)
     with click.progressbar(length=total, label="shipping", file=sys.stderr) as bar:
         while left_bytes and time.monotonic() < ends_s:
@@ -151,7 +132,7 @@ def _wait_for(
                 raise click.ClickException(f"the agent ended with code {started.returncode}")
             sinks = _sinks_of_agent(settings)
             if sinks:
-                saved = _saved_positions(settings)
+                saved = saved_positions(settings.data_dir)
                 now_left = max(_left(reader, goal, saved.get(sink, {})) for sink in sinks)
                 bar.update(left_bytes - now_left)
                 left_bytes = now_left
@@ -187,14 +168,18 @@ def _is_of_running_agent(report: Mapping[str, Any]) -> bool:
 
 
 @contextmanager
-def _agent(settings: Settings) -> Iterator[Agent | None]:
+def _agent(settings: Settings, *, accept_sinks: bool) -> Iterator[Agent | None]:
     """Some agent: nobody's but ours, which ends with the block, or another that runs already."""
     from router.agent.lock import AgentLock
 
     if AgentLock(settings.data_dir).is_held():
         yield None
         return
-    started = subprocess.Popen([sys.executable, "-m", "router.cli", "agent"])
+    sinks = configured_sinks(settings) if accept_sinks else check_sinks(settings)
+    click.echo(f"ships to: {sinks}", err=True)
+    trail_pepper(settings, create=True)
+    accepting = ["--accept-sinks"] if accept_sinks else []
+    started = subprocess.Popen([sys.executable, "-m", "router.cli", "agent", *accepting])
     try:
         yield started
     finally:
@@ -260,23 +245,3 @@ class _Findings:
                 facts = " ".join(f"{key}={value}" for key, value in place.items())
                 lines.append(f"{verdict}: {facts}")
         return "\n".join(lines)
-
-
-def _status_text(found: dict[str, Any], sinks: list[str]) -> str:
-    head = ["WRITER", "STATE", "SEGMENTS", "BYTES", *(f"BEHIND {sink}".upper() for sink in sinks)]
-    rows = [head] + [
-        [
-            writer["writer_id"],
-            writer["state"],
-            str(writer["segments"]),
-            str(writer["bytes"]),
-            *(str(writer["behind_bytes"][sink]) for sink in sinks),
-        ]
-        for writer in found["writers"]
-    ]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
-    quarantine = found["quarantine"]
-    lines.append(f"{found['bytes']} of at most {found['max_bytes']} bytes")
-    lines.append(f"quarantine: {quarantine['pieces']} pieces, {quarantine['bytes']} bytes")
-    return "\n".join(lines)

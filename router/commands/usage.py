@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -49,7 +50,7 @@ def usage() -> None:
     type=click.Path(dir_okay=False, path_type=Path),
     required=True,
     metavar="FILE",
-    help="Appears when it is complete; replaced if it is there.",
+    help="Appears when it is complete; replaced if it is there. '-': standard output.",
 )
 @click.option("--restart", is_flag=True, help="Do not go on with what broke off.")
 def export(
@@ -69,7 +70,10 @@ def export(
     from router.accounting.export_file import ExportFile
 
     check_period(from_s, to_s)
+    to_stdout = os.fspath(output) == "-"
     if shape == "parquet":
+        if to_stdout:
+            raise click.BadParameter("Parquet needs a file", param_hint="--output")
         _require_pyarrow()
     url = load_settings().store_url
     asked = {
@@ -81,6 +85,11 @@ def export(
         # Not the URL itself, which may hold a password.
         "store": hashlib.sha256(url.encode()).hexdigest(),
     }
+    if to_stdout:
+        with _explained(), _opened(url) as store:
+            count = _print_all(store, asked)
+        click.echo(f"{count} records", err=True)
+        return
     with _explained(output), _opened(url) as store, ExportFile(output) as file:
         try:
             _export(store, file, asked, restart=restart)
@@ -156,19 +165,9 @@ def _export(
 
 def _append_all(store: RecordStore, file: ExportFile, progress: Progress) -> None:
     """Write the pages that are left; a bar shows them on a terminal."""
-    import orjson
     from tqdm import tqdm
 
-    from router.accounting.usage_formats import csv_lines
-
-    asked = progress.asked
-    chosen = {
-        "organization_id": asked["organization"],
-        "from_s": asked["from_s"],
-        "to_s": asked["to_s"],
-        "filters": asked["filters"],
-        "newest_id": progress.bounds["newest_id"],
-    }
+    chosen = _chosen(progress.asked, progress.bounds["newest_id"])
     on_terminal = sys.stderr.isatty()
     with tqdm(
         total=store.count_usage(**chosen) if on_terminal else None,
@@ -179,12 +178,44 @@ def _append_all(store: RecordStore, file: ExportFile, progress: Progress) -> Non
     ) as bar:
         for page in store.read_records(**chosen, after=progress.after, batch=PAGE):
             lines = [document for _, document in page]
-            if asked["format"] == "csv":
-                content = csv_lines(map(orjson.loads, lines))
-            else:
-                content = b"\n".join(lines) + b"\n"
-            file.append(content, page[-1][0], len(page))
+            file.append(_content(progress.asked["format"], lines), page[-1][0], len(page))
             bar.update(len(page))
+
+
+def _print_all(store: RecordStore, asked: Mapping[str, Any]) -> int:
+    """The same as a file would hold, to standard output; how many records."""
+    from router.accounting.usage_formats import CSV_HEADER
+
+    out = sys.stdout.buffer
+    count = 0
+    chosen = _chosen(asked, store.newest_usage_id())
+    if asked["format"] == "csv":
+        out.write(CSV_HEADER)
+    for page in store.read_records(**chosen, batch=PAGE):
+        out.write(_content(asked["format"], [document for _, document in page]))
+        count += len(page)
+    out.flush()
+    return count
+
+
+def _chosen(asked: Mapping[str, Any], newest_id: Any) -> dict[str, Any]:
+    return {
+        "organization_id": asked["organization"],
+        "from_s": asked["from_s"],
+        "to_s": asked["to_s"],
+        "filters": asked["filters"],
+        "newest_id": newest_id,
+    }
+
+
+def _content(shape: str, lines: list[bytes]) -> bytes:
+    import orjson
+
+    from router.accounting.usage_formats import csv_lines
+
+    if shape == "csv":
+        return csv_lines(map(orjson.loads, lines))
+    return b"\n".join(lines) + b"\n"
 
 
 @contextmanager
@@ -205,8 +236,12 @@ def _explained(output: Path | None = None) -> Iterator[None]:
         yield
     except (StoreError, ExportRefused) as error:
         raise click.ClickException(str(error)) from None
+    except BrokenPipeError:
+        raise  # whoever read our output has enough
     except OSError as error:
-        raise click.ClickException(f"{output}: {error.strerror}") from None
+        path = error.filename or output
+        why = error.strerror or str(error)
+        raise click.ClickException(f"{path}: {why}" if path else why) from None
 
 
 def _require_pyarrow() -> None:
@@ -229,4 +264,6 @@ def _group_names(raw: str) -> list[str]:
             raise click.BadParameter(
                 f"{name!r} is not one of {', '.join(_GROUPS)}", param_hint="--group-by"
             )
+    if len(set(names)) != len(names):
+        raise click.BadParameter("names a group twice", param_hint="--group-by")
     return names

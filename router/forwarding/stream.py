@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from typing import Final
+from typing import Final, Literal, get_args
 
 from router.call import Outcome, Usage
 from router.errors import BackendTimeout, ClientGone
@@ -17,6 +17,20 @@ END_S: Final = 1.0
 MAX_DRAINS: Final = 20
 """How many abandoned streams one worker reads to their end at the same time."""
 
+StreamFault = Literal[
+    "BackendTimeout",
+    "connection closed early",
+    "connection lost",
+    "error event in stream",
+    "malformed reply",
+    "malformed stream",
+    "receive failed",
+    "reply too large",
+    "stream ended early",
+]
+"""How a stream breaks, in words of ours: what a backend says of itself may quote its client."""
+
+_FAULTS: Final[tuple[StreamFault, ...]] = get_args(StreamFault)
 _draining = 0
 
 
@@ -30,6 +44,8 @@ class ReplyStream:
         self._drain = drain
         self.outcome: Outcome | None = None
         self.failure: str | None = None
+        self.fault: StreamFault | None = None
+        """The kind of failure, for records."""
         self.ended_s = 0.0
 
     @property
@@ -69,7 +85,8 @@ class ReplyStream:
             if chunk:
                 data = self._tap.feed(chunk)
                 if self._tap.error is not None:
-                    return data + self._fail("upstream_aborted", self._tap.error)
+                    fault: StreamFault = "error event in stream"
+                    return data + self._fail("upstream_aborted", self._tap.error, fault)
                 if self._tap.complete:
                     self._exchange.hurry(END_S)
                 return data
@@ -85,19 +102,19 @@ class ReplyStream:
             self._end("client_aborted")
             return b""
         if isinstance(error, BackendTimeout):
-            return self._fail("timeout", error.phase)
-        return self._fail("upstream_aborted", str(error))
+            return self._fail("timeout", error.phase, "BackendTimeout")
+        return self._fail("upstream_aborted", str(error), _fault_of(error))
 
     def _finish(self) -> bytes:
         data = self._tap.finish()
         if self._tap.complete:
             self._end("completed")
             return data
-        return data + self._fail("upstream_aborted", "stream ended early")
+        return data + self._fail("upstream_aborted", "stream ended early", "stream ended early")
 
-    def _fail(self, outcome: Outcome, reason: str) -> bytes:
+    def _fail(self, outcome: Outcome, reason: str, fault: StreamFault) -> bytes:
         """End the stream; what the client is told of it is written by the api layer."""
-        self.failure = reason
+        self.failure, self.fault = reason, fault
         self._exchange.close()
         self._end(outcome)
         return b""
@@ -144,3 +161,10 @@ class ReplyStream:
             pass  # what was reported until here is what is known
         finally:
             _draining -= 1
+
+
+def _fault_of(error: Exception) -> StreamFault:
+    if not isinstance(error, TransportError):
+        return "malformed stream"
+    kind = error.reason.partition(":")[0]  # details of the system or of the parser follow
+    return next((fault for fault in _FAULTS if fault == kind), "connection lost")

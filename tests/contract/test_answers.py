@@ -104,7 +104,7 @@ class Unanswered:
     def __init__(self, error: Exception) -> None:
         self._error = error
 
-    def run(self, question: Any) -> Any:
+    def run(self, question: Any, **_: Any) -> Any:
         raise self._error
 
 
@@ -195,6 +195,7 @@ RECORD_CASES: dict[str, list[Case]] = {
     "400": [lambda world, path: get(world, path + "?unknown=1")],
     "401": MODEL_CASES["401"],
     "403": MODEL_CASES["403"],
+    "429": [lambda world, path: ask(world, path, queries=Unanswered(errors.QueriesBusy()))],
     "500": [lambda world, path: ask(world, path, queries=Unanswered(KeyError()))],
     "503": [
         lambda world, path: ask(

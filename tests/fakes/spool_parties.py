@@ -122,7 +122,7 @@ class Agent:
 
     def run(self, max_bytes: int = 600) -> None:
         """Deliver all that is there now."""
-        for writer_id, _, segments in self.reader.writers():
+        for writer_id, _, segments, _ in self.reader.writers():
             self._finish(self._positions.get(writer_id), writer_id, max_bytes)
             for number in segments:
                 if number < self._positions[writer_id].segment:

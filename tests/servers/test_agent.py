@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from router.accounting.audit import derive_audit_key
+from router.accounting.sink_set import SinkSet, Topics, load_sinks, save_sinks
 from router.accounting.spool import SpoolWriter
 from router.accounting.spool_format import USAGE
 from router.accounting.store import RecordStore
@@ -65,6 +66,64 @@ def writer(agent: AgentProcess) -> Iterator[SpoolWriter]:
 
 def audit_lines(agent: AgentProcess) -> list[str]:
     return [line["audit"]["event_id"] for line in agent.log("audit")]
+
+
+# --- settings that are not the service's ------------------------------------------------------
+
+
+def noted_with_kafka(data_dir: Path) -> None:
+    """What the service ships to, by what its agent noted."""
+    topics = Topics(("k1:9092",), "usage.records.v1", "audit.router")
+    save_sinks(data_dir, SinkSet("records.db in the data directory", topics))
+
+
+def test_an_agent_by_hand_without_the_services_brokers_is_refused(
+    agent: AgentProcess, writer: SpoolWriter
+) -> None:
+    """U1: nothing is removed that Kafka never got, until somebody says so."""
+    writer.append([(USAGE, usage(1, ended_s=time.time()))])
+    noted_with_kafka(agent.data_dir)
+    assert agent.spawn().wait() == 1
+    said = agent.log_path.read_text()
+    assert "Error: records wait for Kafka k1:9092" in said
+    assert "Traceback" not in said
+    assert not (agent.data_dir / "records.db").exists()
+    agent.log_path.unlink()
+
+    agent.options = ("--accept-sinks",)
+    agent.start().await_sink("store")
+    assert len(agent.stored()) == 1
+    assert agent.stop() == 0
+    agent.options = ()
+    agent.start()  # once is enough
+
+
+def test_the_gateways_own_agent_takes_its_settings_as_they_are(
+    agent: AgentProcess, writer: SpoolWriter
+) -> None:
+    """Its environment is the service's; what changed is logged."""
+    writer.append([(USAGE, usage(1, ended_s=time.time()))])
+    noted_with_kafka(agent.data_dir)
+    agent.options = ("--master-pid", str(os.getpid()))
+    agent.start().await_sink("store")
+    (changed,) = agent.log("sinks changed")
+    assert "Kafka k1:9092" in changed["before"]
+    assert "no Kafka" in changed["now"]
+    assert load_sinks(agent.data_dir) == SinkSet("records.db in the data directory")
+
+
+def test_an_agent_without_the_pepper_of_the_trail_makes_none(
+    agent: AgentProcess, hire: Hire
+) -> None:
+    """P20: what it would sign nobody could verify."""
+    hire("a", calls=2).await_calls().end()
+    agent.start().await_sink("store")
+    assert agent.stop() == 0
+    (agent.data_dir / "pepper").unlink()
+    agent.log_path.unlink()
+    assert agent.spawn().wait() == 1
+    assert "Error: no pepper" in agent.log_path.read_text()
+    assert not (agent.data_dir / "pepper").exists()
 
 
 # --- arrival --------------------------------------------------------------------------------

@@ -15,15 +15,18 @@ from threading import Thread
 
 import pytest
 
+from router.accounting.store import RecordStore
 from tests.servers.deployment import CHAT, CLAUDE, HELLO, ORGANIZATION, Deployment, deploy
 from tests.servers.raw_client import Answer, exchange
-from tests.servers.router_process import NewKey
+from tests.servers.router_process import NewKey, wait_until
 
 ECHO = "gpt-echo"
 """A model whose backend answers with the credential that it was sent."""
 ECHO_CREDENTIAL = "sk-canary-that-comes-back"
 
 PLACEHOLDER = "{canary}"
+MARK = "beside-a-canary"
+"""A name in metadata, by which records that had a secret are known."""
 
 HEADERS = (
     "X-API-Key: {canary}",
@@ -244,6 +247,30 @@ def test_a_key_in_a_body_that_is_refused(canaries: Canaries) -> None:
             assert answer.status in range(400, 500) or "payload" in template
 
 
+def test_secrets_that_are_recorded(canaries: Canaries) -> None:
+    """P17: what a client writes into its metadata is recorded, and who asked for which model."""
+    key, store = canaries.keys[0].key, canaries.deployed.router.data_dir / "records.db"
+    served = 0
+    for secret in (*(key.key for key in canaries.keys), canaries.keys[2].signing_secret):
+        for model, status in (("gpt-4o", 200), (secret, 404)):
+            served += status == 200
+            fields = {
+                "request_id": str(uuid.uuid4()),
+                "model": model,
+                "payload": "hi",
+                "metadata": {secret: "name", MARK: f"Bearer {secret}", "plain": secret},
+            }
+            answer = canaries.send(post(NATIVE_LINE, authenticated(key), json.dumps(fields)))
+            assert answer.status == status
+
+    def recorded() -> bool:
+        with RecordStore(f"sqlite:///{store}", read_only=True) as records:
+            found = [row for batch in records.read_records("usage") for _, row in batch]
+        return sum(MARK.encode() in row for row in found) == served
+
+    wait_until(recorded, 10, "they are in the store")
+
+
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 409, 422, 429, 500, 502, 503, 504, 529])
 def test_a_backend_that_repeats_the_credential(canaries: Canaries, status: int) -> None:
     """Whatever a backend answers with, its error does not carry our credential to the client."""
@@ -292,6 +319,7 @@ def test_no_secret_in_the_log(canaries: Canaries) -> None:
     assert len(canaries.deployed.router.log()) > 100
     lines = canaries.deployed.router.log_text().split("\n")
     assert [line for line in lines if canaries.found_in(line.encode())] == []
+    assert any('"REQUEST_DENIED"' in line for line in lines), "the agent's audit log is not here"
 
 
 def test_no_secret_in_the_metrics(canaries: Canaries) -> None:
@@ -317,9 +345,12 @@ def test_no_secret_reached_a_backend(canaries: Canaries) -> None:
 
 
 def test_no_secret_on_disk(canaries: Canaries) -> None:
-    """P17: the data directory knows keys by their hashes."""
+    """P17: the data directory knows keys by their hashes; spool, record store and dead letters
+    are in it."""
     files = [path for path in canaries.deployed.router.data_dir.rglob("*") if path.is_file()]
-    assert {"data.mdb", "pepper"} <= {path.name for path in files}
+    assert {"data.mdb", "pepper", "records.db"} <= {path.name for path in files}
+    segments = b"".join(path.read_bytes() for path in files if path.suffix == ".seg")
+    assert MARK.encode() in segments
     for path in files:
         assert canaries.found_in(path.read_bytes()) == [], path
 

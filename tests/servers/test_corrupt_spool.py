@@ -57,7 +57,7 @@ def spans(data_dir: Path) -> list[Span]:
     """Every record in the spool, in order."""
     found: list[Span] = []
     reader = SpoolReader(data_dir / "spool", observe=True)
-    for writer_id, _, _ in reader.writers():
+    for writer_id, *_ in reader.writers():
         position = reader.first_position(writer_id)
         while (batch := reader.read(position, 1 << 20)).position_after != position:
             for frame in batch.frames:

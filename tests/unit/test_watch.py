@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 
 import pytest
 
 from router.accounting.shipping import Shipping
 from router.clock import FrozenClock
-from router.errors import QueryTimeout, RecordStoreUnavailable
+from router.errors import QueriesBusy, QueryTimeout, RecordStoreUnavailable
 from router.watch import LOOK_S, Surroundings, Watch
 
 FINE = Shipping(is_running=True)
@@ -74,14 +75,20 @@ def test_a_look_that_hangs_is_not_joined_by_another(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize(
-    "error", [RecordStoreUnavailable("StoreUnavailable"), QueryTimeout(10)], ids=["away", "slow"]
+    ("error", "fault"),
+    [
+        (RecordStoreUnavailable("no route to 10.0.0.7"), "the record store is away"),
+        (RecordStoreUnavailable("locked", condition="busy"), "the record store is busy"),
+        (RecordStoreUnavailable("malformed", condition="damaged"), "the record store is damaged"),
+        (QueryTimeout(10), "the record store did not answer within 10 s"),
+    ],
 )
 def test_a_store_that_gives_no_answer_is_a_fault(
-    bench: Bench, error: RecordStoreUnavailable | QueryTimeout
+    bench: Bench, error: RecordStoreUnavailable | QueryTimeout, fault: str
 ) -> None:
     """It is over when the store answers again."""
     bench.store_error = error
-    assert bench.look() == Surroundings(FINE, error.message)
+    assert bench.look() == Surroundings(FINE, fault)
     bench.store_error = None
     assert bench.look() == Surroundings(FINE, None)
 
@@ -102,3 +109,33 @@ def test_a_defect_ends_one_look_only(bench: Bench) -> None:
     bench.store_error = None
     bench.clock.advance(LOOK_S)
     assert bench.look() == Surroundings(FINE, None)
+
+
+def test_a_busy_pool_is_no_outage(bench: Bench) -> None:
+    """It says nothing of the store: what was known stays."""
+    bench.store_error = QueriesBusy()
+    assert bench.look() == Surroundings(FINE, None)
+    bench.store_error = RecordStoreUnavailable("no such file")
+    known = bench.look()
+    bench.store_error = QueriesBusy()
+    assert bench.look() == known == Surroundings(FINE, "the record store is away")
+
+
+def test_the_log_says_why_once_at_each_change(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    """`readyz` shows anybody one word; who mends the store needs its own."""
+    caplog.set_level(logging.INFO, "router.records")
+    away, damaged = (
+        RecordStoreUnavailable("no such file"),
+        RecordStoreUnavailable("malformed", condition="damaged"),
+    )
+    for error in (None, away, away, damaged, damaged, None, None):
+        bench.store_error = error
+        bench.look()
+    told = [(line.message, getattr(line, "why", None)) for line in caplog.records]
+    assert told == [
+        ("record store gives no answers", "no such file"),
+        ("record store gives no answers", "malformed"),
+        ("record store answers again", None),
+    ]

@@ -19,7 +19,7 @@ from sqlalchemy import Connection, Table, delete, func, insert, inspect, select,
 from router.accounting.audit import AuditChain
 from router.accounting.audit_export import Verdict, export_lines, verify_export
 from router.accounting.records import degraded_usage, encode_usage, parse_timestamp_us
-from router.accounting.store import AuditPage, RecordStore, Story
+from router.accounting.store import STORY_BYTES, STORY_LENGTH, AuditPage, RecordStore, Story
 from router.accounting.store_errors import (
     BadQuery,
     ResultTooLarge,
@@ -151,7 +151,7 @@ class StoreContract:
         """The story of a request holds its record and its events, field for field."""
         record, events = samples.usage(), samples.chained("w-1", 3)
         store.write([record], events)
-        assert reader.find_request("acme", "req-1") == Story((record,), tuple(events))
+        assert reader.find_request("acme", "req-1") == Story((record,), tuple(events[::-1]))
 
     def test_another_organization_finds_nothing(self, store: RecordStore) -> None:
         """A request id leads nowhere outside the organization that sent it."""
@@ -165,6 +165,26 @@ class StoreContract:
         old, new = samples.usage(), samples.usage(timestamp=START_S + 1)
         store.write([old, new])
         assert store.find_request("acme", "req-1") == Story((new, old), ())
+
+    def test_a_story_that_is_cut_keeps_the_newest(self, store: RecordStore) -> None:
+        """And says so, whichever of the two there are too many of."""
+        records = [samples.usage(timestamp=START_S + n) for n in range(STORY_LENGTH + 1)]
+        chain = AuditChain("w-1")
+        events = [samples.linked(chain, timestamp=START_S + n) for n in range(STORY_LENGTH + 1)]
+        store.write(records[1:])
+        whole = store.find_request("acme", "req-1")
+        assert whole == Story(tuple(records[:0:-1]), (), truncated=False)
+        store.write(records[:1], events)
+        cut = store.find_request("acme", "req-1")
+        assert cut == Story(tuple(records[:0:-1]), tuple(events[:0:-1]), truncated=True)
+
+    def test_a_story_holds_so_many_bytes(self, store: RecordStore) -> None:
+        """One record however large it is, and of more of them those that fit."""
+        large = {"text": "ü" * (STORY_BYTES // 4)}
+        records = [samples.usage(timestamp=START_S + n, metadata=large) for n in range(3)]
+        store.write(records)
+        story = store.find_request("acme", "req-1")
+        assert story == Story((records[2],), (), truncated=True)
 
     def test_delivering_again_changes_nothing(self, store: RecordStore) -> None:
         """Records are stored once however often they arrive (U5): the sums stay."""

@@ -18,6 +18,9 @@ from router.accounting.spool_format import AUDIT, encode_frame, header_frame, se
 from router.accounting.store import RecordStore
 from router.accounting.store_tables import anchors, audit, heads
 from router.cli import cli
+from router.config.loader import load_plain
+from router.config.pepper import pepper_fingerprint
+from router.config.state import StateWriter
 from tests.unit.accounting import samples
 from tests.unit.accounting.samples import START_S
 
@@ -229,7 +232,8 @@ def test_the_store_is_verified_against_its_heads(run: Run, store: RecordStore) -
         ),
         (
             update(heads).where(heads.c.writer_id == "w-2").values(sequence=9),
-            "writer w-2, sequence 9: the chain's head is not what was signed",
+            "writer w-2, sequence 9: the chain's head is not what was signed,"
+            " or the pepper is another one",
         ),
         (
             update(audit).where(at("w-2", 7)).values(organization_id="beta"),
@@ -277,8 +281,82 @@ def test_another_pepper_proves_nothing(run: Run, store: RecordStore) -> None:
     exported = run("export").stdout_bytes
     other = {"ROUTER_KEY_PEPPER": "another pepper of at least 32 bytes"}
     result = run("verify", "-", stdin=exported, **other)
+    said = "line 21: the head is not what was signed, or the pepper is another one\n"
+    assert (result.exit_code, result.stdout) == (1, said)
+    result = run("verify", **other)
+    assert (result.exit_code, "or the pepper is another one" in result.stdout) == (1, True)
+
+
+def note_key(data_dir: Path, pepper: str) -> None:
+    """Store a configuration whose key was made with this pepper."""
+    document = {
+        "version": 1,
+        "organizations": [{"id": "acme", "name": "Acme"}],
+        "keys": [{"id": "key-a", "organization": "acme", "hash": "a" * 64}],
+        "models": [
+            {
+                "id": "gpt-4o",
+                "prices": {
+                    "input_usd_per_million_tokens": "2.50",
+                    "output_usd_per_million_tokens": "10.00",
+                },
+            }
+        ],
+        "backends": [{"id": "a", "kind": "openai", "base_url": "http://127.0.0.1:9101/v1"}],
+        "policies": [{"organization": "*", "model": "*", "backends": [{"id": "a"}]}],
+    }
+    writer = StateWriter(data_dir / "state")
+    writer.apply(load_plain(document), fingerprint=pepper_fingerprint(pepper.encode()))
+
+
+ANOTHER = "another pepper of at least 32 bytes"
+OTHER_PEPPER = "this pepper is not the one that the keys and the audit trail were made with"
+
+
+@pytest.mark.parametrize(
+    "arguments", [("export",), ("verify",), ("prune", "--before", "2024-04-23", "--yes")]
+)
+def test_another_pepper_than_that_of_the_keys_is_refused(
+    run: Run, store: RecordStore, tmp_path: Path, arguments: tuple[str, ...]
+) -> None:
+    """It would sign what nobody can verify, or call a whole trail damaged."""
+    note_key(tmp_path, PEPPER)
+    result = run(*arguments, ROUTER_KEY_PEPPER=ANOTHER)
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr == f"Error: {OTHER_PEPPER}\n"
+    assert run("verify").stdout.startswith("whole: 20 events")
+    assert run(*arguments).exit_code == 0
+
+
+def test_a_file_of_an_older_pepper_verifies_beside_newer_keys(
+    run: Run, store: RecordStore, tmp_path: Path
+) -> None:
+    """And with the wrong one the reason is named."""
+    exported = run("export").stdout_bytes
+    note_key(tmp_path, ANOTHER)
+    assert run("verify", "-", stdin=exported).exit_code == 0
+    bad = run("verify", "-", stdin=exported, ROUTER_KEY_PEPPER="a third pepper of 32 bytes or more")
+    said = f"line 21: the head is not what was signed, {OTHER_PEPPER}\n"
+    assert (bad.exit_code, bad.stdout) == (1, said)
+
+
+def test_a_damaged_file_is_not_blamed_on_the_right_pepper(
+    run: Run, store: RecordStore, tmp_path: Path
+) -> None:
+    """Where the keys say that the pepper is right, a wrong signature is tampering."""
+    note_key(tmp_path, PEPPER)
+    exported = run("export").stdout_bytes.replace(b'"events":20', b'"events":21')
+    result = run("verify", "-", stdin=exported)
     assert (result.exit_code, result.stdout) == (1, "line 21: the head is not what was signed\n")
-    assert run("verify", **other).exit_code == 1
+
+
+def test_without_keys_the_heads_tell_that_a_pepper_may_not_prune(
+    run: Run, store: RecordStore
+) -> None:
+    """Its anchors would make a whole trail look forged."""
+    result = run("prune", "--before", "2024-04-23", "--yes", ROUTER_KEY_PEPPER=ANOTHER)
+    assert (result.exit_code, result.stderr) == (1, f"Error: {OTHER_PEPPER}\n")
+    assert "20 events" in run("verify").stdout
 
 
 @pytest.mark.parametrize("content", [b"", b"\n", b"no json\n", b"{}\n"])
@@ -349,7 +427,7 @@ def test_a_forged_anchor_is_found(run: Run, store: RecordStore) -> None:
     result = run("verify")
     assert (result.exit_code, result.stdout) == (
         1,
-        "writer w-1, sequence 5: the anchor is not what was signed\n",
+        "writer w-1, sequence 5: the anchor is not what was signed, or the pepper is another one\n",
     )
 
 

@@ -10,6 +10,7 @@ from typing import Any, cast
 import pytest
 from jsonschema import Draft202012Validator
 
+from router.accounting.audit import chain_hash, encode_event, unseal
 from router.accounting.recorder import Recorder
 from router.accounting.records import AuditEvent
 from router.accounting.records_schema import audit_event_schema, usage_record_schema
@@ -37,15 +38,19 @@ class Spool:
 
     def __init__(self) -> None:
         self.reason: str | None = None
+        self.nothing_written = False
+        self.defect: Exception | None = None
         self.appended: Frames = []
         self.held: Frames = []
 
     def check(self) -> None:
         if self.reason is not None:
-            raise RecordsUnavailable(self.reason)
+            raise RecordsUnavailable(self.reason, nothing_written=self.nothing_written)
 
     def append(self, frames: Iterable[tuple[int, bytes]]) -> None:
         self.check()
+        if self.defect is not None:
+            raise self.defect
         self.appended += self._encodable(frames)
 
     def hold(self, frames: Iterable[tuple[int, bytes]]) -> None:
@@ -100,6 +105,65 @@ def test_what_the_spool_refuses_is_held(spool: Spool, pen: Recorder) -> None:
         pen.record(usage(), EVENT, answered=False)
     pen.record(usage(), EVENT, answered=True)
     assert sequences(spool.held) == [1, 2]
+
+
+def amended(refusal: RecordsUnavailable) -> tuple[bytes, AuditEvent]:
+    return usage(status=503), replace(EVENT, reason=refusal.reason)
+
+
+def test_what_is_held_can_be_amended(spool: Spool, pen: Recorder) -> None:
+    """P3: in the same place of the chain, as nobody has seen what stood there."""
+    pen.record(None, EVENT, answered=True)
+    spool.reason, spool.nothing_written = "disk_error", True
+    with pytest.raises(RecordsUnavailable):
+        pen.record(usage(), EVENT, answered=False, amend=amended)
+    spool.reason = None
+    pen.record(None, EVENT, answered=True)
+    (_, held), (_, event) = spool.held
+    first, last = (json.loads(payload) for _, payload in spool.appended)
+    assert (json.loads(held)["status"], json.loads(event)["reason"]) == (503, "disk_error")
+    assert sequences(spool.held) == [2]
+    assert json.loads(event)["previous_hash"] == first["hash"]
+    assert last["previous_hash"] == json.loads(event)["hash"]
+    assert pen.taken == 4
+
+
+def test_what_may_be_written_is_held_as_it_is(spool: Spool, pen: Recorder) -> None:
+    """P2: two contents under one id would be two truths."""
+    spool.reason = "disk_slow"
+    with pytest.raises(RecordsUnavailable):
+        pen.record(usage(), EVENT, answered=False, amend=amended)
+    assert spool.held[0][1] == usage()
+
+
+def test_a_defect_of_the_spool_is_a_refusal(spool: Spool, pen: Recorder) -> None:
+    """P3: what is raised as anything else was not taken; this was."""
+    spool.defect = KeyError("x")
+    with pytest.raises(RecordsUnavailable):
+        pen.record(usage(), EVENT, answered=False, amend=amended)
+    assert spool.held[0][1] == usage()
+
+
+def test_a_record_without_an_event(spool: Spool, pen: Recorder) -> None:
+    """U4: the chain goes on behind it."""
+    pen.record(usage(), None, answered=False)
+    pen.record(None, EVENT, answered=False)
+    assert [kind for kind, _ in spool.appended] == [USAGE, AUDIT]
+    assert sequences(spool.appended) == [1]
+
+
+def test_an_event_is_chained_without_the_secrets_in_it(spool: Spool, pen: Recorder) -> None:
+    """P17: the hash is that of what is kept, and its names are sorted as everywhere."""
+    key = "rtr_test_" + "k" * 32
+    details = {key: 1, "~": f"by {key}", "a": 3}
+    pen.record(None, replace(EVENT, reason=key, before=details), answered=False)
+    [(_, line)] = spool.appended
+    body, digest = unseal(line)
+    event = json.loads(line)
+    assert key.encode() not in line
+    assert (event["reason"], event["before"]) == ("…", {"…": 1, "~": "by …", "a": 3})
+    assert digest == chain_hash(event["previous_hash"], body)
+    assert encode_event(event) == line
 
 
 def test_refusals_leave_the_room_to_calls(spool: Spool, pen: Recorder) -> None:

@@ -13,7 +13,9 @@ from router.accounting.audit_export import export_lines
 from router.accounting.records import AUDIT_ACTIONS, DECISION_REASONS
 from router.accounting.records_schema import audit_event_schema, usage_record_schema
 from router.accounting.store import RecordStore
+from router.api.scope import CALL_ENDPOINTS
 from router.call import OUTCOMES, LimitState, UsageSource
+from router.forwarding.stream import StreamFault
 from tests.unit.accounting import samples
 from tests.unit.accounting.samples import KEY, START_S
 
@@ -36,7 +38,15 @@ def test_every_field_is_explained() -> None:
 
 @pytest.mark.parametrize(
     "members",
-    [OUTCOMES, get_args(LimitState), DECISION_REASONS, get_args(UsageSource), AUDIT_ACTIONS],
+    [
+        OUTCOMES,
+        get_args(LimitState),
+        DECISION_REASONS,
+        get_args(UsageSource),
+        AUDIT_ACTIONS,
+        sorted(CALL_ENDPOINTS),
+        get_args(StreamFault),
+    ],
 )
 def test_every_member_of_a_closed_set_is_named(members: tuple[str, ...]) -> None:
     """A new one has to be explained."""

@@ -8,6 +8,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -606,6 +607,30 @@ def test_a_writer_whose_files_are_removed_begins_anew(
     assert found[-1] == 3
     assert found == ([1, 2, 3] if victim == "lock" else [3])
     assert disk.list_dir(SPOOL) == [f"{worker.writer.writer_id}-1"]
+
+
+def test_a_spool_whose_size_is_unknown_is_told_once(
+    disk: MemoryDisk, clock: FrozenClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each time that it begins, and not at every look: the last size counts meanwhile."""
+    worker = Worker(disk, clock)
+    worker.append(1)
+    listing = disk.list_dir
+    before = worker.writer.status().total_bytes
+    for _ in range(2):
+        disk.list_dir = _refuse  # type: ignore[method-assign]
+        for _ in range(3):
+            worker.tick(1.5)
+        disk.list_dir = listing  # type: ignore[method-assign]
+        worker.tick(1.5)
+    told = [one for one in caplog.records if one.message == "size of the spool unknown"]
+    assert len(told) == 2
+    assert worker.writer.status().total_bytes == before
+    assert worker.writer.ready()
+
+
+def _refuse(_path: Path) -> list[str]:
+    raise error(errno.EACCES)
 
 
 # --- with its own thread --------------------------------------------------------------------------

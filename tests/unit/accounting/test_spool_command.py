@@ -11,8 +11,10 @@ import pytest
 from click.testing import CliRunner, Result
 
 from router.accounting.checkpoints import Checkpoints, checkpoint_path
+from router.accounting.sink_set import SinkSet, Topics, save_sinks
 from router.accounting.spool_format import USAGE, Position, encode_frame, segment_name
 from router.accounting.spool_io import OsSpoolIO
+from router.accounting.spool_reader import SpoolReader
 from router.agent.housekeeping import write_report
 from router.agent.lock import AgentLock
 from router.cli import cli
@@ -25,8 +27,14 @@ Run = Callable[..., Result]
 
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
-    def call(*arguments: str) -> Result:
-        env = {"ROUTER_DATA_DIR": str(tmp_path), "ROUTER_SPOOL_MAX_BYTES": "10485760"}
+    def call(*arguments: str, **environ: str) -> Result:
+        env = {
+            "ROUTER_DATA_DIR": str(tmp_path),
+            "ROUTER_SPOOL_MAX_BYTES": "10485760",
+            "ROUTER_RECORD_STORE": "",
+            "KAFKA_BROKERS": "",
+            **environ,
+        }
         return CliRunner().invoke(cli, ["spool", *arguments], env=env, prog_name="routerctl")
 
     return call
@@ -75,10 +83,21 @@ def test_status_shows_writers_and_how_far_each_sink_is_behind(run: Run, tmp_path
     assert (found["bytes"], found["max_bytes"]) == (header + len(whole), 10485760)
 
     lines = run("status").output.splitlines()
+    assert found["sinks"]["kafka"] == {
+        "configured": False,
+        "failing": None,
+        "failing_since": None,
+    }
+    assert found["sinks"]["store"]["configured"]
+
     header = "WRITER STATE SEGMENTS BYTES BEHIND KAFKA BEHIND STORE"
     assert " ".join(lines[0].split()) == header
     assert lines[2].split() == ["w", "dead", "1", str(len(whole)), str(len(whole) - 10), "0"]
-    assert lines[-1] == "quarantine: 1 pieces, 4 bytes"
+    assert lines[-3:] == [
+        "agent: not running",
+        "kafka: not configured",
+        "quarantine: 1 pieces, 4 bytes",
+    ]
     living.close()
 
 
@@ -117,7 +136,9 @@ def agent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AgentLock:
     lock = AgentLock(tmp_path)
     assert lock.take()
     now = datetime.now(timezone.utc).isoformat().replace("+00:00", "Z")
-    write_report(tmp_path, {"updated_at": now, "sinks": {"store": {}, "kafka": {}}})
+    said = {"behind_bytes": 0, "dead_lettered": 0, "failing": None, "failing_since": None}
+    away = {**said, "failing": "no broker", "failing_since": "2027-01-15T08:00:00Z"}
+    write_report(tmp_path, {"updated_at": now, "sinks": {"store": said, "kafka": away}})
     return lock
 
 
@@ -152,3 +173,140 @@ def test_drain_of_an_empty_spool_needs_no_sink(run: Run, agent: AgentLock) -> No
     """There is nothing to wait for."""
     assert run("drain", "--timeout", "0").exit_code == 0
     agent.release()
+
+
+def test_status_says_what_fails_and_who_was_taken_over(
+    run: Run, tmp_path: Path, agent: AgentLock
+) -> None:
+    """A killed worker whose files the agent holds is not alive; a sink that fails is named."""
+    put(tmp_path, segment(1))
+    reader = SpoolReader(tmp_path / "spool")
+    assert [info.alive for info in reader.writers()] == [False]
+    save_sinks(tmp_path, SinkSet("elsewhere", Topics(("k:9092",), "u", "a")))
+    for sink in ("store", "kafka", "log"):
+        Checkpoints(checkpoint_path(tmp_path, sink)).save({})
+    found = json.loads(run("status", "--output", "json").output)
+    assert [writer["state"] for writer in found["writers"]] == ["taken over"]
+    lines = run("status").output.splitlines()
+    assert lines[-4:-1] == [
+        "agent: running",
+        "kafka: failing since 2027-01-15T08:00:00Z: no broker",
+        "log: not configured",
+    ]
+    reader.close()
+    agent.release()
+
+
+# --- the sinks of another environment -------------------------------------------------------
+
+BROKERS = {"KAFKA_BROKERS": "k1:9092,k2:9092"}
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """The command lines of agents that would have been started."""
+    lines: list[list[str]] = []
+
+    class Ended:
+        returncode = 0
+
+        def poll(self) -> int:
+            return 0
+
+        def terminate(self) -> None: ...
+
+        def wait(self, timeout_s: float | None = None) -> int:
+            return 0
+
+    def start(line: list[str]) -> Ended:
+        lines.append(line[3:])
+        return Ended()
+
+    monkeypatch.setattr(command, "_LOOK_S", 0.0)
+    monkeypatch.setattr(command.subprocess, "Popen", start)
+    return lines
+
+
+def noted(data_dir: Path) -> SinkSet:
+    """What the service ships to."""
+    store = "records.db in the data directory"
+    sinks = SinkSet(store, Topics(("k1:9092", "k3:9092"), "usage.records.v1", "audit.router"))
+    save_sinks(data_dir, sinks)
+    return sinks
+
+
+def test_drain_without_the_services_brokers_is_refused(
+    run: Run, tmp_path: Path, started: list[list[str]]
+) -> None:
+    """U1: what Kafka never got must not be removed because a shell lacks a variable."""
+    put(tmp_path, segment(1))
+    noted(tmp_path)
+    result = run("drain", "--timeout", "0")
+    assert result.exit_code == 1
+    assert "records wait for Kafka k1:9092, k3:9092" in result.stderr
+    assert "--accept-sinks" in result.stderr
+    assert started == []
+    assert not (tmp_path / "pepper").exists()
+
+    run("drain", "--timeout", "0", **BROKERS)
+    assert started == [["agent"]]
+    run("drain", "--timeout", "0", "--accept-sinks")
+    assert started[1:] == [["agent", "--accept-sinks"]]
+
+
+@pytest.mark.parametrize(
+    ("environ", "said"),
+    [
+        ({"ROUTER_RECORD_STORE": "postgresql://u:secret@db/r"}, "postgresql://db:5432/r\n"),
+        ({"KAFKA_BROKERS": "other:9092"}, "configured here is other:9092"),
+        ({"KAFKA_USAGE_TOPIC": "test"}, "topics test and audit.router"),
+    ],
+)
+def test_drain_to_other_places_is_refused(
+    run: Run, tmp_path: Path, started: list[list[str]], environ: dict[str, str], said: str
+) -> None:
+    """Another store, another cluster, another topic; no password is shown."""
+    put(tmp_path, segment(1))
+    noted(tmp_path)
+    result = run("drain", "--timeout", "0", **{**BROKERS, **environ})
+    assert (result.exit_code, started) == (1, [])
+    assert said in result.stderr
+    assert "secret" not in result.stderr
+
+
+def test_before_anybody_noted_the_sinks_their_checkpoints_tell(
+    run: Run, tmp_path: Path, started: list[list[str]]
+) -> None:
+    """A Kafka that has acknowledged everything loses nothing."""
+    put(tmp_path, segment(1))
+    Checkpoints(checkpoint_path(tmp_path, "kafka")).save({"w": Position("w", 1, 3)})
+    assert "records wait for Kafka" in run("drain", "--timeout", "0").stderr
+    Checkpoints(checkpoint_path(tmp_path, "kafka")).save({"w": Position("w", 2, 0)})
+    assert "ships to: record store records.db" in run("drain", "--timeout", "0").stderr
+    assert started == [["agent"]]
+
+
+def test_no_pepper_is_made_where_a_trail_is(
+    run: Run, tmp_path: Path, started: list[list[str]]
+) -> None:
+    """P20: a shell without the service's pepper must not sign the trail with a new one."""
+    put(tmp_path, segment(1))
+    Checkpoints(checkpoint_path(tmp_path, "store")).save({})
+    result = run("drain", "--timeout", "0")
+    assert (result.exit_code, started) == (1, [])
+    assert "no pepper" in result.stderr
+    assert not (tmp_path / "pepper").exists()
+    run("drain", "--timeout", "0", ROUTER_KEY_PEPPER="a pepper of at least thirty-two bytes")
+    assert started == [["agent"]]
+
+
+def test_a_spool_of_another_user_is_one_line(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the path that may not be read, whatever was asked."""
+
+    def refuse(*_: object) -> list[str]:
+        raise PermissionError(13, "Permission denied", "/data/spool")
+
+    monkeypatch.setattr(OsSpoolIO, "list_dir", refuse)
+    for asked in ("status", "verify", "drain"):
+        result = run(asked)
+        assert (result.exit_code, result.stderr) == (1, "Error: /data/spool: Permission denied\n")

@@ -28,6 +28,7 @@ from router.accounting.spool_reader import (
     SpoolReader,
     WriterInfo,
 )
+from router.accounting.spool_size import spool_bytes
 from router.clock import FrozenClock
 from tests.fakes.spool_io import MemoryDisk, error
 from tests.fakes.spool_parties import SPOOL, put_segment, read_all, record, segment
@@ -470,3 +471,90 @@ def test_the_backlog_is_what_lies_behind_the_positions(disk: MemoryDisk) -> None
     assert reader.bytes_of("a", Position("a", 1, HEAD_BYTES), Position("a", 2, 5)) == (
         len(one) - HEAD_BYTES + 5
     )
+
+
+# --- directories that cannot be opened ------------------------------------------------------------
+
+
+class Closed(MemoryDisk):
+    """A disk on which some places are another user's."""
+
+    def __init__(self, *closed: str) -> None:
+        super().__init__()
+        self.closed = {SPOOL / name for name in closed}
+
+    def _check(self, path: Path) -> None:
+        if path in self.closed or path.parent in self.closed:
+            raise error(errno.EACCES)
+
+    def list_dir(self, path: Path) -> list[str]:
+        self._check(path)
+        return super().list_dir(path)
+
+    def open(self, path: Path, flags: int) -> int:
+        self._check(path)
+        return super().open(path, flags)
+
+    def file_size(self, path: Path) -> int:
+        self._check(path)
+        return super().file_size(path)
+
+
+def test_a_directory_that_cannot_be_opened_hides_no_other() -> None:
+    """Q7: adoption, sizes and removal go on; it counts as alive, so nothing of it is ended."""
+    disk = Closed()
+    for name in "a", "b", "c":
+        put_segment(disk, segment(1), writer_id=name)
+    disk.closed = {SPOOL / "b"}
+    reader = SpoolReader(SPOOL, disk)
+    first, second, third = reader.writers()
+    assert (first, third) == (WriterInfo("a", False, (1,)), WriterInfo("c", False, (1,)))
+    assert (second.writer_id, second.alive, second.segments) == ("b", True, ())
+    assert list(reader.troubles) == ["b"]
+    assert reader.backlog_bytes({}) == 2 * len(segment(1))
+    assert spool_bytes(disk, SPOOL) == 2 * len(segment(1))
+    reader.remove_segment("a", 1)
+    disk.closed.clear()
+    assert [info.writer_id for info in reader.writers()] == ["b", "c"]
+    assert reader.troubles == {}
+    assert reader.writers()[0] == WriterInfo("b", False, (1,))
+
+
+def test_a_lock_that_cannot_be_tried_leaves_what_is_not_closed() -> None:
+    """Nobody can tell whether its writer lives; all but its last segment is closed anyway."""
+    disk = Closed()
+    put_segment(disk, segment(1), 1)
+    put_segment(disk, segment(2), 2)
+    disk.closed = {SPOOL / "w" / LOCK_NAME}
+    reader = SpoolReader(SPOOL, disk)
+    [info] = reader.writers()
+    assert (info.alive, info.segments) == (True, (1, 2))
+    assert info.trouble == reader.troubles["w"]
+    assert read_all(reader).numbers == [1, 2]
+    reader.remove_segment("w", 1)
+    with pytest.raises(ValueError, match="still written"):
+        reader.remove_segment("w", 2)
+
+
+def test_a_false_start_that_cannot_be_cleared_stops_nobody() -> None:
+    """It is named, and the writers are listed."""
+    disk, clock = Closed(".early"), FrozenClock()
+    disk.make_dir(SPOOL / ".early")
+    put_segment(disk, segment(1))
+    reader = SpoolReader(SPOOL, disk, clock=clock)
+    reader.writers()
+    clock.advance(FALSE_START_S)
+    assert [info.writer_id for info in reader.writers()] == ["w"]
+    assert list(reader.troubles) == [".early"]
+
+
+def test_a_mere_look_raises_for_what_it_cannot_see() -> None:
+    """Whoever asks whether all is well must not be told so."""
+    disk = Closed()
+    put_segment(disk, segment(1))
+    disk.closed = {SPOOL / "w"}
+    reader = SpoolReader(SPOOL, disk, observe=True)
+    with pytest.raises(OSError, match="denied"):
+        reader.writers()
+    with pytest.raises(OSError, match="denied"):
+        reader.backlog_bytes({})

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,12 @@ class TestSqlite(StoreContract):
         return tmp_path / "data dir #1?%20" / "records.db"
 
     @pytest.fixture
+    def usual_umask(self) -> Iterator[None]:
+        before = os.umask(0o022)
+        yield
+        os.umask(before)
+
+    @pytest.fixture
     def store_url(self, path: Path) -> str:
         return f"sqlite:///{path}"
 
@@ -47,6 +54,26 @@ class TestSqlite(StoreContract):
             assert second.count_usage() == 0
             store.close()
             assert second.write([samples.usage()]).usage == 1
+
+    def test_new_files_are_not_for_everybody(
+        self, path: Path, store: RecordStore, usual_umask: None
+    ) -> None:
+        """What they tell of calls is for their user, and as far as the umask says for the group."""
+        store.write([samples.usage()])
+        modes = {file.name: file.stat().st_mode & 0o777 for file in path.parent.iterdir()}
+        names = ["records.db", "records.db-shm", "records.db-wal", "records.db.writer"]
+        assert modes == dict.fromkeys(names, 0o640)
+
+    def test_a_file_keeps_its_mode(
+        self, path: Path, store_url: str, store: RecordStore, usual_umask: None
+    ) -> None:
+        """An operator may have chosen it."""
+        store.write([samples.usage()])
+        store.close()
+        path.chmod(0o604)
+        with RecordStore(store_url, audit_key=KEY) as again:
+            again.write([samples.usage()])
+        assert path.stat().st_mode & 0o777 == 0o604
 
     def test_readers_leave_the_files_alone(
         self, path: Path, store: RecordStore, reader: RecordStore

@@ -361,3 +361,50 @@ def test_a_group_that_is_none_is_refused(run: Run) -> None:
     result = run("report", "--group-by", "model,colour")
     assert result.exit_code == 2
     assert "organization, model, key, backend, day, hour" in result.stderr
+
+
+# --- standard output, mistakes --------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", ["csv", "jsonl"])
+def test_a_dash_is_standard_output(
+    run: Run,
+    tmp_path: Path,
+    calls: list[dict[str, Any]],
+    shape: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The very bytes that a file would hold, and no file named '-'."""
+    monkeypatch.chdir(tmp_path)
+    target = tmp_path / "usage"
+    succeeded(run("export", "--format", shape, "--output", str(target)))
+    result = run("export", "--format", shape, "--output", "-")
+    succeeded(result)
+    assert result.stdout_bytes == target.read_bytes()
+    assert result.stderr == f"{len(calls)} records\n"
+    assert not (tmp_path / "-").exists()
+
+
+def test_parquet_needs_a_file(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its end is written before its beginning."""
+    monkeypatch.chdir(tmp_path)
+    result = run("export", "--format", "parquet", "--output", "-")
+    assert (result.exit_code, "Parquet needs a file" in result.stderr) == (2, True)
+    assert not (tmp_path / "-").exists()
+
+
+def test_a_group_is_named_once(run: Run) -> None:
+    """As GET /v1/usage has it."""
+    result = run("report", "--group-by", "model,model")
+    assert (result.exit_code, "names a group twice" in result.stderr) == (2, True)
+
+
+def test_a_store_of_another_user_is_one_line(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the path that may not be read."""
+
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise PermissionError(13, "Permission denied", "/data/records.db")
+
+    monkeypatch.setattr(RecordStore, "usage", refuse)
+    result = run("report")
+    assert (result.exit_code, result.stderr) == (1, "Error: /data/records.db: Permission denied\n")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -62,3 +63,13 @@ def test_a_letter_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "dead-letter").write_text("in the way")
     with pytest.raises(OSError, match="exists"):
         DeadLetters(tmp_path, "store").put(parcel(usage(1)), "reason")
+
+
+def test_the_file_is_not_for_everybody(tmp_path: Path) -> None:
+    """Its records are for their user, and as far as the umask says for the group."""
+    before = os.umask(0o022)
+    try:
+        DeadLetters(tmp_path, "store").put(parcel(usage(7)), "too large")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "dead-letter" / "store.jsonl").stat().st_mode & 0o777 == 0o640

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -75,6 +76,36 @@ def test_a_report_is_read_as_it_was_written(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["agent.json"]
 
 
+class TestAFullDisk:
+    """It has no room for a second file; the first one is written over."""
+
+    @pytest.fixture(autouse=True)
+    def full(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        (tmp_path / "run").mkdir()
+        write_report(tmp_path, {"sinks": {}, "why": "x" * 200})
+        self.size_bytes = (tmp_path / "run" / "agent.json").stat().st_size
+
+        def refuse(path: Path, _data: bytes) -> None:
+            path.touch()
+            raise OSError(errno.ENOSPC, "no space left on device")
+
+        monkeypatch.setattr(Path, "write_bytes", refuse)
+
+    @pytest.mark.parametrize("why", ["", "y" * 3000])
+    def test_the_report_is_written_all_the_same(self, tmp_path: Path, why: str) -> None:
+        """Within the room that it has; nothing of the old text is left, nor a half-made file."""
+        write_report(tmp_path, {"sinks": {"a": 1}, "why": why})
+        assert read_report(tmp_path) == {"sinks": {"a": 1}, "why": why}
+        assert (tmp_path / "run" / "agent.json").stat().st_size == self.size_bytes
+        assert [path.name for path in (tmp_path / "run").iterdir()] == ["agent.json"]
+
+    def test_without_a_first_one_it_is_said_why(self, tmp_path: Path) -> None:
+        """The disk's own error, for the log."""
+        (tmp_path / "run" / "agent.json").unlink()
+        with pytest.raises(OSError, match="no space left"):
+            write_report(tmp_path, {})
+
+
 @pytest.mark.parametrize("content", [None, b"", b"{", b"[]"])
 def test_a_report_that_is_not_there_or_no_report_is_none(
     tmp_path: Path, content: bytes | None
@@ -84,3 +115,18 @@ def test_a_report_that_is_not_there_or_no_report_is_none(
     if content is not None:
         (tmp_path / "run" / "agent.json").write_bytes(content)
     assert read_report(tmp_path) is None
+
+
+def test_a_writer_that_cannot_be_cleared_keeps_no_others_segments() -> None:
+    """Q7: what went wrong is raised when the rest is done."""
+
+    class Stubborn(Spool):
+        def remove_segment(self, writer_id: str, number: int) -> None:
+            if writer_id == "a":
+                raise PermissionError(13, "Permission denied")
+            super().remove_segment(writer_id, number)
+
+    spool = Stubborn()
+    with pytest.raises(PermissionError):
+        remove_acknowledged(spool, [at(a=3, b=10)])
+    assert spool.removed == [("b", 7), ("b", 8), ("b", 9)]

@@ -6,6 +6,7 @@ import errno
 import logging
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -274,3 +275,110 @@ def test_a_writer_that_cannot_be_read_does_not_hold_the_others(
     assert inflow.positions.get(sick.writer_id, Position("", 1, 0)).offset == 0
     healed = Inflow(desk.reader, inflow.positions, clock=desk.clock)
     assert ids(healed.take(10, 1 << 20)) == ["r1"]
+
+
+class Failing(SpoolReader):
+    """A reader that fails at one reading, once."""
+
+    fails_at = 0
+    fault: BaseException = RuntimeError()
+
+    def read(self, position: Position, max_bytes: int) -> Batch:
+        self.fails_at -= 1
+        if self.fails_at == 0:
+            raise self.fault
+        return super().read(position, max_bytes)
+
+
+@pytest.mark.parametrize("fault", [RuntimeError("odd"), MemoryError()])
+@pytest.mark.parametrize("step", range(1, 12))
+def test_what_was_taken_when_a_reading_failed_is_taken_again(
+    desk: Desk, fault: BaseException, step: int
+) -> None:
+    """P1: whichever reading it is, nothing is passed that nobody got, and order holds."""
+    for number in range(10):
+        append(desk.one if number % 2 else desk.two, number, ended_s=900.0 + number)
+    desk.one.close()
+    reader = Failing(SPOOL, desk.disk)
+    reader.fails_at, reader.fault = step, fault
+    inflow = Inflow(reader, {}, clock=desk.clock)
+    got: list[str | None] = []
+    faults = 0
+    for _ in range(12):
+        try:
+            taken = inflow.take(3, 1 << 20)
+        except (RuntimeError, MemoryError):
+            faults += 1
+            continue
+        inflow.acknowledge(taken)
+        got += ids(taken)
+    assert faults == (1 if reader.fails_at <= 0 else 0)
+    assert got == [f"r{number}" for number in range(10)]
+    assert inflow.ended() == [desk.one.writer_id]
+
+
+class Closed(MemoryDisk):
+    """A disk with one directory that is another user's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.closed: Path | None = None
+
+    def list_dir(self, path: Path) -> list[str]:
+        if path == self.closed:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return super().list_dir(path)
+
+    def open(self, path: Path, flags: int) -> int:
+        if path.parent == self.closed:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return super().open(path, flags)
+
+
+def test_a_directory_that_cannot_be_opened_keeps_nobody_from_the_others() -> None:
+    """Q7: the rest is delivered, and what is behind the door when somebody has opened it."""
+    disk, clock = Closed(), FrozenClock(wall_s=1000.0)
+    one, two = open_spool(disk, clock), open_spool(disk, clock)
+    append(one, 1)
+    append(two, 2)
+    one.close()
+    disk.closed = SPOOL / one.writer_id
+    inflow = Inflow(SpoolReader(SPOOL, disk), {}, clock=clock)
+    taken = inflow.take(10, 1 << 20)
+    inflow.acknowledge(taken)
+    assert ids(taken) == ["r2"]
+    assert one.writer_id not in inflow.positions
+    disk.closed = None
+    clock.advance(LISTED_EVERY_S)
+    assert ids(inflow.take(10, 1 << 20)) == ["r1"]
+
+
+def test_a_door_that_closes_for_a_while_changes_no_position() -> None:
+    """What was acknowledged does not come again, and a dead writer's end is not passed."""
+    disk, clock = Closed(), FrozenClock(wall_s=1000.0)
+    one = open_spool(disk, clock)
+    append(one, 1, 2)
+    one.close()
+    inflow = Inflow(SpoolReader(SPOOL, disk), {}, clock=clock)
+    taken = inflow.take(1, 1 << 20)
+    inflow.acknowledge(taken)
+    before = dict(inflow.positions)
+    disk.closed = SPOOL / one.writer_id
+    clock.advance(LISTED_EVERY_S)
+    taken += inflow.take(10, 1 << 20)
+    assert inflow.positions == before
+    disk.closed = None
+    clock.advance(LISTED_EVERY_S)
+    taken += inflow.take(10, 1 << 20)
+    assert ids(taken) == ["r1", "r2"]
+
+
+def test_a_spool_that_cannot_be_listed_is_not_forgotten(desk: Desk) -> None:
+    """Each round fails until it can: a sink that delivers in between would only look well."""
+    disk = Closed()
+    disk.make_dir(SPOOL)
+    disk.closed = SPOOL
+    inflow = Inflow(SpoolReader(SPOOL, disk), {}, clock=desk.clock)
+    for _ in range(3):
+        with pytest.raises(PermissionError):
+            inflow.take(10, 1 << 20)

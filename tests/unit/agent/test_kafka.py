@@ -12,7 +12,12 @@ import pytest
 from kafka import errors as kafka_errors
 
 from router.accounting.spool_format import AUDIT, USAGE
-from router.agent.kafka import ACKNOWLEDGED_WITHIN_S, DEAD_LETTER_BYTES, KafkaSink
+from router.agent.kafka import (
+    ACKNOWLEDGED_WITHIN_S,
+    DEAD_LETTER_BYTES,
+    DEAD_LETTERS_AGAIN_S,
+    KafkaSink,
+)
 from router.agent.kafka_producer import KafkaConfig
 from router.agent.sinks import Refused, SinkUnavailable
 from router.clock import FrozenClock
@@ -317,3 +322,72 @@ def test_a_producer_that_does_not_close_is_left_behind(
     assert [record.message for record in caplog.records] == ["producer not closed"]
     desk.brokers.silent = False
     assert desk.sink.deliver(parcels([1])) == []
+
+
+@pytest.mark.parametrize("culprit", [0, 700, 1499])
+def test_a_record_that_a_topic_finds_too_large_is_found_at_once(desk: Desk, culprit: int) -> None:
+    """P5: every failure costs a producer, and each of those a tenth of a second."""
+    large = usage(culprit, filler="x" * 5000)
+    batch = [parcel(large if n == culprit else usage(n)) for n in range(1500)]
+    desk.brokers.refuse = refuse_value(large, kafka_errors.MessageSizeTooLargeError("large"))
+    assert [one.place for one in desk.sink.deliver(batch)] == [culprit]
+    assert desk.brokers.values() == [usage(n) for n in range(1500) if n != culprit]
+    assert desk.brokers.made <= 3
+
+
+def test_a_size_that_is_not_the_reason_is_no_endless_search(desk: Desk) -> None:
+    """What brokers measure is compressed: the culprit may be the smallest of all."""
+    batch = [parcel(usage(n, filler="x" * n)) for n in range(500)]
+    bad = usage(0, filler="")
+    desk.brokers.refuse = refuse_value(bad, kafka_errors.MessageSizeTooLargeError("large"))
+    assert [one.place for one in desk.sink.deliver(batch)] == [0]
+    assert desk.brokers.values() == [usage(n, filler="x" * n) for n in range(1, 500)]
+    assert desk.brokers.made < 25
+
+
+def test_a_record_that_the_broker_names_is_found_at_once(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Since Kafka 2.4: the others of its batch get the bare base class, each its own."""
+    settle = Producer._settle
+
+    def name_it(self: Producer, batch: list[tuple[Sent, Fate]]) -> None:
+        settle(self, batch)
+        for sent, fate in batch:
+            if fate.exception is not None and sent.value != usage(321):
+                fate.exception = kafka_errors.KafkaError("part of a batch with invalid records")
+
+    monkeypatch.setattr(Producer, "_settle", name_it)
+    desk.brokers.refuse = refuse_value(usage(321), kafka_errors.InvalidRecordError("no"))
+    assert [one.place for one in desk.sink.deliver(parcels(range(1500)))] == [321]
+    assert desk.brokers.values() == [usage(n) for n in range(1500) if n != 321]
+    assert desk.brokers.made <= 3
+
+
+def test_who_fails_with_a_dying_producer_is_no_culprit(desk: Desk) -> None:
+    """A lone record in another partition gets the fault of the one that ended the producer."""
+    lone = parcel(usage(1, organization="other"))
+    batch = [parcel(usage(0, filler="bad")), lone, *parcels(range(2, 10))]
+    bad = batch[0].payload
+    desk.brokers.refuse = refuse_value(bad, kafka_errors.InvalidRecordError("no"))
+    assert [one.place for one in desk.sink.deliver(batch)] == [0]
+    assert set(desk.brokers.values()) == {one.payload for one in batch[1:]}
+
+
+def test_a_dead_letter_topic_that_is_missing_is_asked_for_once_a_minute(
+    desk: Desk, caplog: pytest.LogCaptureFixture
+) -> None:
+    """P5: the library waits 3 s for a topic that nobody makes; the file has the letters."""
+    missing = kafka_errors.UnknownTopicOrPartitionError(DEAD)
+    desk.brokers.refuse = lambda sent: missing if sent.topic == DEAD else None
+    for number in range(20):
+        assert len(desk.sink.deliver([parcel(b"{"), *parcels([number])])) == 1
+    assert desk.brokers.made == 2
+    assert len(caplog.records) == 1
+    desk.brokers.refuse = lambda _sent: None
+    desk.sink.deliver([parcel(b"{", AUDIT)])
+    assert desk.brokers.values(f"{AUDIT_TOPIC}.dlq") == [b"{"]
+    assert desk.brokers.values(DEAD) == []
+    desk.clock.advance(DEAD_LETTERS_AGAIN_S)
+    desk.sink.deliver([parcel(b"{")])
+    assert desk.brokers.values(DEAD) == [b"{"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import pytest
 
 from router.accounting.spool_format import AUDIT, USAGE
@@ -47,9 +49,27 @@ def test_what_is_no_record_has_a_fault(kind: int, payload: bytes, fault: str) ->
         {"timestamp": "yesterday"},
         {"latency_ms": "long"},
         {"latency_ms": 1e308},
+        {"latency_ms": "1" * 1000},
+        {"latency_ms": [0]},
+        {"latency_ms": True},
+        {"latency_ms": -1},
+        {"latency_ms": 2**63},
+        {"timestamp": 7},
+        {"timestamp": "2026-01-01T00:00:00.000000Z" * 1000},
     ],
 )
 def test_a_record_without_a_moment_is_still_a_record(more: dict[str, object]) -> None:
     """It goes first; whether it is acceptable is for the sinks to say."""
     found = parcel(usage(1, **more))
     assert (found.id, found.ended_us, found.fault) == ("r1", 0, None)
+
+
+def test_a_text_for_a_duration_takes_no_memory() -> None:
+    """A text of 1 MB used to be repeated a thousand times before it was refused."""
+    payload = usage(1, latency_ms="1" * 1_000_000)
+    tracemalloc.start()
+    try:
+        parcel(payload)
+        assert tracemalloc.get_traced_memory()[1] < 50_000_000
+    finally:
+        tracemalloc.stop()

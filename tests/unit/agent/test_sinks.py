@@ -207,10 +207,15 @@ class Lines:
 
     def __init__(self) -> None:
         self.events: list[bytes] = []
+        self.room = 1000
+        self.closed = False
 
-    def write(self, found: Sequence[bytes]) -> bool:
-        self.events += found
-        return True
+    def write(self, found: Sequence[bytes]) -> int:
+        self.events += found[: self.room]
+        return max(0, len(found) - self.room)
+
+    def close(self) -> None:
+        self.closed = True
 
 
 def test_the_log_gets_each_audit_event_once() -> None:
@@ -223,3 +228,40 @@ def test_the_log_gets_each_audit_event_once() -> None:
     sink.finish_writer("w")
     sink.close()
     assert log.events == [event(2), event(3)]
+    assert log.closed
+
+
+def test_what_the_log_did_not_take_is_counted_and_told_when_it_takes_again(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Q2: the checkpoint moves on, for the store has the events; the line waits for a reader."""
+    log = Lines()
+    sink = LogSink(log)
+    log.room = 1
+    assert sink.deliver(events([1, 2, 3])) == []
+    assert sink.deliver(events([4, 5])) == []
+    assert (sink.dropped, caplog.records) == (3, [])
+    log.room = 1000
+    sink.deliver(events([6]))
+    sink.deliver(events([7]))
+    (line,) = caplog.records
+    assert line.message == "audit events are missing in the log"
+    assert line.__dict__["events"] == 3
+    assert sink.dropped == 3
+
+
+@pytest.mark.parametrize(
+    ("directory", "chain"),
+    [
+        ("01a20b13a811-4141-23c9ccd0", "01a20b13a811-4141-23c9ccd0"),
+        ("01a20b13a811-4141-23c9ccd0-1", "01a20b13a811-4141-23c9ccd0"),
+        ("01a20b13a811-4141-23c9ccd0-12", "01a20b13a811-4141-23c9ccd0"),
+        ("w-1", "w-1"),
+    ],
+)
+def test_a_writer_that_moved_is_signed_off_under_its_first_name(
+    sink: StoreSink, store: FakeStore, directory: str, chain: str
+) -> None:
+    """K9: its chain goes on in the directory that it begins when the first one is removed."""
+    sink.finish_writer(directory)
+    assert store.closed_writers == [chain]

@@ -18,6 +18,7 @@ from router.api.contracts import openapi
 from router.api.errors import FACES, INTERNAL
 from router.api.native import (
     CONTENT_TYPES,
+    MAX_METADATA_BYTES,
     MAX_METADATA_CHARS,
     MAX_METADATA_ENTRIES,
     MAX_PAYLOAD_BYTES,
@@ -75,6 +76,7 @@ def test_the_fields_are_those_of_the_reader(contract: dict[str, Any]) -> None:
         "not " + ", ".join(f"`{name}`" for name in RESERVED_PARAMETERS)
     )
     assert f"{MAX_METADATA_ENTRIES} strings of at most {MAX_METADATA_CHARS} " in told["metadata"]
+    assert f"at most {MAX_METADATA_BYTES // 1024} KiB" in told["metadata"]
 
 
 def test_the_events_are_those_of_the_contract(contract: dict[str, Any]) -> None:

@@ -38,6 +38,7 @@ EXAMPLES: dict[type[errors.RouterError], errors.RouterError] = {
     errors.RecordsUnavailable: errors.RecordsUnavailable("disk_full", retry_after_s=3),
     errors.RequestNotFound: errors.RequestNotFound(),
     errors.RecordStoreUnavailable: errors.RecordStoreUnavailable("away"),
+    errors.QueriesBusy: errors.QueriesBusy(),
     errors.QueryTimeout: errors.QueryTimeout(2.5),
 }
 NOT_OF_A_CALL = (
@@ -46,6 +47,7 @@ NOT_OF_A_CALL = (
     errors.ClientGone,
     errors.RequestNotFound,
     errors.RecordStoreUnavailable,
+    errors.QueriesBusy,
     errors.QueryTimeout,
 )
 """No call that anybody waits for ends with these."""
@@ -88,6 +90,7 @@ def test_retryable_errors_of_ours_say_when() -> None:
         errors.BodyTimeout,
         errors.RecordsUnavailable,
         errors.RecordStoreUnavailable,
+        errors.QueriesBusy,
     }
 
 
@@ -127,6 +130,7 @@ def test_every_error_on_its_way_out(
         (errors.NotConfigured(), "Retry-After", "1"),
         (errors.RecordsUnavailable("disk_full", retry_after_s=3), "Retry-After", "3"),
         (errors.RecordStoreUnavailable("away"), "Retry-After", "1"),
+        (errors.QueriesBusy(), "Retry-After", "1"),
         (errors.Unauthenticated("missing"), "WWW-Authenticate", "Bearer"),
         (errors.SignatureInvalid("no", reason="stale"), "WWW-Authenticate", "Bearer"),
         (errors.MethodNotAllowed("PUT", ("GET", "HEAD")), "Allow", "GET, HEAD"),

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from router.api.native import MAX_PAYLOAD_BYTES
+from router.api.native import MAX_METADATA_BYTES, MAX_PAYLOAD_BYTES
 from router.forwarding.forwarder import Delivery
 from tests.fakes.router_stand import TRACEPARENT, FailingGateway, RouterStand, World, native_body
 
@@ -128,6 +128,9 @@ def test_a_json_payload(stand: RouterStand, payload: Any, messages: list[Any]) -
         ({"metadata": {"a": 1}}, "metadata.a"),
         ({"metadata": {"a": "x" * 1025}}, "metadata.a"),
         ({"metadata": {str(n): "x" for n in range(65)}}, "metadata"),
+        ({"metadata": {str(n): "x" * 1024 for n in range(16)}}, "metadata"),
+        ({"metadata": {str(n): "\x01" * 1024 for n in range(3)}}, "metadata"),
+        ({"metadata": {str(n): "é" * 1024 for n in range(8)}}, "metadata"),
         ({"stream": "yes"}, "stream"),
         ({"unheard_of": 1}, "unheard_of"),
         ({"n" * 100: 1}, "n" * 64),
@@ -150,6 +153,18 @@ def test_a_payload_is_measured_in_bytes(stand: RouterStand, payload: str) -> Non
     assert (reply.status, reply.json["details"]) == (413, {"field": "payload"})
     assert stand.received() == 0
     assert stand.inference(text="x" * MAX_PAYLOAD_BYTES).status == 200
+
+
+def test_metadata_is_measured_as_json_in_bytes(stand: RouterStand) -> None:
+    """16 KiB pass, one byte more is 400: one key could fill everybody's spool with less."""
+    metadata = {str(number): "x" * 1024 for number in range(15)}
+    room = MAX_METADATA_BYTES - len(json.dumps({**metadata, "rest": ""}, separators=(",", ":")))
+    for excess, status in ((0, 200), (1, 400)):
+        metadata["rest"] = "x" * (room + excess)
+        reply = stand.call("POST", "/v1/inference", json=native_body(metadata=metadata))
+        assert reply.status == status
+    assert reply.json["details"] == {"field": "metadata"}
+    assert str(MAX_METADATA_BYTES) in reply.json["error"]
 
 
 # --- streams --------------------------------------------------------------------------------

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from gevent import GreenletExit
 
 from router.api import recording
 from router.errors import RecordsUnavailable
+from router.forwarding.stream import StreamFault
 from tests.fakes.router_stand import FailingGateway, RouterStand, World, chat_body, native_body
 
 CHAT = "/v1/chat/completions"
@@ -84,6 +86,55 @@ def test_an_answer_that_cannot_be_recorded_is_not_given(
     assert (reply.status, reply.header("Retry-After")) == (503, "1")
     assert len(stand.spool.held) == 2
     assert stand.received() == 1
+
+
+def held(stand: RouterStand) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The record and the event that wait for the disk."""
+    record, event = (json.loads(payload) for _, payload in stand.spool.held)
+    return record, event
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
+@pytest.mark.parametrize("path", [CHAT, NATIVE])
+def test_what_is_held_is_what_the_client_got(
+    stand: RouterStand, path: str, stream: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """P3, U9: it used to be held as an answered call; what the backend did is still charged."""
+    [(_, body)] = [each for each in bodies(stream) if each[0] == path]
+
+    def refuse(_frames: Any) -> None:
+        raise RecordsUnavailable("disk_error", nothing_written=True)
+
+    with monkeypatch.context() as broken:
+        broken.setattr(stand.spool, "append", refuse)
+        reply = stand.call("POST", path, json=body)
+    record, event = held(stand)
+    assert reply.status == record["status"] == event["context"]["status"] == stand.line["status"]
+    assert reply.status == (200 if stream else 503)
+    assert record["outcome"] == stand.line["outcome"] == "rejected"
+    assert record["bytes_sent"] == stand.line["bytes_sent"] == len(reply.body)
+    assert (record["usage_source"], record["cost_nanos"]) == ("reported", 45_000)
+    assert record["attempts"][0]["billed"] is True
+    assert (event["action"], event["reason"]) == ("REQUEST_ALLOWED", "RECORDS_UNAVAILABLE")
+    stand.spool.records.clear()
+    stand.spool.events.clear()
+    stand.chat()
+    assert stand.event["previous_hash"] == event["hash"]
+
+
+def test_what_may_be_on_the_disk_is_held_as_it_is(
+    stand: RouterStand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """P2: or there would be two contents under one id."""
+
+    def refuse(_frames: Any) -> None:
+        raise RecordsUnavailable("disk_slow")
+
+    monkeypatch.setattr(stand.spool, "append", refuse)
+    assert stand.chat().status == 503
+    record, event = held(stand)
+    assert (record["status"], record["outcome"]) == (200, "completed")
+    assert (event["context"]["status"], event["reason"]) == (200, None)
 
 
 @pytest.mark.parametrize(("path", "body"), bodies(stream=False))
@@ -185,6 +236,146 @@ def test_a_record_that_cannot_be_built_is_degraded(
     assert (record["api_key_id"], record["organization_id"]) == ("key-main", "acme")
     assert (record["status"], record["endpoint"]) == (200, "openai.chat_completions")
     assert stand.services.recorder.degraded == 1
+
+
+def test_an_event_that_cannot_be_built_does_not_take_the_record_with_it(
+    stand: RouterStand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """U4, A1: the event is there without its details; both used to be lost."""
+
+    def fail(*_: Any) -> None:
+        raise ValueError("a defect")
+
+    monkeypatch.setattr(recording, "_event", fail)
+    assert stand.chat().status == 200
+    assert stand.record["outcome"] == "completed"
+    assert stand.event["context"] == {"degraded": True}
+    assert stand.event["request_id"] == stand.record["request_id"]
+    assert stand.services.recorder.degraded == 1
+
+
+def test_a_record_without_any_event(stand: RouterStand, monkeypatch: pytest.MonkeyPatch) -> None:
+    """U4: what was used is known even if the decision cannot be told at all."""
+
+    def fail(*_: Any) -> None:
+        raise ValueError("a defect")
+
+    monkeypatch.setattr(recording, "_decided", fail)
+    assert stand.chat().status == 200
+    assert stand.record["outcome"] == "completed"
+    assert stand.spool.events == []
+
+
+def test_a_call_that_was_not_taken_is_tried_again_at_its_end(
+    stand: RouterStand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """U5: it used to count as recorded before anybody had it."""
+    real, tries = stand.services.recorder.record, []
+
+    def fail_once(*facts: Any, **more: Any) -> None:
+        tries.append(facts)
+        if len(tries) == 1:
+            raise KeyError("a defect")
+        real(*facts, **more)
+
+    monkeypatch.setattr(stand.services.recorder, "record", fail_once)
+    assert stand.chat().status == 500
+    assert (stand.record["status"], len(tries)) == (500, 2)
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
+def test_no_secret_is_recorded(stand: RouterStand, stream: bool) -> None:
+    """P17: metadata may hold a key in name and value, a model's name may be one."""
+    keys = [stand.keys["main"], stand.keys["spare"], "rsk_" + "0f" * 32]
+    metadata = {**{key: f"Bearer {key}" for key in keys}, f"a {keys[0]} b": "c", "plain": "text"}
+    stand.inference(metadata=metadata, stream=stream)
+    stand.inference(keys[1])
+    stand.chat(keys[2])
+    written = json.dumps([stand.spool.records, stand.spool.events])
+    assert [key for key in keys if key in written] == []
+    served, unknown, _ = stand.spool.records
+    assert served["metadata"] == {"…": "Bearer …", "a … b": "c", "plain": "text"}
+    assert unknown["model_requested"] == "…"
+
+
+@pytest.mark.parametrize("path", [CHAT, NATIVE])
+def test_the_model_that_was_asked_for(stand: RouterStand, path: str) -> None:
+    """A1: whoever looks for the name that was refused finds it."""
+    body = chat_body("nowhere") if path == CHAT else native_body("nowhere")
+    assert stand.call("POST", path, json=body).status == 404
+    assert (stand.record["model"], stand.record["model_requested"]) == (None, "nowhere")
+    assert stand.event["context"]["model"] == "nowhere"
+    assert "tokens" not in stand.event["context"]
+
+
+def test_the_event_tells_the_tokens(stand: RouterStand) -> None:
+    """A1: what the decision has let happen."""
+    stand.chat("gpt")
+    assert stand.event["context"]["tokens"] == 6
+    assert stand.event["context"]["model"] == "gpt-4o"
+    assert stand.record["model_requested"] == "gpt"
+
+
+# --- what a backend that failed leaves ------------------------------------------------------
+
+_OVERLOADED = b'data: {"error":{"message":"db7: overloaded by hello","type":"x"}}\n\n'
+_DELTA = b'data: {"choices":[{"index":0,"delta":{"content":"some"}}]}\n\n'
+_CUT = b"HTTP/1.1 200 OK\r\nContent-Type: %s\r\nContent-Length: 1000\r\n\r\n"
+_EVENTS = b"text/event-stream"
+
+
+def test_a_stream_that_breaks_says_how(stand: RouterStand) -> None:
+    """S5, U10: in words of ours, in the record and beside it; it used to be told nowhere."""
+    stand.backends.plain.will_stream(_DELTA, _OVERLOADED)
+    stand.call("POST", CHAT, json=chat_body("plain", stream=True))
+    [attempt] = stand.record["attempts"]
+    assert attempt["error"] == stand.line["backend_error"] == "error event in stream"
+    assert (stand.event["reason"], stand.line["code"]) == ("BACKEND_FAILED", "BACKEND_FAILED")
+    assert "db7" not in json.dumps([stand.record, stand.event, stand.line])
+    assert (stand.record["usage_source"], attempt["billed"]) == ("estimated", True)
+    labels = {"backend": "plain", "error": "transport"}
+    assert stand.metric("backend_requests_total", **labels) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("sent", "fault"),
+    [
+        (_CUT % _EVENTS + _DELTA, "connection closed early"),
+        (_CUT.replace(b"1000", b"%d" % len(_DELTA)) % _EVENTS + _DELTA, "stream ended early"),
+    ],
+)
+def test_how_a_stream_may_break(stand: RouterStand, sent: bytes, fault: str) -> None:
+    """S5: in a closed set."""
+    stand.backends.plain.will_end_after(sent)
+    stand.call("POST", CHAT, json=chat_body("plain", stream=True))
+    assert stand.record["attempts"][0]["error"] == fault
+    assert fault in get_args(StreamFault)
+
+
+@pytest.mark.parametrize(
+    ("stream", "sent"),
+    [
+        (True, _CUT % _EVENTS + _OVERLOADED),
+        (True, _CUT % _EVENTS),
+        (False, _CUT % b"application/json" + b'{"id": 1'),
+    ],
+    ids=["an error event alone", "no event", "a part of a whole answer"],
+)
+@pytest.mark.parametrize("path", [CHAT, NATIVE])
+def test_nothing_delivered_is_nothing_charged(
+    stand: RouterStand, path: str, stream: bool, sent: bytes
+) -> None:
+    """U7, U10: streamed or whole."""
+    stand.backends.plain.will_end_after(sent)
+    text = "hello " * 400
+    body = chat_body("plain", text) if path == CHAT else native_body("plain", text)
+    stand.call("POST", path, json={**body, "stream": stream})
+    record = stand.record
+    assert record["outcome"] == "upstream_aborted"
+    assert (record["usage_source"], record["cost_nanos"]) == ("none", None)
+    assert record["attempts"][0]["status"] == 200
+    assert record["attempts"][0]["billed"] is False
+    assert record["attempts"][0]["error"]
 
 
 _ENDINGS: dict[str, Callable[[RouterStand], None]] = {

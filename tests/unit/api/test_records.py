@@ -6,12 +6,15 @@ import csv
 import io
 import uuid
 from collections.abc import Iterator
+from threading import get_native_id
 from typing import Any
 
 import gevent
 import pytest
 
 from router import errors
+from router.accounting.store import STORY_LENGTH
+from router.accounting.store_queries import UsageTotals
 from router.queries import MAX_WAITING, THREADS, Queries
 from tests.fakes.router_stand import RouterStand, World
 
@@ -165,6 +168,51 @@ def test_usage_as_a_table(other: RouterStand) -> None:
     assert row == {name: "" if value is None else str(value) for name, value in data[0].items()}
 
 
+def test_a_table_without_rows_has_its_head(other: RouterStand) -> None:
+    """The same as with rows, for whoever reads it by names."""
+    other.store_records()
+    query = f"{USAGE}?group_by=model,day&format=csv"
+    head = other.call("GET", query).body
+    served(other)
+    assert head == other.call("GET", query).body.partition(b"\r\n")[0] + b"\r\n"
+
+
+def test_a_story_that_is_cut_says_so(other: RouterStand) -> None:
+    """The newest of both are told, newest first."""
+    request_id = str(uuid.uuid4())
+    other.inference(request_id=request_id)
+    other.store_records()
+    assert other.call("GET", STORY + request_id).json["truncated"] is False
+    for _ in range(STORY_LENGTH):
+        other.clock.advance(1)
+        other.spool.tick()
+        other.inference(request_id=request_id)
+    other.store_records()
+    story = other.call("GET", STORY + request_id).json
+    assert story["truncated"] is True
+    assert story["records"] == other.spool.records[:0:-1]
+    assert story["events"] == other.spool.events[:0:-1]
+
+
+def test_answers_are_written_beside_the_loop(
+    other: RouterStand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A report of ten thousand rows would hold up every call of the worker."""
+    served(other)
+    threads = []
+    plain = UsageTotals.plain
+
+    def noting(totals: UsageTotals) -> dict[str, Any]:
+        threads.append(get_native_id())
+        return plain(totals)
+
+    monkeypatch.setattr(UsageTotals, "plain", noting)
+    for shown in ("json", "csv"):
+        assert other.call("GET", f"{USAGE}?format={shown}").status == 200
+    assert len(threads) == 2
+    assert get_native_id() not in threads
+
+
 @pytest.mark.parametrize(
     ("target", "field"),
     [
@@ -174,8 +222,12 @@ def test_usage_as_a_table(other: RouterStand) -> None:
         (f"{LIST}?limit=501", "limit"),
         (f"{LIST}?limit=%EF%BC%91", "limit"),
         (f"{LIST}?limit={'9' * 5000}", "limit"),
+        (f"{LIST}?limit=000000001999999999", "limit"),
         (f"{LIST}?cursor=nonsense", "cursor"),
         (f"{LIST}?from=yesterday", "from"),
+        (f"{LIST}?from=20261101", "from"),
+        (f"{LIST}?from=2026-W44-1", "from"),
+        (f"{LIST}?from=2026-11-01T00Z", "from"),
         (f"{LIST}?from=2027-01-15T08:00:00", "from"),
         (f"{LIST}?from=2027-01-16&to=2027-01-15", "from"),
         (f"{USAGE}?group_by=colour", "group_by"),
@@ -199,6 +251,8 @@ def test_a_store_that_is_not_there_yet(world: World) -> None:
         assert stand.chat().status == 200
         reply = stand.call("GET", USAGE)
         assert (reply.status, reply.json["code"]) == (503, "RECORD_STORE_UNAVAILABLE")
+        assert "is not there yet" in stand.lines[-1]["reason"]
+        assert "nowhere" not in reply.body.decode()
 
 
 class TestQueries:
@@ -222,7 +276,7 @@ class TestQueries:
         allowed = THREADS + MAX_WAITING
         outcomes = self.ask(0.02, many=allowed + 3)
         assert outcomes.count("done") == allowed
-        assert outcomes.count(errors.RecordStoreUnavailable) == 3
+        assert outcomes.count(errors.QueriesBusy) == 3
 
 
 class _NoStore:

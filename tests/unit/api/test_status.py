@@ -72,9 +72,10 @@ class Seen:
         *sinks: tuple[str, str | None],
         is_running: bool = True,
         store_fault: str | None = None,
+        silent_s: float | None = None,
     ) -> None:
         states = {name: SinkState(0, 0, failing) for name, failing in sinks}
-        shipping = Shipping(is_running, sinks=states)
+        shipping = Shipping(is_running, sinks=states, silent_s=silent_s)
         self.seen: Surroundings | None = Surroundings(shipping, store_fault)
 
     @classmethod
@@ -108,14 +109,19 @@ def test_ready(world: World, path: str) -> None:
         (Seen.nothing(), "record_store", "not looked at yet"),
         (Seen(is_running=False), "agent", "no agent runs"),
         (
+            Seen(("store", "no news"), silent_s=7.3),
+            "agent",
+            "the agent has not reported for 7 s",
+        ),
+        (
             Seen(("store", None), ("kafka", "no broker")),
             "agent",
             "not delivered to: kafka",
         ),
         (
-            Seen(store_fault="the record store cannot be asked right now"),
+            Seen(store_fault="the record store is damaged"),
             "record_store",
-            "the record store cannot be asked right now",
+            "the record store is damaged",
         ),
     ],
 )
@@ -266,6 +272,14 @@ def test_records_are_published_with_every_heartbeat(world: World) -> None:
     assert stand.metric("records_total") >= 2.0
     assert stand.metric("records_refused_total", reason="disk_full") >= 1.0
     assert stand.metric("agent_up") == 1.0
+    assert stand.metric("agent_sink_failing", sink="store") == 1.0
+
+
+def test_a_silent_agent_is_not_up(world: World) -> None:
+    """On a full disk its last report used to count as long as its process lived."""
+    stand = world.stand(watch=_Ticking(("store", "no news"), silent_s=6.0))
+    stand.services.heartbeat()
+    assert stand.metric("agent_up") == 0.0
     assert stand.metric("agent_sink_failing", sink="store") == 1.0
 
 

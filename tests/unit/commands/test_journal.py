@@ -12,6 +12,7 @@ from click.testing import CliRunner, Result
 from jsonschema import Draft202012Validator
 
 from router.accounting.audit import chain_hash, genesis, unseal
+from router.accounting.recorder import Recorder
 from router.accounting.records_schema import audit_event_schema
 from router.accounting.spool_format import AUDIT
 from router.accounting.spool_reader import SpoolReader
@@ -21,6 +22,7 @@ from router.config.document import KeyRecord
 from router.config.faults import StateError
 from router.config.settings import Settings
 from router.config.state import StateWriter
+from router.errors import RecordsUnavailable
 
 DOCUMENT = """
 version: 1
@@ -168,6 +170,27 @@ def test_a_change_that_fails_after_it_was_noted(run: Run, document: Path, data_d
             raise StateError(["no room"])
 
         StateWriter(settings.state_dir, journal=note_and_fail).put_key(record)
+    assert actions(data_dir)[-2:] == ["KEY_CREATED", "CONFIG_REJECTED"]
+    assert StateWriter(settings.state_dir).list_keys() == []
+
+
+def test_a_note_that_was_not_confirmed(
+    run: Run, document: Path, data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may be on the disk though the disk did not say so in time: then the trail says more."""
+    run("apply", str(document))
+    noted = Recorder.note
+
+    def note_too_late(recorder: Recorder, events: Any) -> None:
+        monkeypatch.undo()
+        noted(recorder, events)
+        raise RecordsUnavailable("sync timed out")
+
+    monkeypatch.setattr(Recorder, "note", note_too_late)
+    settings = Settings(data_dir=data_dir)
+    record = KeyRecord(id="k", organization_id="acme", hash="0" * 64)
+    with pytest.raises(StateError, match="timed out"), journal_of(settings) as journal:
+        StateWriter(settings.state_dir, journal=journal.note).put_key(record)
     assert actions(data_dir)[-2:] == ["KEY_CREATED", "CONFIG_REJECTED"]
     assert StateWriter(settings.state_dir).list_keys() == []
 

@@ -181,6 +181,7 @@ def test_a_stream_that_is_not_whole_was_aborted(
     list(stream)
     assert stream.outcome == "upstream_aborted"
     assert (stream.failure or "").startswith(failure)
+    assert (stream.fault or "").startswith(failure)
     assert pool.in_use == 0
 
 
@@ -200,6 +201,7 @@ def test_a_stream_that_turns_into_nonsense_was_aborted(serve: Serve, pool_to: Po
     assert list(stream) == [FIRST]
     assert stream.outcome == "upstream_aborted"
     assert (stream.failure or "").startswith("malformed reply")
+    assert stream.fault == "malformed reply"
     assert closed_within(server, 1.0)
 
 
@@ -223,6 +225,7 @@ def test_a_stream_that_stalls_times_out(
     stream = open_stream(pool_to(server), patience(**waits))
     assert list(stream) == [FIRST]
     assert (stream.outcome, stream.failure) == ("timeout", phase)
+    assert stream.fault == "BackendTimeout"
     assert closed_within(server, 1.0)
 
 
@@ -251,6 +254,7 @@ def test_a_tap_that_gives_up_ends_the_stream(serve: Serve, pool_to: PoolTo) -> N
     stream = ReplyStream(begin(pool_to(server)), Strict(strip_usage=True), drain=False)
     assert list(stream) == []
     assert (stream.outcome, stream.failure) == ("upstream_aborted", "no such event")
+    assert stream.fault == "malformed stream"
     assert closed_within(server, 1.0)
 
 
