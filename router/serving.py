@@ -8,6 +8,7 @@ import signal
 import socket
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 
@@ -107,6 +108,9 @@ def on_starting(server: Arbiter) -> None:
     except (OSError, PepperError) as error:
         server.log.error("ROUTER_DATA_DIR cannot be used: %s", error)
         sys.exit(1)
+    if settings.store_url.startswith("postgresql") and find_spec("psycopg") is None:
+        server.log.error("ROUTER_RECORD_STORE: PostgreSQL needs the extra: api-router[postgres]")
+        sys.exit(1)
     server.router_slots = {}
 
 
@@ -129,7 +133,8 @@ def on_exit(server: Arbiter) -> None:
     remove_metrics_dir(settings, metrics_dir)
     if settings.agent == "embedded":
         # In a container everything ends with us, so this is the agent's last chance.
-        end_agent(settings.data_dir, settings.agent_drain_s + AGENT_MARGIN_S)
+        longest_s = settings.agent_drain_s + AGENT_MARGIN_S
+        end_agent(settings.data_dir, longest_s, master_pid=server.pid)
 
 
 def pre_fork(server: Arbiter, worker: RouterWorker) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import signal
@@ -117,15 +118,19 @@ def _set_apart(pid: int) -> None:
 
 
 def end_agent(
-    data_dir: Path, longest_s: float, *, pause: Callable[[float], None] = time.sleep
+    data_dir: Path,
+    longest_s: float,
+    *,
+    master_pid: int,
+    pause: Callable[[float], None] = time.sleep,
 ) -> bool:
-    """Tell the agent to ship what is left and to end; True when it has, or none was there.
+    """Tell this gateway's agent to ship what is left and to end; True when it has, or none is.
 
     What it cannot ship in time stays on the disk for the next one.
     """
     lock = AgentLock(data_dir)
     pid = lock.holder()
-    if pid is None:
+    if pid is None or not _serves(pid, master_pid):
         return True
     try:
         os.kill(pid, signal.SIGTERM)
@@ -136,3 +141,12 @@ def end_agent(
             return True
         pause(ENDING_LOOK_S)
     return False
+
+
+def _serves(pid: int, master_pid: int) -> bool:
+    """Tell whether this is the agent of this gateway, and not another's or one started by hand."""
+    try:
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return True  # nobody can tell on this system
+    return (b"--master-pid", b"%d" % master_pid) in itertools.pairwise(words)

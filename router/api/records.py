@@ -13,6 +13,7 @@ from flask import Blueprint, Response
 
 from router import errors
 from router.accounting.cells import safe_cell
+from router.accounting.records import AUDIT_ACTIONS
 from router.accounting.store import RecordStore
 from router.accounting.store_queries import columns_of
 from router.api import pipeline
@@ -50,6 +51,8 @@ def audit_events() -> Response:
     scope, organization_id = _asked_by()
     asked = _parameters(scope, _AUDIT_PARAMETERS)
     filters = _chosen(asked, "action", "model", "key")
+    if filters.get("action", AUDIT_ACTIONS[0]) not in AUDIT_ACTIONS:
+        raise errors.InvalidRequest("is no kind of event; see docs/records.md", field="action")
     from_s, to_s = _period(asked)
     limit = _limit(asked.get("limit"))
 

@@ -147,9 +147,25 @@ class TestTheEnd:
         )
         return sent
 
+    @pytest.fixture(autouse=True)
+    def ours(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(
+            keeper, "_serves", lambda pid, master: (pid, master) == (os.getpid(), 7)
+        )
+
+    def test_the_agent_of_another_gateway(
+        self, tmp_path: Path, signals: list[tuple[int, int]]
+    ) -> None:
+        """It goes on serving the one that started it."""
+        lock = AgentLock(tmp_path)
+        assert lock.take()
+        assert keeper.end_agent(tmp_path, 5.0, master_pid=8, pause=_never)
+        assert signals == []
+        lock.release()
+
     def test_without_an_agent(self, tmp_path: Path, signals: list[tuple[int, int]]) -> None:
         """There is nobody to tell, and nothing to wait for."""
-        assert keeper.end_agent(tmp_path, 5.0, pause=_never)
+        assert keeper.end_agent(tmp_path, 5.0, master_pid=7, pause=_never)
         assert signals == []
 
     def test_it_is_told_once_and_waited_for(
@@ -165,7 +181,7 @@ class TestTheEnd:
             if act is not None:
                 act()
 
-        assert keeper.end_agent(tmp_path, 5.0, pause=pause)
+        assert keeper.end_agent(tmp_path, 5.0, master_pid=7, pause=pause)
         assert signals == [(os.getpid(), signal.SIGTERM)]
 
     def test_one_that_takes_too_long_is_left_alone(
@@ -175,7 +191,7 @@ class TestTheEnd:
         lock = AgentLock(tmp_path)
         assert lock.take()
         waited: list[float] = []
-        assert not keeper.end_agent(tmp_path, 2.0, pause=waited.append)
+        assert not keeper.end_agent(tmp_path, 2.0, master_pid=7, pause=waited.append)
         assert sum(waited) == pytest.approx(2.0)
         lock.release()
 
@@ -191,7 +207,7 @@ class TestTheEnd:
             raise ProcessLookupError
 
         monkeypatch.setattr("router.agent.keeper.os.kill", gone)
-        assert keeper.end_agent(tmp_path, 5.0, pause=_never)
+        assert keeper.end_agent(tmp_path, 5.0, master_pid=7, pause=_never)
 
 
 def _never(_seconds: float) -> None:

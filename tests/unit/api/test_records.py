@@ -218,6 +218,7 @@ def test_answers_are_written_beside_the_loop(
     [
         (f"{LIST}?actoin=x", "actoin"),
         (f"{LIST}?model=a&model=b", "model"),
+        (f"{LIST}?action=NOPE", "action"),
         (f"{LIST}?limit=0", "limit"),
         (f"{LIST}?limit=501", "limit"),
         (f"{LIST}?limit=%EF%BC%91", "limit"),

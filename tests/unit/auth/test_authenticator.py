@@ -103,7 +103,7 @@ def test_a_request_without_a_key_is_missing_one(
     assert stand.store.lookups == 0
 
 
-@pytest.mark.parametrize("other", [generate_key("test"), "junk"])
+@pytest.mark.parametrize("other", [generate_key("test"), "junk"], ids=["a key", "junk"])
 def test_two_different_keys_conflict(stand: Stand, other: str) -> None:
     """Two keys in one request are refused even if one or both are good."""
     stand.put()
