@@ -15,6 +15,13 @@ import router
 
 ROOT = Path(__file__).resolve().parents[1]
 SERVER_TESTS = Path(__file__).parent / "servers"
+ENDURANCE_TESTS = frozenset(
+    {
+        "test_agent.py", "test_benchmark.py", "test_broker_outage.py", "test_chaos.py",
+        "test_corrupt_spool.py", "test_drained_records.py", "test_full_disk.py",
+        "test_malformed_requests.py", "test_spool_crash.py",
+    }
+)  # fmt: skip
 
 # At the end of the path: `tests.fakes` is found here, `router` still where pip put it.
 if str(ROOT) not in sys.path:
@@ -47,3 +54,5 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.is_relative_to(SERVER_TESTS):
             item.add_marker(pytest.mark.servers)
+            if item.path.name in ENDURANCE_TESTS:
+                item.add_marker(pytest.mark.endurance)

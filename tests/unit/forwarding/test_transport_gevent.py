@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -34,6 +35,8 @@ def test_connections_behave_alike_under_gevent() -> None:
             "-W", "ignore::pytest.PytestUnraisableExceptionWarning",
             *(str(HERE / name) for name in files),
         ],
+        # One process, whatever this one was told about how many to use.
+        env={name: value for name, value in os.environ.items() if name != "PYTEST_ADDOPTS"},
         capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
     assert ran.returncode == 0, ran.stdout[-5000:] + ran.stderr[-1000:]
