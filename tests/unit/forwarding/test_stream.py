@@ -118,7 +118,7 @@ def test_nothing_is_missing_after_the_last_event(
     stream.close()
     assert b"".join(got) == FIRST + DONE
     assert (stream.outcome, stream.failure) == ("completed", None)
-    assert time.monotonic() - started_s < 3.0
+    assert time.monotonic() - started_s < 0.5
     assert pool.in_use == 0
 
 
@@ -140,7 +140,7 @@ def test_what_follows_the_last_event_does_not_hold_the_call(
     assert next(stream).startswith(DONE)
     started_s = time.monotonic()
     stream.close()
-    assert time.monotonic() - started_s < 3.0
+    assert time.monotonic() - started_s < 0.5
     assert stream.outcome == "completed"
 
 
@@ -239,7 +239,7 @@ def test_a_client_that_is_found_gone_ends_the_stream(
     started_s = time.monotonic()
     assert b"".join(stream) == sent
     assert stream.outcome == "client_aborted"
-    assert time.monotonic() - started_s <= 3.0
+    assert time.monotonic() - started_s <= 0.5
     assert closed_within(server, 1.0)
 
 

@@ -37,7 +37,7 @@ from tests.unit.forwarding.builders import (
 Serve = Callable[..., RawServer]
 PoolTo = Callable[..., Pool]
 
-SLACK_S = 2.0
+SLACK_S = 0.2
 """What a busy machine may add; the waits themselves are exact."""
 LARGE = b"x" * 12_000_000
 """More than the sockets of both sides hold."""
@@ -240,7 +240,7 @@ def test_a_client_that_left_ends_the_wait(
     waits = patience(client_gone=lambda: time.monotonic() >= left_s)
     with pytest.raises(ClientGone):
         begin(pool, waits, body).read_all(REPLY_BYTES)
-    assert time.monotonic() - left_s <= 0.25 + SLACK_S
+    assert time.monotonic() - left_s <= 0.5
     assert pool.in_use == 0
 
 
