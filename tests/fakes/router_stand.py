@@ -5,6 +5,7 @@ Every answer is held against the published contract on its way to the test.
 
 from __future__ import annotations
 
+import copy
 import io
 import json as jsonlib
 import secrets
@@ -26,6 +27,7 @@ from router.clock import FrozenClock
 from router.config.loader import load_plain
 from router.config.settings import Settings
 from router.config.state import StateWriter
+from router.enforcement import Enforcement, build_enforcement
 from router.mock_backend.server import MockBackend
 from router.services import Services, build_services
 from router.telemetry.logs import CallLog
@@ -34,6 +36,7 @@ from tests.contract.checker import Contract
 from tests.fakes import records
 from tests.fakes.anthropic_api import AnthropicApi
 from tests.fakes.backends import Backends, PlainBackend
+from tests.fakes.frozen_redis import FrozenRedis, frozen_redis
 from tests.fakes.wsgi import Headers, OpenReply, Reply, open_reply
 
 PEPPER = "a pepper for the tests of 32 bytes"
@@ -49,6 +52,7 @@ class RouterStand:
     backends: Backends
     keys: Mapping[str, str]
     clock: FrozenClock
+    redis: FrozenRedis
     log: io.BytesIO = field(default_factory=io.BytesIO)
     registry: CollectorRegistry = field(default_factory=CollectorRegistry)
 
@@ -206,7 +210,14 @@ def _keys(clock: FrozenClock) -> dict[str, dict[str, Any]]:
         "reading": {"scopes": ["models:read"]},
         "calling": {"scopes": ["inference"]},
         "signing": {"require_signature": True},
+        "saving": {"budgets": [{"name": "pocket", "unit": "usd", "period": "total", "limit": "5"}]},
+        "slow": {"rate_limit": {"requests_per_second": 0.5, "burst": 1}},
     }
+
+
+def _forgetful(settings: Settings, clock: FrozenClock, redis: FrozenRedis) -> Enforcement:
+    """Limits whose budgets begin anew: the records hold the calls of other tests."""
+    return build_enforcement(settings, lambda _organization, _lost: 0, clock=clock, runner=redis)
 
 
 @dataclass(frozen=True)
@@ -218,24 +229,33 @@ class World:
     keys: Mapping[str, str]
     clock: FrozenClock
     services: Services
+    redis: FrozenRedis
 
     def stand(self, **parts: Any) -> RouterStand:
         """A fresh application over it, backends and time as in the beginning; ``parts`` are put
         in place of the services of the same names."""
         self.backends.reset()
-        self.clock.advance(FrozenClock().now_s() - self.clock.now_s())
-        services = replace(self.services, **parts)
-        return RouterStand(services, self.backends, self.keys, self.clock)
+        self.redis.reset()
+        beginning = FrozenClock()
+        self.clock.wall_s, self.clock.mono_s = beginning.wall_s, beginning.mono_s
+        enforcement = _forgetful(parts.get("settings", self.settings), self.clock, self.redis)
+        services = replace(self.services, **{"enforcement": enforcement, **parts})
+        return RouterStand(services, self.backends, self.keys, self.clock, self.redis)
 
     @contextmanager
     def other_stand(self, **settings: Any) -> Iterator[RouterStand]:
         """An application with settings, and therefore services, of its own."""
         self.backends.reset()
+        self.redis.reset()
         self.services.state.close()  # a process can have a store open once; it opens again
         clock = FrozenClock()
-        services = build_services(replace(self.settings, **settings), clock=clock)
+        redis = copy.copy(self.redis)
+        redis.clock = clock
+        changed = replace(self.settings, **settings)
+        services = build_services(changed, clock=clock, runner=redis)
+        services = replace(services, enforcement=_forgetful(changed, clock, redis))
         try:
-            yield RouterStand(services, self.backends, self.keys, clock)
+            yield RouterStand(services, self.backends, self.keys, clock, redis)
         finally:
             services.close()
 
@@ -252,20 +272,29 @@ def running_world(data_dir: Path) -> Iterator[World]:
     }
     credential_file = data_dir / "credential"
     credential_file.write_text(BACKEND_KEY)
-    settings = Settings(data_dir=data_dir, key_pepper=PEPPER, workers=1, build="tested")
+    settings = Settings(
+        data_dir=data_dir,
+        key_pepper=PEPPER,
+        workers=1,
+        build="tested",
+        # Time stands still, and most tests are about something else.
+        rate_limit_rps=1_000_000,
+        rate_limit_burst=1_000_000,
+    )
     plain = PlainBackend()
     with (
         MockBackend("first", api_key=BACKEND_KEY) as first,
         MockBackend("second") as second,
         AnthropicApi(api_key=BACKEND_KEY) as anthropic,
         plain.server,
+        frozen_redis(data_dir, clock) as redis,
     ):
         backends = Backends(first, second, anthropic, plain)
         document = backends.document(hashed, credential_file)
         StateWriter(settings.state_dir, clock).apply(load_plain(document))
-        services = build_services(settings, clock=clock)
+        services = build_services(settings, clock=clock, runner=redis)
         try:
-            yield World(settings, backends, keys, clock, services)
+            yield World(settings, backends, keys, clock, services, redis)
         finally:
             services.close()
 

@@ -1,0 +1,1 @@
+"""Rate buckets, the budget ledger and idempotency, exact over every worker. Knows no HTTP."""

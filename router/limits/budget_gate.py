@@ -1,0 +1,227 @@
+"""Budgets and idempotency as a call sees them, and what was chosen for when Redis is away."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final, Literal, Protocol
+
+from router.limits.admission import AdmitOutcome, Request
+from router.limits.breaker import Breaker, Unavailable
+from router.limits.budgets import (
+    NOTHING,
+    Amounts,
+    Closed,
+    Crossing,
+    Denied,
+    Foreign,
+    LostWindow,
+    NeedsRebuild,
+    NotReserved,
+    Reservation,
+    Settlement,
+    WindowSpec,
+)
+from router.limits.deferred import Deferred
+from router.limits.idempotency import (
+    Entry,
+    InFlight,
+    Mismatch,
+    NotKept,
+    NotProtected,
+    Replay,
+)
+from router.limits.upkeep import Upkeep
+
+WhenAway = Literal["closed", "open"]
+
+NOT_SENT: Final = frozenset({"breaker_open", "connect", "pool_wait"})
+"""Reasons for which Redis cannot have done anything that would have to be undone."""
+
+PATIENCE_S: Final = 2.0
+_TRIES: Final = 3
+
+SumRecords = Callable[[str, LostWindow], int]
+"""What the record store has of an organization's lost window; raises :class:`Unavailable` when it
+cannot be asked, or is known to lack records."""
+
+
+Presume = Callable[[Request], Reservation]
+"""What a ledger that was not asked would have reserved."""
+
+
+@dataclass(frozen=True, slots=True)
+class Admitted:
+    """A call that may go on. To be settled or released once, however it ends."""
+
+    reservation: Reservation
+    entry: Entry | None
+    unprotected: bool = False
+    """Redis gave no answer and the call was let through: without its budget, without replay
+    protection, or without both."""
+
+
+class Admitting(Protocol):
+    """Where calls are admitted: :class:`router.limits.admission.Admission` in Redis alone,
+    :class:`router.limits.remote_admission.RemoteAdmission` at a budget service."""
+
+    def admit(self, request: Request, entry: Entry | None) -> AdmitOutcome:
+        """The reservation, or what stands against it; raises :class:`Unavailable`."""
+
+    def end(
+        self,
+        reservation: Reservation,
+        amounts: Amounts,
+        entry: Entry | None,
+        reply: bytes | NotKept | None,
+    ) -> Settlement:
+        """Book ``amounts``, and keep the reply or free the id. Twice is once."""
+
+    def undo(self, reservation: Reservation, entry: Entry | None) -> None:
+        """As if the call had never asked."""
+
+
+GateOutcome = Admitted | Denied | InFlight | Replay | NotKept | Mismatch
+
+
+class BudgetGate:
+    """Admits calls and ends them. Redis away: ``closed`` admits nothing that has a budget,
+    ``open`` admits all and charges later. A call without a budget only loses replay protection,
+    unless ``entries_when_away`` is ``closed``: then a call with an id is not admitted either.
+
+    With ``asks_always`` there may be budgets that the router does not know of, at a service.
+    """
+
+    def __init__(
+        self,
+        admission: Admitting,
+        upkeep: Upkeep,
+        deferred: Deferred,
+        *,
+        sum_records: SumRecords,
+        when_away: WhenAway = "closed",
+        entries_when_away: WhenAway = "open",
+        asks_always: bool = False,
+        presume: Presume | None = None,
+        patience_s: float = PATIENCE_S,
+        on_crossing: Callable[[str, Crossing], None] = lambda _organization_id, _crossing: None,
+        on_unresolved: Callable[[str, tuple[str, ...]], None] = lambda _organization_id, _ids: None,
+    ) -> None:
+        self._admission = admission
+        self._upkeep = upkeep
+        self._deferred = deferred
+        self._sum_records = sum_records
+        self._when_away = when_away
+        self._entries_when_away = entries_when_away
+        self._asks_always = asks_always
+        self._presume = presume
+        self._on_crossing = on_crossing
+        self._on_unresolved = on_unresolved
+        self._patience_s = patience_s
+        self._rebuilding: dict[str, threading.Event] = {}
+        self._records = Breaker("record store", failures=1)
+
+    def admit(
+        self, request: Request, entry: Entry | None = None, *, is_away: bool = False
+    ) -> GateOutcome:
+        """Whether the call may go on. Raises :class:`Unavailable`, with nothing held, when nobody
+        knows and the policy is ``closed``.
+
+        With ``is_away`` the caller has just waited for Redis in vain: it is not asked once more.
+        """
+        if is_away and self._presume is not None:
+            unasked = NotReserved(Unavailable("redis", "breaker_open"), self._presume(request))
+            return self._unanswered(request, entry, unasked, claimed=False)
+        claimed = False
+        for _ in range(_TRIES):
+            try:
+                outcome = self._admission.admit(request, entry)
+                if isinstance(outcome, NeedsRebuild):
+                    claimed = entry is not None
+                    self._rebuild(request.organization_id, outcome.windows)
+                    continue
+            except Unavailable as error:
+                return self._unanswered(request, entry, error, claimed=claimed)
+            if isinstance(outcome, (Reservation, Denied)) and outcome.dropped:
+                self._on_unresolved(request.organization_id, outcome.dropped)
+            if isinstance(outcome, Reservation):
+                return Admitted(outcome, entry)
+            if not isinstance(outcome, (Closed, Foreign)):
+                return outcome
+            break
+        # Its lease was ended by somebody else, or its window is lost again and again.
+        given_up = Unavailable("ledger", "lost")
+        return self._unanswered(request, entry, given_up, claimed=claimed)
+
+    def settle(
+        self, admitted: Admitted, amounts: Amounts, reply: bytes | NotKept | None = None
+    ) -> None:
+        """Charge ``amounts`` and keep ``reply`` for duplicates; without one, the id is free again.
+        Redis away: later, and then duplicates learn only that the call was done."""
+        try:
+            self._end(admitted, amounts, reply)
+        except Unavailable:
+            kept = None if reply is None else NotKept()
+            self._deferred.later(lambda: self._end(admitted, amounts, kept))
+
+    def release(self, admitted: Admitted) -> None:
+        """Charge nothing and free the id."""
+        self.settle(admitted, NOTHING)
+
+    def _end(self, admitted: Admitted, amounts: Amounts, reply: bytes | NotKept | None) -> None:
+        reservation = admitted.reservation
+        settlement = self._admission.end(reservation, amounts, admitted.entry, reply)
+        for crossing in settlement.crossings:
+            self._on_crossing(reservation.organization_id, crossing)
+
+    def _unanswered(
+        self, request: Request, entry: Entry | None, error: Unavailable, *, claimed: bool
+    ) -> Admitted:
+        reservation = Reservation(request.lease_id, request.organization_id, ())
+        if isinstance(error, NotReserved):
+            reservation = error.presumed
+        was_sent = claimed or error.reason not in NOT_SENT
+        if self._may_pass(request, entry, error):
+            # An id that cannot have been claimed needs no end. There may be a lot of them.
+            return Admitted(reservation, entry if was_sent else None, unprotected=True)
+        if was_sent and not isinstance(error, NotProtected):
+            self._deferred.later(lambda: self._admission.undo(reservation, entry))
+        raise error
+
+    def _may_pass(self, request: Request, entry: Entry | None, error: Unavailable) -> bool:
+        """Whether the call goes on without what could not be asked."""
+        if entry is not None and self._entries_when_away == "closed":
+            # Budgets elsewhere: then it is only Redis that knows of the id.
+            if not self._asks_always or isinstance(error, NotProtected):
+                return False
+        has_budget = bool(request.windows) or self._asks_always
+        return not has_budget or self._when_away == "open"
+
+    def _rebuild(self, organization_id: str, windows: tuple[WindowSpec, ...]) -> None:
+        """One call asks the records; the others wait for it, and then ask Redis again."""
+        going_on = self._rebuilding.get(organization_id)
+        if going_on is not None:
+            going_on.wait(self._patience_s)
+            return
+        if not self._records.allows():
+            raise Unavailable("record store", "breaker_open")
+        done = self._rebuilding[organization_id] = threading.Event()
+        try:
+            crossings = self._upkeep.rebuild(
+                organization_id, windows, lambda lost: self._sum(organization_id, lost)
+            )
+        finally:
+            del self._rebuilding[organization_id]
+            done.set()
+        for crossing in crossings:
+            self._on_crossing(organization_id, crossing)
+
+    def _sum(self, organization_id: str, lost: LostWindow) -> int:
+        try:
+            settled = self._sum_records(organization_id, lost)
+        except Unavailable as error:
+            self._records.failed(error.reason, error.detail)
+            raise
+        self._records.succeeded()
+        return settled

@@ -1,0 +1,169 @@
+"""Limits as the document has them → limits as they are enforced."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Final, Literal, cast
+
+from router.config import document
+from router.config.document import Budget, KeyRecord, Organization, RateLimit
+from router.config.settings import Settings
+from router.limits.budgets import Amounts, Scope, WindowSpec
+from router.limits.rates import BucketSpec, SlotSpec
+from router.limits.reservations import Mode, Prices, ReservationRule
+
+Owner = Literal["org", "key", "model"]
+
+_REMEMBERED: Final = 8192
+_MINUTE_S: Final = 60
+
+
+@dataclass(frozen=True, slots=True)
+class RateSpecs:
+    """Every rate limit of one call, for :meth:`router.limits.fallback.RateGate.take`."""
+
+    buckets: tuple[BucketSpec, ...]
+    slots: tuple[SlotSpec, ...]
+
+
+def default_rate_limit(settings: Settings) -> RateLimit:
+    """What holds for an organization or key that has no ``rate_limit``."""
+    return RateLimit(float(settings.rate_limit_rps), settings.rate_limit_burst)
+
+
+def reservation_rule(settings: Settings) -> ReservationRule:
+    """What a call holds of budgets that say nothing else."""
+    return ReservationRule(
+        mode=cast(Mode, settings.reservation),
+        cap_nanos=settings.reservation_cap_nanos,
+        cap_tokens=settings.reservation_cap_tokens,
+        floor_nanos=settings.reservation_floor_nanos,
+        floor_tokens=settings.reservation_floor_tokens,
+        refuse_unknown_price=settings.unknown_price == "refuse",
+    )
+
+
+def rate_specs(
+    organization: Organization,
+    key: KeyRecord,
+    model_id: str | None,
+    *,
+    default: RateLimit,
+    tokens: int = 0,
+) -> RateSpecs:
+    """The limits of the organization, of the key, and of the organization for the model.
+
+    ``tokens`` is charged to the limits per minute; 0 only asks whether they are in debt.
+    """
+    owners: list[tuple[Owner, str, RateLimit]] = [
+        ("org", "", organization.rate_limit or default),
+        ("key", key.id, key.rate_limit or default),
+    ]
+    if model_id is not None and model_id in organization.model_rate_limits:
+        owners.append(("model", model_id, organization.model_rate_limits[model_id]))
+    buckets: list[BucketSpec] = []
+    slots: list[SlotSpec] = []
+    for owner, subject, limit in owners:
+        bucket, slot = _fixed(owner, subject, limit)
+        buckets += bucket
+        slots += slot
+        if limit.tokens_per_minute is not None:
+            buckets.append(_tokens(owner, subject, limit.tokens_per_minute, limit.shadow, tokens))
+    return RateSpecs(tuple(buckets), tuple(slots))
+
+
+def window_specs(organization: Organization, key: KeyRecord | None) -> tuple[WindowSpec, ...]:
+    """The budgets of the organization, then those of the key."""
+    windows = _windows("org", "", organization.budgets)
+    return windows if key is None else windows + _windows("key", key.id, key.budgets)
+
+
+def reserved_amounts(
+    organization: Organization,
+    key: KeyRecord | None,
+    rule: ReservationRule,
+    prices: document.Prices | None,
+    *,
+    tokens_input: int,
+    max_output: int,
+) -> Amounts:
+    """What a call holds. Of budgets of one unit, the one that holds most counts for all of them.
+
+    Raises :class:`router.limits.reservations.PriceUnknown` where there is a budget in USD.
+    """
+    budgets = organization.budgets + (() if key is None else key.budgets)
+    priced = None if prices is None else Prices(prices.input_nanos, prices.output_nanos)
+    cost_rules, token_rules = _rules(budgets, rule)
+    cost_nanos = max(
+        found.amounts(priced, tokens_input, max_output).cost_nanos for found in cost_rules
+    )
+    # Tokens have no price, so an unknown one is no reason to refuse them.
+    free = Prices(0, 0)
+    tokens = max(found.amounts(free, tokens_input, max_output).tokens for found in token_rules)
+    return Amounts(cost_nanos, tokens)
+
+
+@lru_cache(maxsize=_REMEMBERED)
+def _fixed(
+    owner: Owner, subject: str, limit: RateLimit
+) -> tuple[tuple[BucketSpec, ...], tuple[SlotSpec, ...]]:
+    """What is the same for every call."""
+    parts = (subject,) if subject else ()
+    enforced = not limit.shadow
+    buckets: tuple[BucketSpec, ...] = ()
+    slots: tuple[SlotSpec, ...] = ()
+    if limit.requests_per_second is not None:
+        rate, burst = limit.requests_per_second, limit.burst
+        buckets = (BucketSpec(f"{owner}-requests", parts, rate, burst, enforced=enforced),)
+    if limit.concurrent is not None:
+        slots = (SlotSpec(f"{owner}-concurrent", parts, limit.concurrent, enforced),)
+    return buckets, slots
+
+
+@lru_cache(maxsize=_REMEMBERED)
+def _tokens(owner: Owner, subject: str, per_minute: int, shadow: bool, cost: int) -> BucketSpec:
+    parts = (subject,) if subject else ()
+    rate = per_minute / _MINUTE_S
+    return BucketSpec(f"{owner}-tokens", parts, rate, per_minute, cost, enforced=not shadow)
+
+
+@lru_cache(maxsize=_REMEMBERED)
+def _windows(scope: Scope, subject: str, budgets: tuple[Budget, ...]) -> tuple[WindowSpec, ...]:
+    return tuple(
+        [
+            WindowSpec(
+                name=budget.name,
+                unit=budget.unit,
+                period=budget.period,
+                limit=budget.limit,
+                timezone=budget.timezone,
+                scope=scope,
+                subject=subject,
+                thresholds=budget.thresholds,
+                enforced=not budget.shadow,
+            )
+            for budget in budgets
+        ]
+    )
+
+
+@lru_cache(maxsize=_REMEMBERED)
+def _rules(
+    budgets: tuple[Budget, ...], rule: ReservationRule
+) -> tuple[tuple[ReservationRule, ...], tuple[ReservationRule, ...]]:
+    """The rules that budgets in USD, and those that budgets in tokens, ask for."""
+    cost = {_rule(budget, rule) for budget in budgets if budget.unit == "usd"}
+    tokens = {_rule(budget, rule) for budget in budgets if budget.unit == "tokens"}
+    # Where nothing is counted in USD, nobody needs to know the price.
+    return tuple(cost or {replace(rule, refuse_unknown_price=False)}), tuple(tokens or {rule})
+
+
+def _rule(budget: Budget, rule: ReservationRule) -> ReservationRule:
+    held = budget.reservation
+    if held is None:
+        return rule
+    cap = held.cap
+    if budget.unit == "usd":
+        return replace(rule, mode=held.mode, cap_nanos=rule.cap_nanos if cap is None else cap)
+    return replace(rule, mode=held.mode, cap_tokens=rule.cap_tokens if cap is None else cap)

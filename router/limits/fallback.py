@@ -1,0 +1,101 @@
+"""The rate limiter as a call sees it: Redis, and what the operator chose for when it is away."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from router.limits.breaker import Unavailable
+from router.limits.bucket import RateLimiter
+from router.limits.deferred import Deferred
+from router.limits.local import LocalLimiter
+from router.limits.rates import BucketSpec, Correction, RateDecision, SlotSpec, decide
+
+WhenAway = Literal["local", "open", "closed"]
+
+
+class RateGate:
+    """Asks Redis. While that is away: ``local`` enforces this worker's share, ``open`` lets all
+    calls pass, ``closed`` raises :class:`Unavailable`. The decision's ``source`` tells which."""
+
+    def __init__(
+        self,
+        limiter: RateLimiter,
+        local: LocalLimiter,
+        deferred: Deferred,
+        *,
+        when_away: WhenAway = "local",
+    ) -> None:
+        self._limiter = limiter
+        self._local = local
+        self._deferred = deferred
+        self._when_away = when_away
+
+    def take(
+        self,
+        organization_id: str,
+        buckets: Sequence[BucketSpec],
+        slots: Sequence[SlotSpec] = (),
+        *,
+        lease_id: str = "",
+    ) -> RateDecision:
+        """Charge every limit, or none when one refuses.
+
+        Redis away: as configured; a limit that this worker last knew exhausted stays so, any other
+        call passes. The first call of each bucket after an outage takes a second round trip.
+        """
+        try:
+            if self._local.has_shares:
+                self._tell_redis(organization_id, buckets)
+            decision = self._limiter.take(organization_id, buckets, slots, lease_id=lease_id)
+        except Unavailable:
+            if self._when_away == "closed":
+                raise
+            if self._when_away == "open":
+                return decide((), "open")
+            return self._local.take(organization_id, buckets, slots, lease_id=lease_id)
+        self._local.observe(organization_id, buckets, decision)
+        return decision
+
+    def peek(
+        self, organization_id: str, buckets: Sequence[BucketSpec], slots: Sequence[SlotSpec] = ()
+    ) -> RateDecision:
+        """What :meth:`take` would answer, charging nothing. Redis away: from this worker's share,
+        whatever is configured."""
+        try:
+            return self._limiter.peek(organization_id, buckets, slots)
+        except Unavailable:
+            return self._local.take(organization_id, buckets, slots, charge=False)
+
+    def finish(
+        self,
+        organization_id: str,
+        corrections: Sequence[Correction],
+        slots: Sequence[SlotSpec] = (),
+        *,
+        lease_id: str = "",
+    ) -> None:
+        """Correct estimates and give back slots. Redis away: this worker's share is corrected, and
+        slots are given back later."""
+        try:
+            self._limiter.finish(organization_id, corrections, slots, lease_id=lease_id)
+        except Unavailable:
+            self._local.finish(organization_id, corrections, slots, lease_id=lease_id)
+            if slots:
+                self._deferred.later(
+                    lambda: self._limiter.release(organization_id, slots, lease_id)
+                )
+
+    def _tell_redis(self, organization_id: str, buckets: Sequence[BucketSpec]) -> None:
+        if self._limiter.is_away:
+            return
+        # Forgotten first: of many calls that find Redis back, one tells it.
+        missing = self._local.missing(organization_id, buckets)
+        self._local.forget(organization_id, buckets)
+        if not missing:
+            return
+        try:
+            self._limiter.finish(organization_id, missing)
+        except Unavailable:
+            self._local.finish(organization_id, missing)
+            raise

@@ -1,0 +1,64 @@
+-- Ends a reservation, once: frees what was reserved and books what was used (release: nothing).
+--
+-- KEYS  1      lease, 2 marks of the organization
+--       3, 4 ..  counter and leases of each window, of the period in which it was reserved
+-- ARGV  1      lease id
+--       2      ms at which it was reserved, 3 epoch then; both empty when the answer never came
+--       4      how long after its reservation a settled lease is remembered, in ms
+--       5      the same where 2 and 3 do not help, in ms, from now
+--       6 ..   six a window: id, start ms, ms at which the counter may go (0 = never), amount
+--              reserved, amount used, thresholds as "percent=amount,..."
+--
+-- Rule: a lease that is there is booked. One that is marked done is not. One that is missing has
+-- been settled and forgotten if it is old enough for that and Redis kept its epoch; else Redis
+-- itself forgot it (emptied, failed over), or never heard of it, and it is booked.
+-- A lost window books the lease apart, as an orphan, for the seeding to add.
+--
+-- Returns { 'booked' | 'done', then index and percent of each threshold crossed by this booking }.
+--
+-- Example: settled 4, leases { "b|3" }, limit 10, thresholds "50=5". settle b with 2: leases lose
+-- "b|3", reserved falls by 3, settled becomes 6, which is 5 or more for the first time: { 'booked',
+-- 1, 50 }. A second settle of b finds its lease done and returns { 'done' }.
+
+local lease, reserved_at, epoch = ARGV[1], tonumber(ARGV[2]), ARGV[3]
+local remember_ms, late_ms = tonumber(ARGV[4]), tonumber(ARGV[5])
+local marks = KEYS[2]
+
+local open_since = redis.call('GET', KEYS[1])
+local known = epoch ~= '' and redis.call('HGET', marks, 'epoch') == epoch
+local forget_ms = known and reserved_at + remember_ms or now_ms + late_ms
+if open_since == 'done' or (not open_since and now_ms >= forget_ms) then
+  return { 'done' }
+end
+
+local reply = { 'booked' }
+for i = 1, (#KEYS - 2) / 2 do
+  local a = 6 * i
+  local counter, leases = KEYS[2 * i + 1], KEYS[2 * i + 2]
+  local id, start, gone_ms = ARGV[a], ARGV[a + 1], ARGV[a + 2]
+  local reserved, used = ARGV[a + 3], ARGV[a + 4]
+  if redis.call('ZREM', leases, lease .. '|' .. reserved) == 1 then
+    redis.call('HINCRBY', counter, 'reserved', '-' .. reserved)
+  end
+  if used ~= '0' then
+    local settled, _, fresh = totals(counter, marks, id, start)
+    if fresh then
+      open(counter, marks, id, start, gone_ms, '0', '0')
+    end
+    if settled then
+      redis.call('HINCRBY', counter, 'settled', used)
+      cross(counter, ARGV[a + 5], tonumber(settled) + tonumber(used), i, reply)
+    else
+      redis.call('HSET', counter, 'o:' .. lease, used)
+      redis.call('HINCRBY', counter, 'orphans', 1)
+      expire_at(counter, gone_ms)
+    end
+  end
+end
+
+if now_ms < forget_ms then
+  redis.call('SET', KEYS[1], 'done', 'PX', whole(forget_ms - now_ms))
+else
+  redis.call('DEL', KEYS[1])
+end
+return reply

@@ -1,0 +1,113 @@
+"""Idempotency entry and budget reservation of one call, the budget at a budget service."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+from router.limits.admission import AdmitOutcome, Request
+from router.limits.breaker import Unavailable
+from router.limits.bucket import Runner
+from router.limits.budget_client import BudgetClient
+from router.limits.budget_gate import NOT_SENT
+from router.limits.budgets import NOTHING, Amounts, NotReserved, Reservation, Settlement
+from router.limits.deferred import Deferred
+from router.limits.idempotency import Entry, Idempotency, New, NotKept, NotProtected
+
+
+class RemoteAdmission:
+    """What :class:`router.limits.admission.Admission` is, in two exchanges instead of one.
+
+    The id is claimed in Redis first, then the service is asked. Redis away: the call goes on
+    without protection against duplicates, which ``on_unprotected`` hears of, or with
+    ``entries_when_away`` ``closed`` it does not.
+    """
+
+    def __init__(
+        self,
+        client: BudgetClient,
+        redis: Runner,
+        idempotency: Idempotency,
+        deferred: Deferred,
+        *,
+        entries_when_away: Literal["closed", "open"] = "open",
+        on_unprotected: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._client = client
+        self._redis = redis
+        self._idempotency = idempotency
+        self._deferred = deferred
+        self._entries_when_away = entries_when_away
+        self._on_unprotected = on_unprotected
+
+    def admit(self, request: Request, entry: Entry | None) -> AdmitOutcome:
+        """The reservation, or what stands against it. ``entry.owner`` is the request's lease id.
+
+        Raises :class:`NotReserved` when nobody knows what the service has done, the id free again,
+        and :class:`NotProtected`.
+        """
+        if entry is not None:
+            try:
+                claim = self._idempotency.begin(entry, lease_ms=request.ttl_ms)
+            except Unavailable as error:
+                if self._entries_when_away == "closed":
+                    if error.reason not in NOT_SENT:  # it may have been claimed all the same
+                        self._deferred.later(lambda: self._tell(entry, None))
+                    raise NotProtected(error.name, error.reason, error.detail) from error
+                self._on_unprotected()
+            else:
+                if not isinstance(claim, New):
+                    return claim
+        try:
+            outcome = self._client.reserve(
+                request.organization_id,
+                request.lease_id,
+                request.windows,
+                request.amounts,
+                ttl_ms=request.ttl_ms,
+                key_id=_key_of(request),
+            )
+        except NotReserved:
+            self._finish(entry, None)
+            raise
+        if not isinstance(outcome, Reservation):
+            self._finish(entry, None)
+        return outcome
+
+    def end(
+        self,
+        reservation: Reservation,
+        amounts: Amounts,
+        entry: Entry | None,
+        reply: bytes | NotKept | None,
+    ) -> Settlement:
+        """Book ``amounts``, and keep the reply or free the id. Twice is once.
+
+        Raises :class:`Unavailable` while the service is away; the id is done with in any case, now
+        or as soon as Redis is back.
+        """
+        self._finish(entry, reply)
+        return self._client.settle(reservation, amounts)
+
+    def undo(self, reservation: Reservation, entry: Entry | None) -> None:
+        """As if the call had never asked."""
+        self._finish(entry, None)
+        self._client.settle(reservation, NOTHING)
+
+    def _finish(self, entry: Entry | None, reply: bytes | NotKept | None) -> None:
+        if entry is None:
+            return
+        try:
+            self._tell(entry, reply)
+        except Unavailable:
+            # Not the reply itself: many of them would not fit into memory.
+            kept = None if reply is None else NotKept()
+            self._deferred.later(lambda: self._tell(entry, kept))
+
+    def _tell(self, entry: Entry, reply: bytes | NotKept | None) -> None:
+        self._redis.run(self._idempotency.plan_end(entry, reply))
+
+
+def _key_of(request: Request) -> str | None:
+    """The caller's key, where one of its budgets names it."""
+    return next((spec.subject for spec in request.windows if spec.scope == "key"), None)

@@ -1,0 +1,69 @@
+"""How much is held for a call before anybody knows what it will use."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from router.limits.budgets import MAX_AMOUNT, Amounts
+
+Mode = Literal["worst_case", "capped", "floor"]
+
+_MILLION: Final = 1_000_000
+
+
+class PriceUnknown(Exception):
+    """A model without a price, where such calls are refused."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prices:
+    """Nano-USD per million tokens."""
+
+    input_nanos: int
+    output_nanos: int
+
+
+@dataclass(frozen=True, slots=True)
+class ReservationRule:
+    """``worst_case`` holds what the call may use at most: nothing is ever overspent. ``capped``
+    holds no more than the cap, ``floor`` the floor whatever is asked for: more calls run at once,
+    and a budget can be overspent by what they use above what was held, all of them together.
+
+    A floor is held for every call that is not free.
+    """
+
+    mode: Mode = "capped"
+    cap_nanos: int = 100_000_000
+    cap_tokens: int = 4_096
+    floor_nanos: int = 1_000
+    floor_tokens: int = 1
+    refuse_unknown_price: bool = False
+    """Else a call of a model without a price is held, and charged, the floor."""
+
+    def amounts(self, prices: Prices | None, tokens_input: int, max_output: int) -> Amounts:
+        """What to reserve for an estimated prompt and at most ``max_output`` tokens of answer.
+
+        Raises :class:`PriceUnknown`.
+        """
+        if prices is None and self.refuse_unknown_price:
+            raise PriceUnknown
+        return Amounts(
+            cost_nanos=self._cost(prices, tokens_input, max_output),
+            tokens=self._sized(tokens_input + max_output, self.cap_tokens, self.floor_tokens),
+        )
+
+    def _cost(self, prices: Prices | None, tokens_input: int, max_output: int) -> int:
+        if prices is None:
+            return self.floor_nanos
+        if prices.input_nanos == 0 and prices.output_nanos == 0:
+            return 0
+        most = tokens_input * prices.input_nanos + max_output * prices.output_nanos
+        return self._sized(-(-most // _MILLION), self.cap_nanos, self.floor_nanos)
+
+    def _sized(self, most: int, cap: int, floor: int) -> int:
+        if self.mode == "floor":
+            return floor
+        if self.mode == "capped":
+            most = min(most, cap)
+        return min(max(most, floor), MAX_AMOUNT)

@@ -1,0 +1,45 @@
+"""Routers whose organization has limits, without another document in the store."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from router.config.document import Budget, BudgetPeriod, BudgetUnit, Document, Prices
+from tests.fakes.router_stand import RouterStand, World
+
+
+class Fixed:
+    """A configuration store that holds this document; its keys are those of another."""
+
+    fault = None
+
+    def __init__(self, document: Document) -> None:
+        self._document = document
+
+    def document(self) -> Document:
+        return self._document
+
+
+def limited(world: World, *, parts: Any = None, **organization: Any) -> RouterStand:
+    """A stand whose organization ``acme`` is changed like this; ``parts`` as of :meth:`stand`."""
+    document = world.services.state.document()
+    acme = replace(document.organizations["acme"], **organization)
+    free = replace(document.models["renamed"], prices=Prices(0, 0))
+    changed = replace(
+        document,
+        organizations={**document.organizations, "acme": acme},
+        models={**document.models, "renamed": free},
+        model_names={**document.model_names, "renamed": free, "other-name": free},
+    )
+    return world.stand(state=Fixed(changed), **(parts or {}))
+
+
+def budget(
+    unit: BudgetUnit = "usd",
+    limit: int | None = 0,
+    period: BudgetPeriod = "daily",
+    **more: Any,
+) -> Budget:
+    """A budget called as what it counts."""
+    return Budget(f"{unit}-{period}", unit, period, limit, **more)

@@ -1,0 +1,128 @@
+"""Idempotency and budget together: one round trip, one charge."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from router.limits.admission import Admission, Request
+from router.limits.breaker import Unavailable
+from router.limits.budgets import (
+    Amounts,
+    Denied,
+    NeedsRebuild,
+    NotReserved,
+    Reservation,
+    WindowSpec,
+)
+from router.limits.idempotency import Entry, InFlight, Mismatch, New, Replay
+
+SPEND = WindowSpec("spend", "usd", "daily", 1000)
+TTL_MS = 60_000
+
+
+def request_of(
+    lease: str, *, cost: int = 100, windows: tuple[WindowSpec, ...] = (SPEND,)
+) -> Request:
+    return Request("acme", lease, windows, Amounts(cost, 0), TTL_MS)
+
+
+def entry_of(lease: str, *, body: bytes = b"body") -> Entry:
+    return Entry("acme", "order-1", body, lease)
+
+
+@pytest.fixture
+def admission(stand: Any) -> Admission:
+    stand.upkeep().rebuild("acme", [SPEND], lambda _lost: 0)
+    return Admission(stand, stand.ledger(), stand.idempotency())
+
+
+def reserved(stand: Any) -> int:
+    [state] = stand.ledger().read("acme", [SPEND])
+    return int(state.reserved)
+
+
+def test_a_new_id_is_reserved_for(stand: Any, admission: Admission) -> None:
+    """The ordinary call: claimed and reserved at once."""
+    assert isinstance(admission.admit(request_of("a"), entry_of("a")), Reservation)
+    assert reserved(stand) == 100
+
+
+@pytest.mark.parametrize("state", ["in flight", "completed", "mismatch"])
+def test_a_duplicate_reserves_nothing(stand: Any, admission: Admission, state: str) -> None:
+    """P19: whatever the first call's state, its duplicate costs nothing."""
+    admission.admit(request_of("a"), entry_of("a"))
+    if state == "completed":
+        stand.idempotency().complete(entry_of("a"), b"reply")
+    body = b"other" if state == "mismatch" else b"body"
+    outcome = admission.admit(request_of("b"), entry_of("b", body=body))
+    expected = {"in flight": InFlight, "completed": Replay, "mismatch": Mismatch}[state]
+    assert isinstance(outcome, expected)
+    assert reserved(stand) == 100
+
+
+def test_a_refused_budget_frees_the_id(stand: Any, admission: Admission) -> None:
+    """A 402 is the router's own and is not stored: the same id may be tried again."""
+    assert isinstance(admission.admit(request_of("a", cost=1001), entry_of("a")), Denied)
+    assert isinstance(admission.admit(request_of("b"), entry_of("b")), Reservation)
+
+
+def test_after_a_rebuild_the_same_call_goes_on(stand: Any, admission: Admission) -> None:
+    """The id stays claimed while the window is rebuilt, for this call only."""
+    stand.client.execute_command("FLUSHALL")
+    assert isinstance(admission.admit(request_of("a"), entry_of("a")), NeedsRebuild)
+    assert isinstance(admission.admit(request_of("b"), entry_of("b")), InFlight)
+    stand.upkeep().rebuild("acme", [SPEND], lambda _lost: 0)
+    assert isinstance(admission.admit(request_of("a"), entry_of("a")), Reservation)
+
+
+def test_a_new_period_is_found_on_the_second_try(stand: Any, admission: Admission) -> None:
+    """A clock that differs from Redis' costs a round trip, and no id."""
+    stand.skew_s = 86_400.0
+    assert isinstance(admission.admit(request_of("a"), entry_of("a")), Reservation)
+    assert reserved(stand) == 100
+
+
+def test_without_windows_only_the_id_is_claimed(stand: Any, admission: Admission) -> None:
+    """A key without budgets has idempotency all the same."""
+    calls = stand.calls
+    outcome = admission.admit(request_of("a", windows=()), entry_of("a"))
+    assert isinstance(outcome, Reservation)
+    assert stand.calls == calls + 1
+    second = admission.admit(request_of("b", windows=()), entry_of("b"))
+    assert isinstance(second, InFlight)
+
+
+def test_a_reservation_that_lost_the_id_is_not_made(stand: Any) -> None:
+    """The server looks: a reservation that arrives without the claim has no effect."""
+    stand.upkeep().rebuild("acme", [SPEND], lambda _lost: 0)
+    ledger = stand.ledger()
+    entry = entry_of("a")
+    plan = ledger.plan_reserve(
+        "acme", "a", [SPEND], Amounts(1, 0), ttl_ms=TTL_MS, entry_key=entry.key, owner="a"
+    )
+    stand.run(plan.call)
+    assert reserved(stand) == 0
+    assert stand.idempotency().begin(replace(entry, owner="b"), lease_ms=TTL_MS) == New()
+    stand.run(plan.call)
+    assert reserved(stand) == 0
+
+
+def test_no_answer_leaves_something_to_release(stand: Any, admission: Admission) -> None:
+    """B3: the caller gets what may be held, and no call goes out."""
+
+    class Lossy:
+        is_away = False
+
+        def run_all(self, calls: Any) -> Any:
+            stand.run_all(calls)
+            raise Unavailable("redis", "timeout")
+
+    lossy = Admission(Lossy(), stand.ledger(), stand.idempotency())  # type: ignore[arg-type]
+    with pytest.raises(NotReserved) as raised:
+        lossy.admit(request_of("a"), entry_of("a"))
+    assert reserved(stand) == 100
+    stand.ledger().release(raised.value.presumed)
+    assert reserved(stand) == 0

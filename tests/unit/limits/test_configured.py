@@ -1,0 +1,203 @@
+"""What a document says of limits becomes what is enforced, and no more than that."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from router.config import document
+from router.config.document import Budget, BudgetReservation, KeyRecord, Organization, RateLimit
+from router.config.settings import Settings, load_settings
+from router.limits.budgets import Amounts, WindowSpec
+from router.limits.configured import (
+    default_rate_limit,
+    rate_specs,
+    reservation_rule,
+    reserved_amounts,
+    window_specs,
+)
+from router.limits.rates import BucketSpec, SlotSpec
+from router.limits.reservations import PriceUnknown, ReservationRule
+
+DEFAULT = RateLimit(100.0, 200)
+ACME = Organization("acme")
+KEY = KeyRecord("k1", "acme", "00" * 32)
+PRICES = document.Prices(2_500_000_000, 10_000_000_000)
+RULE = ReservationRule("capped", cap_nanos=5_000, cap_tokens=50)
+
+
+def limited(limit: RateLimit | None, **models: RateLimit) -> Organization:
+    return replace(ACME, rate_limit=limit, model_rate_limits=models)
+
+
+def names(organization: Organization, key: KeyRecord = KEY, **options: Any) -> list[str]:
+    specs = rate_specs(organization, key, "gpt", default=DEFAULT, **options)
+    return [spec.name for spec in (*specs.buckets, *specs.slots)]
+
+
+def test_defaults_come_from_the_environment() -> None:
+    """RATE_LIMIT_DEFAULT_RPS and RATE_LIMIT_BURST_SIZE, for organization and key alike."""
+    assert default_rate_limit(Settings()) == DEFAULT
+    specs = rate_specs(ACME, KEY, None, default=DEFAULT)
+    assert specs.buckets == (
+        BucketSpec("org-requests", (), 100.0, 200),
+        BucketSpec("key-requests", ("k1",), 100.0, 200),
+    )
+    assert specs.slots == ()
+
+
+def test_every_kind_of_limit_becomes_one_that_is_enforced() -> None:
+    """Of the organization, its key and its use of a model."""
+    whole = RateLimit(5.0, 10, 600, 3)
+    organization = limited(whole, gpt=RateLimit(None, tokens_per_minute=60, concurrent=0))
+    specs = rate_specs(
+        organization, replace(KEY, rate_limit=whole), "gpt", default=DEFAULT, tokens=40
+    )
+    assert specs.buckets == (
+        BucketSpec("org-requests", (), 5.0, 10),
+        BucketSpec("org-tokens", (), 10.0, 600, cost=40),
+        BucketSpec("key-requests", ("k1",), 5.0, 10),
+        BucketSpec("key-tokens", ("k1",), 10.0, 600, cost=40),
+        BucketSpec("model-tokens", ("gpt",), 1.0, 60, cost=40),
+    )
+    assert specs.slots == (
+        SlotSpec("org-concurrent", (), 3),
+        SlotSpec("key-concurrent", ("k1",), 3),
+        SlotSpec("model-concurrent", ("gpt",), 0),
+    )
+
+
+def test_no_two_limits_share_a_counter() -> None:
+    """Also where ids are alike: each has a Redis key of its own."""
+    whole = RateLimit(1.0, 1, 1, 1)
+    specs = rate_specs(
+        limited(whole, k1=whole), replace(KEY, rate_limit=whole), "k1", default=DEFAULT
+    )
+    suffixes = [spec.suffix for spec in (*specs.buckets, *specs.slots)]
+    assert len(suffixes) == len(set(suffixes)) == 9
+
+
+def test_unlimited_asks_nothing() -> None:
+    """B11: null is unlimited, and another model's limit is no business of this one."""
+    unlimited = RateLimit(None)
+    key = replace(KEY, rate_limit=unlimited)
+    assert names(limited(unlimited, other=DEFAULT), key) == []
+    assert names(limited(RateLimit(0.0, 0)), key) == ["org-requests"]
+
+
+def test_shadow_limits_only_watch() -> None:
+    """All of a limit, or none of it."""
+    shadow = RateLimit(1.0, 1, 1, 1, shadow=True)
+    specs = rate_specs(limited(shadow), KEY, None, default=DEFAULT)
+    enforced = {spec.name: spec.enforced for spec in (*specs.buckets, *specs.slots)}
+    assert enforced == {
+        "org-requests": False,
+        "org-tokens": False,
+        "org-concurrent": False,
+        "key-requests": True,
+    }
+
+
+def test_specs_that_do_not_change_are_built_once() -> None:
+    """They are asked for on every call."""
+    first, second = (rate_specs(ACME, KEY, None, default=DEFAULT).buckets for _ in range(2))
+    assert all(one is other for one, other in zip(first, second, strict=True))
+    owner = replace(ACME, budgets=(Budget("a", "usd", "daily"),))
+    assert window_specs(owner, None)[0] is window_specs(owner, None)[0]
+
+
+def test_budgets_become_windows() -> None:
+    """Field by field, of the organization first, then of the key."""
+    spend = Budget("spend", "usd", "monthly", 5, "Europe/Berlin", (50,), shadow=True)
+    calls = Budget("spend", "requests", "daily", 0)
+    organization = replace(ACME, budgets=(spend,))
+    assert window_specs(organization, replace(KEY, budgets=(calls,))) == (
+        WindowSpec("spend", "usd", "monthly", 5, "Europe/Berlin", "org", "", (50,), False),
+        WindowSpec("spend", "requests", "daily", 0, "UTC", "key", "k1", (80, 95), True),
+    )
+    assert window_specs(ACME, KEY) == ()
+
+
+# --- reservations ---------------------------------------------------------------------------
+
+
+def held(*budgets: Budget, key: tuple[Budget, ...] = (), prices: Any = PRICES) -> Amounts:
+    return reserved_amounts(
+        replace(ACME, budgets=budgets),
+        replace(KEY, budgets=key),
+        RULE,
+        prices,
+        tokens_input=100,
+        max_output=1000,
+    )
+
+
+def budget(unit: Any, mode: Any = None, cap: int | None = None) -> Budget:
+    return Budget(
+        "b", unit, "daily", reservation=None if mode is None else BudgetReservation(mode, cap)
+    )
+
+
+def test_the_rule_comes_from_the_environment() -> None:
+    """B7, B2: mode, cap, floor, and what becomes of unknown prices."""
+    assert reservation_rule(Settings()) == ReservationRule()
+    environ = {
+        "ROUTER_RESERVATION": "floor",
+        "ROUTER_RESERVATION_CAP_USD": "0.000000002",
+        "ROUTER_RESERVATION_CAP_TOKENS": "3",
+        "ROUTER_RESERVATION_FLOOR_USD": "0.000000004",
+        "ROUTER_RESERVATION_FLOOR_TOKENS": "5",
+        "ROUTER_UNKNOWN_PRICE": "refuse",
+    }
+    assert reservation_rule(load_settings(environ)) == ReservationRule("floor", 2, 3, 4, 5, True)
+
+
+WORST = 100 * 2_500 + 1000 * 10_000
+
+
+@pytest.mark.parametrize(
+    ("budgets", "cost_nanos", "tokens"),
+    [
+        ((), 5_000, 50),
+        ((budget("usd"),), 5_000, 50),
+        ((budget("usd", "worst_case"),), WORST, 50),
+        ((budget("usd", "floor"),), 1_000, 50),
+        ((budget("usd", "capped", 7_000),), 7_000, 50),
+        ((budget("tokens", "worst_case"),), 5_000, 1_100),
+        ((budget("tokens", "capped", 60),), 5_000, 60),
+        ((budget("usd", "floor"), budget("usd", "capped", 7_000)), 7_000, 50),
+        ((budget("usd", "floor"), budget("usd")), 5_000, 50),
+        ((budget("usd", "floor"), budget("tokens", "floor")), 1_000, 1),
+    ],
+)
+def test_the_most_careful_budget_decides(
+    budgets: tuple[Budget, ...], cost_nanos: int, tokens: int
+) -> None:
+    """B7: for its own unit only, whoever it belongs to."""
+    assert held(*budgets) == Amounts(cost_nanos, tokens)
+    assert held(*budgets[:1], key=budgets[1:]) == Amounts(cost_nanos, tokens)
+
+
+def test_an_unknown_price_is_never_silently_free() -> None:
+    """B2: the floor, or a refusal where that was chosen."""
+    assert held(budget("usd", "worst_case"), prices=None).cost_nanos == RULE.floor_nanos
+    refusing = replace(RULE, refuse_unknown_price=True)
+    with pytest.raises(PriceUnknown):
+        reserved_amounts(
+            replace(ACME, budgets=(budget("usd"),)),
+            None,
+            refusing,
+            None,
+            tokens_input=1,
+            max_output=1,
+        )
+
+
+def test_without_a_budget_in_usd_no_price_is_needed() -> None:
+    """A quota in tokens works for every model."""
+    refusing = replace(RULE, refuse_unknown_price=True)
+    organization = replace(ACME, budgets=(budget("tokens"),))
+    amounts = reserved_amounts(organization, None, refusing, None, tokens_input=9, max_output=1)
+    assert amounts.tokens == 10

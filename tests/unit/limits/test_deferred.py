@@ -1,0 +1,103 @@
+"""Work that waits for Redis."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+
+from router.limits.breaker import Unavailable
+from router.limits.deferred import Deferred, Work
+
+
+class Log:
+    """A Redis that can be away, and what it was told."""
+
+    def __init__(self) -> None:
+        self.away = True
+        self.told: list[int] = []
+
+    def work(self, number: int) -> Work:
+        def tell() -> None:
+            if self.away:
+                raise Unavailable("redis", "timeout")
+            self.told.append(number)
+
+        return tell
+
+
+def test_it_is_done_in_order_when_redis_is_back() -> None:
+    """D5: nothing is done, and nothing lost, while it is away."""
+    log, deferred = Log(), Deferred()
+    for number in range(3):
+        deferred.later(log.work(number))
+    assert deferred.run() == 0
+    assert len(deferred) == 3
+    log.away = False
+    assert deferred.run() == 3
+    assert log.told == [0, 1, 2]
+    assert len(deferred) == 0
+
+
+def test_now_if_possible() -> None:
+    """What can be done at once does not wait."""
+    log, deferred = Log(), Deferred()
+    deferred.now_or_later(log.work(1))
+    assert len(deferred) == 1
+    log.away = False
+    deferred.now_or_later(log.work(2))
+    assert log.told == [2]
+
+
+def test_memory_is_bounded(caplog: pytest.LogCaptureFixture) -> None:
+    """P3: in a long outage the oldest goes first; it is counted, and said once."""
+    caplog.set_level(logging.ERROR)
+    log, deferred = Log(), Deferred(max_waiting=2)
+    for number in range(5):
+        deferred.later(log.work(number))
+    assert (len(deferred), deferred.dropped) == (2, 3)
+    assert len(caplog.records) == 1
+    log.away = False
+    deferred.run()
+    assert log.told == [3, 4]
+
+
+def test_what_fails_for_another_reason_does_not_block_the_rest(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A defect in one is logged, and the next is done."""
+    log, deferred = Log(), Deferred()
+    log.away = False
+
+    def broken() -> None:
+        raise KeyError("no such window")
+
+    deferred.later(broken)
+    deferred.later(log.work(1))
+    assert deferred.run() == 2
+    assert log.told == [1]
+    assert "deferred work failed" in caplog.text
+
+
+def test_it_does_not_run_within_itself() -> None:
+    """While one greenlet waits for Redis, another that comes by does nothing twice."""
+    log, deferred = Log(), Deferred()
+    log.away = False
+    inner: list[int] = []
+
+    def work() -> None:
+        inner.append(deferred.run())
+
+    deferred.later(work)
+    deferred.later(log.work(1))
+    assert deferred.run() == 2
+    assert inner == [0]
+
+
+def test_what_is_dropped_while_it_is_done_is_not_taken_for_the_next() -> None:
+    """The oldest may make room in the very moment in which it is done."""
+    log, deferred = Log(), Deferred(max_waiting=1)
+    log.away = False
+    deferred.later(lambda: deferred.later(log.work(2)))
+    assert deferred.run() == 2
+    assert log.told == [2]
