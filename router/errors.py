@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Final, Literal
+
+LimitType = Literal["rate_limit", "budget", "quota"]
 
 
 class RouterError(Exception):
@@ -48,6 +51,101 @@ class ModelForbidden(RouterError):
     def __init__(self, model: str) -> None:
         super().__init__(f"this API key may not use the model '{model}'")
         self.model = model
+
+
+# --- its limits -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Denial:
+    """Which limit refused a call, and how things stand there: nano-USD, tokens or calls."""
+
+    limit_type: LimitType
+    name: str
+    scope: Literal["org", "key", "model"]
+    unit: Literal["usd", "tokens", "requests", "concurrent"]
+    limit: int
+    usage: int
+    """What counts against the limit, what running calls hold included."""
+    this_request: int
+    retry_after_s: int | None = None
+    """After which the same call, alone, will pass; ``None`` when no wait is known to help."""
+    period: str | None = None
+    """Of a budget or quota, as the next three are."""
+    settled: int | None = None
+    reserved: int | None = None
+    resets_at_s: int | None = None
+    """``None`` when the period does not end."""
+
+
+class RateLimited(RouterError):
+    """More is asked for at once than a rate limit allows."""
+
+    def __init__(self, denial: Denial) -> None:
+        super().__init__(f"the rate limit '{denial.name}' is exceeded")
+        self.denial = denial
+
+
+class BudgetExceeded(RouterError):
+    """A budget in USD does not cover the call."""
+
+    def __init__(self, denial: Denial) -> None:
+        super().__init__(f"the {denial.period} budget '{denial.name}' does not cover this call")
+        self.denial = denial
+
+
+class QuotaExceeded(RouterError):
+    """A quota of tokens or calls does not cover the call."""
+
+    def __init__(self, denial: Denial) -> None:
+        super().__init__(f"the {denial.period} quota '{denial.name}' does not cover this call")
+        self.denial = denial
+
+
+class PriceUnknown(RouterError):
+    """The model has no price, so no budget may pay for it."""
+
+    def __init__(self, model: str) -> None:
+        super().__init__(f"the model '{model}' has no price and cannot be paid from a budget")
+        self.model = model
+
+
+class LimitsUnavailable(RouterError):
+    """Nobody can tell now whether a limit allows the call."""
+
+    def __init__(self, *, retry_after_s: int = 1) -> None:
+        super().__init__("limits cannot be checked right now")
+        self.retry_after_s = retry_after_s
+
+
+class BudgetUnavailable(RouterError):
+    """Nobody can tell now whether a budget covers the call."""
+
+    def __init__(self, *, retry_after_s: int = 1) -> None:
+        super().__init__("budgets cannot be checked right now")
+        self.retry_after_s = retry_after_s
+
+
+class InProgress(RouterError):
+    """A call with the same id is being served."""
+
+    def __init__(self) -> None:
+        super().__init__("a call with this id is being served; ask again for its reply")
+        self.retry_after_s = 1
+
+
+class IdempotencyMismatch(RouterError):
+    """The id was used for another request."""
+
+    def __init__(self) -> None:
+        super().__init__("this id was used for another request; use a new one")
+
+
+class ReplyNotKept(RouterError):
+    """The call was served before; its reply was a stream or too large to be kept."""
+
+    def __init__(self) -> None:
+        super().__init__("a call with this id was served before, and its reply was not kept")
 
 
 # --- the request ----------------------------------------------------------------------------

@@ -7,6 +7,9 @@ from typing import Literal
 
 BackendKind = Literal["openai", "anthropic"]
 KeyStatus = Literal["active", "revoked"]
+BudgetUnit = Literal["usd", "tokens", "requests"]
+BudgetPeriod = Literal["daily", "monthly", "total"]
+ReservationMode = Literal["worst_case", "capped", "floor"]
 
 ANY = "*"
 """Matches every organization or every model in a policy."""
@@ -28,6 +31,50 @@ class Prices:
     """Price of cached input tokens; ``None`` means that they cost what other input costs."""
 
 
+DEFAULT_THRESHOLDS = (80, 95)
+
+
+@dataclass(frozen=True, slots=True)
+class RateLimit:
+    """How much may be asked for. 0 blocks, ``None`` is unlimited."""
+
+    requests_per_second: float | None
+    burst: int = 0
+    """How many calls may come at once after a pause; of no effect without a rate."""
+    tokens_per_minute: int | None = None
+    concurrent: int | None = None
+    shadow: bool = False
+    """It only tells what it would have refused."""
+
+
+@dataclass(frozen=True, slots=True)
+class BudgetReservation:
+    """How much of a budget a call holds before it is known what it uses."""
+
+    mode: ReservationMode
+    cap: int | None = None
+    """The most that ``capped`` holds, nano-USD or tokens; ``None`` is the router's own cap."""
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """What may be used in a period. ``limit`` is in nano-USD, tokens or calls; 0 blocks whatever is
+    not free, ``None`` counts without limiting."""
+
+    name: str
+    unit: BudgetUnit
+    period: BudgetPeriod
+    limit: int | None = None
+    timezone: str = "UTC"
+    """An IANA name; its midnights begin the periods."""
+    thresholds: tuple[int, ...] = DEFAULT_THRESHOLDS
+    """Percentages of the limit that are reported when they are reached, once a period."""
+    shadow: bool = False
+    """It only tells what it would have refused."""
+    reservation: BudgetReservation | None = None
+    """``None`` is what the router does for all."""
+
+
 @dataclass(frozen=True, slots=True)
 class Organization:
     """Who pays."""
@@ -35,6 +82,11 @@ class Organization:
     id: str
     name: str = ""
     active: bool = True
+    rate_limit: RateLimit | None = None
+    """``None`` is the default that the environment sets."""
+    model_rate_limits: dict[str, RateLimit] = field(default_factory=dict)
+    """Canonical model id → a further limit for the organization's calls of that model."""
+    budgets: tuple[Budget, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +158,9 @@ class KeyRecord:
     require_signature: bool = False
     demo: bool = False
     """A published key of the demo document; refused unless the router runs in demo mode."""
+    rate_limit: RateLimit | None = None
+    """``None`` is the default that the environment sets."""
+    budgets: tuple[Budget, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

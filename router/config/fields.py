@@ -185,7 +185,7 @@ class Price(fields.Field[int]):
         super().__init__(metadata=metadata, **kwargs)
 
     def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> int:
-        usd = _usd(value)
+        usd = parse_decimal(value)
         if usd < 0:
             raise ValidationError("must not be negative")
         if usd > MAX_USD_PER_MILLION_TOKENS:
@@ -277,7 +277,8 @@ def format_price(nanos: int) -> str:
     return f"{whole}.{f'{fraction:09d}'.rstrip('0').ljust(2, '0')}"
 
 
-def _usd(value: Any) -> Decimal:
+def parse_decimal(value: Any) -> Decimal:
+    """Read decimal text or a number, exactly; raises ``ValidationError``."""
     if isinstance(value, str) and len(value) <= _MAX_DECIMAL_LENGTH:
         if _DECIMAL_SHAPE.fullmatch(value):
             return Decimal(value)

@@ -7,9 +7,19 @@ from typing import Any, Final
 from apispec import APISpec
 from apispec.ext.marshmallow import MarshmallowPlugin
 
+from router.config.limit_schema import MAX_BUDGET_USD
 from router.config.schema import DocumentSchema
 
 _COMPONENTS: Final = "#/components/schemas/"
+_RATE_NEEDS_BURST: Final[dict[str, Any]] = {
+    "if": {"properties": {"requests_per_second": {"type": "number"}}},
+    "then": {"required": ["burst"]},
+}
+_AMOUNTS_BY_UNIT: Final[dict[str, Any]] = {
+    "if": {"properties": {"unit": {"const": "usd"}}},
+    "then": {"properties": {"limit": {"maximum": MAX_BUDGET_USD}}},
+    "else": {"properties": {"limit": {"type": ["integer", "null"]}}},
+}
 
 
 def document_json_schema() -> dict[str, Any]:
@@ -22,6 +32,8 @@ def document_json_schema() -> dict[str, Any]:
     spec.components.schema("Document", schema=DocumentSchema)
     definitions = _localized(spec.to_dict()["components"]["schemas"])
     definitions["Key"]["oneOf"] = [{"required": ["hash"]}, {"required": ["demo_secret"]}]
+    definitions["RateLimit"] |= _RATE_NEEDS_BURST
+    definitions["Budget"] |= _AMOUNTS_BY_UNIT
     document = definitions.pop("Document")
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",

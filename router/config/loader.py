@@ -121,6 +121,8 @@ def _record(entry: KeyEntry, pepper: bytes | Callable[[], bytes]) -> KeyRecord:
         models=None if entry.models is None else frozenset(entry.models),
         require_signature=entry.require_signature,
         demo=entry.demo,
+        rate_limit=entry.rate_limit,
+        budgets=entry.budgets,
     )
 
 

@@ -10,7 +10,17 @@ from typing import Any, Final
 
 import yaml
 
-from router.config.document import Backend, KeyRecord, Model, Organization, Policy, Prices
+from router.config.document import (
+    Backend,
+    Budget,
+    BudgetUnit,
+    KeyRecord,
+    Model,
+    Organization,
+    Policy,
+    Prices,
+    RateLimit,
+)
 from router.config.fields import format_moment, format_price
 from router.config.loader import LoadedDocument
 from router.config.parsing import BOOL_SHAPE, FLOAT_SHAPE, INT_SHAPE, NULL_SHAPE
@@ -36,7 +46,17 @@ def plain_keys(keys: Iterable[KeyRecord]) -> list[dict[str, Any]]:
 
 def plain_organization(organization: Organization) -> dict[str, Any]:
     """One entry of ``organizations``."""
-    return {"id": organization.id, "name": organization.name, "active": organization.active}
+    per_model = organization.model_rate_limits
+    return {
+        "id": organization.id,
+        "name": organization.name,
+        "active": organization.active,
+        "rate_limit": plain_rate_limit(organization.rate_limit),
+        "model_rate_limits": {
+            name: plain_rate_limit(per_model[name]) for name in sorted(per_model)
+        },
+        "budgets": [plain_budget(budget) for budget in organization.budgets],
+    }
 
 
 def plain_key(key: KeyRecord) -> dict[str, Any]:
@@ -52,7 +72,42 @@ def plain_key(key: KeyRecord) -> dict[str, Any]:
         "models": None if key.models is None else sorted(key.models),
         "require_signature": key.require_signature,
         **({"demo": True} if key.demo else {}),
+        "rate_limit": plain_rate_limit(key.rate_limit),
+        "budgets": [plain_budget(budget) for budget in key.budgets],
     }
+
+
+def plain_rate_limit(rate_limit: RateLimit | None) -> dict[str, Any] | None:
+    """A ``rate_limit``."""
+    if rate_limit is None:
+        return None
+    rate = rate_limit.requests_per_second
+    return {
+        "requests_per_second": int(rate) if rate is not None and rate.is_integer() else rate,
+        "burst": rate_limit.burst,
+        "tokens_per_minute": rate_limit.tokens_per_minute,
+        "concurrent": rate_limit.concurrent,
+        "shadow": rate_limit.shadow,
+    }
+
+
+def plain_budget(budget: Budget) -> dict[str, Any]:
+    """One entry of ``budgets``."""
+    held = budget.reservation
+    return {
+        "name": budget.name,
+        "unit": budget.unit,
+        "period": budget.period,
+        "limit": _amount(budget.unit, budget.limit),
+        "timezone": budget.timezone,
+        "thresholds": list(budget.thresholds),
+        "shadow": budget.shadow,
+        "reservation": held and {"mode": held.mode, "cap": _amount(budget.unit, held.cap)},
+    }
+
+
+def _amount(unit: BudgetUnit, amount: int | None) -> str | int | None:
+    return amount if amount is None or unit != "usd" else format_price(amount)
 
 
 def plain_model(model: Model) -> dict[str, Any]:

@@ -35,10 +35,11 @@ class _Check:
 
     def problems(self) -> Iterator[str]:
         for section in ("organizations", "keys", "models", "backends"):
-            yield from self._duplicates(section, "id")
-        yield from self._duplicates("keys", "hash")
-        yield from self._duplicates("keys", "demo_secret")
+            yield from _duplicates(self._entries(section), "id")
+        yield from _duplicates(self._entries("keys"), "hash")
+        yield from _duplicates(self._entries("keys"), "demo_secret")
         yield from self._aliases()
+        yield from self._limits()
         yield from self._keys()
         for path, backend in self._entries("backends"):
             names = backend.get("models")
@@ -54,16 +55,6 @@ class _Check:
             entry["id"] for _, entry in self._entries(section) if isinstance(entry.get("id"), str)
         )
 
-    def _duplicates(self, section: str, name: str) -> Iterator[str]:
-        first: dict[str, str] = {}
-        for path, entry in self._entries(section):
-            value = entry.get(name)
-            if not isinstance(value, str):
-                continue
-            if value in first:
-                yield f"{path}.{name}: the same as {first[value]}.{name}"
-            first.setdefault(value, path)
-
     def _aliases(self) -> Iterator[str]:
         seen: dict[str, str] = {}
         for path, model in self._entries("models"):
@@ -74,6 +65,15 @@ class _Check:
                 elif alias in seen:
                     yield f"{here}: '{alias}' is already at {seen[alias]}"
                 seen.setdefault(alias, here)
+
+    def _limits(self) -> Iterator[str]:
+        for path, organization in self._entries("organizations"):
+            names = organization.get("model_rate_limits")
+            for model in names if isinstance(names, dict) else ():
+                yield from self._unknown_model(f"{path}.model_rate_limits.{model}", model)
+        for section in ("organizations", "keys"):
+            for path, owner in self._entries(section):
+                yield from _duplicates(_mappings(f"{path}.budgets", owner.get("budgets")), "name")
 
     def _keys(self) -> Iterator[str]:
         for path, key in self._entries("keys"):
@@ -121,6 +121,17 @@ class _Check:
         owner = self._alias_owner.get(model)
         hint = f"; it is an alias, write '{owner}'" if owner is not None else ""
         yield f"{path}: no model has the id '{model}'{hint}"
+
+
+def _duplicates(entries: Iterator[_Entry], name: str) -> Iterator[str]:
+    first: dict[str, str] = {}
+    for path, entry in entries:
+        value = entry.get(name)
+        if not isinstance(value, str):
+            continue
+        if value in first:
+            yield f"{path}.{name}: the same as {first[value]}.{name}"
+        first.setdefault(value, path)
 
 
 def _mappings(path: str, entries: Any) -> Iterator[_Entry]:

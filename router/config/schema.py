@@ -9,17 +9,19 @@ import re
 from dataclasses import dataclass
 from typing import Any, Final
 
-from marshmallow import RAISE, Schema, ValidationError, post_load, validate, validates_schema
+from marshmallow import Schema, ValidationError, post_load, validate, validates_schema
 
 from router.config.document import (
     DEFAULT_SCOPES,
     SCOPES,
     Backend,
+    Budget,
     KeyStatus,
     Model,
     Organization,
     Policy,
     Prices,
+    RateLimit,
     Share,
     Timeouts,
 )
@@ -38,12 +40,15 @@ from router.config.fields import (
     Text,
     Whole,
 )
+from router.config.limit_schema import BudgetSchema, RateLimitSchema
+from router.config.mapping import Mapping, about, unique
 
 VERSION: Final = 1
 DEFAULT_WEIGHT: Final = 100
 MAX_WEIGHT: Final = 1_000_000
 MAX_OUTPUT_TOKENS: Final = 10_000_000
 _MAX_ENTRIES: Final = 100_000
+MAX_BUDGETS: Final = 16
 _SECRETS: Final = ("hash", "demo_secret")
 _HASH: Final = re.compile("[0-9a-f]{64}")
 _DEMO_SECRET: Final = re.compile("[A-Za-z0-9_-]{8,64}")
@@ -65,58 +70,71 @@ class KeyEntry:
     models: tuple[str, ...] | None
     require_signature: bool
     demo: bool
+    rate_limit: RateLimit | None
+    budgets: tuple[Budget, ...]
 
 
-def _about(text: str, **more: Any) -> dict[str, Any]:
-    return {"description": text, **more}
-
-
-def _parts(schema: type[Schema], about: str) -> Entries:
+def _parts(schema: type[Schema], text: str) -> Entries:
     return Entries(
         Part(schema),
         load_default=list,
         validate=validate.Length(max=_MAX_ENTRIES, error=f"must have at most {_MAX_ENTRIES}"),
-        metadata=_about(about, default=[]),
+        metadata=about(text, default=[]),
     )
 
 
-def _unique(values: list[Any]) -> None:
-    if len(set(values)) != len(values):
-        raise ValidationError("must not name anything twice")
+def _rate_limit() -> Part:
+    return Part(
+        RateLimitSchema,
+        load_default=None,
+        allow_none=True,
+        metadata=about("How much it may ask for; null means the router's defaults."),
+    )
 
 
-_WORDS: Final[dict[str, str]] = {"unknown": "unknown field", "type": "must be a mapping"}
+def _budgets() -> Entries:
+    # Each one is a counter in the same Redis script.
+    too_many = validate.Length(max=MAX_BUDGETS, error=f"must have at most {MAX_BUDGETS}")
+    return Entries(
+        Part(BudgetSchema),
+        load_default=list,
+        validate=too_many,
+        metadata=about(
+            "What it may use in a period; a call needs room in all of them.", default=[]
+        ),
+    )
 
 
-class _Mapping(Schema):
-    error_messages = _WORDS
-
-    class Meta:
-        unknown = RAISE  # the default, but older apispec closes a schema only when told so
-
-
-class OrganizationSchema(_Mapping):
+class OrganizationSchema(Mapping):
     """→ :class:`~router.config.document.Organization`."""
 
-    id = Identifier(required=True, metadata=_about("Unique among the organizations."))
-    name = Text(load_default="", metadata=_about("For people; shown, never compared."))
-    active = Flag(load_default=True, metadata=_about("false refuses every key it has."))
+    id = Identifier(required=True, metadata=about("Unique among the organizations."))
+    name = Text(load_default="", metadata=about("For people; shown, never compared."))
+    active = Flag(load_default=True, metadata=about("false refuses every key it has."))
+    rate_limit = _rate_limit()
+    model_rate_limits = Names(
+        keys=Identifier(),
+        values=Part(RateLimitSchema),
+        load_default=dict,
+        metadata=about("Model id → a further limit for its calls of this model.", default={}),
+    )
+    budgets = _budgets()
 
     @post_load
     def make(self, data: dict[str, Any], **_: Any) -> Organization:
-        return Organization(**data)
+        return Organization(**{**data, "budgets": tuple(data["budgets"])})
 
 
-class KeySchema(_Mapping):
+class KeySchema(Mapping):
     """→ :class:`KeyEntry`."""
 
-    id = Identifier(required=True, metadata=_about("Unique among the keys; stands in records."))
-    organization = Identifier(required=True, metadata=_about("The organization that pays."))
+    id = Identifier(required=True, metadata=about("Unique among the keys; stands in records."))
+    organization = Identifier(required=True, metadata=about("The organization that pays."))
     hash = Text(
         shape=_HASH,
         message="must be 64 lowercase hex digits",
         lengths=(1, 128),
-        metadata=_about(
+        metadata=about(
             "HMAC-SHA256 of the key under the server's pepper, from 'routerctl keys create'.",
             pattern="^[0-9a-f]{64}$",
         ),
@@ -124,40 +142,42 @@ class KeySchema(_Mapping):
     demo_secret = Text(
         shape=_DEMO_SECRET,
         message="must be 8 to 64 characters of A-Z a-z 0-9 _ -",
-        metadata=_about(
+        metadata=about(
             "Instead of 'hash', and in demo mode only: the key itself, for all to read.",
             pattern="^[A-Za-z0-9_-]{8,64}$",
         ),
     )
-    name = Text(load_default="", metadata=_about("For people; shown, never compared."))
+    name = Text(load_default="", metadata=about("For people; shown, never compared."))
     status = Choice(
-        ("active", "revoked"), load_default="active", metadata=_about("A revoked key is refused.")
+        ("active", "revoked"), load_default="active", metadata=about("A revoked key is refused.")
     )
     expires_at = Moment(
         load_default=None,
         allow_none=True,
-        metadata=_about("ISO 8601 with a zone; null means that the key does not expire."),
+        metadata=about("ISO 8601 with a zone; null means that the key does not expire."),
     )
     scopes = Entries(
         Choice(SCOPES),
         load_default=lambda: list(DEFAULT_SCOPES),
-        validate=_unique,
-        metadata=_about("What the key may do.", default=list(DEFAULT_SCOPES), uniqueItems=True),
+        validate=unique,
+        metadata=about("What the key may do.", default=list(DEFAULT_SCOPES), uniqueItems=True),
     )
     models = Entries(
         Identifier(),
         load_default=None,
         allow_none=True,
-        validate=_unique,
-        metadata=_about("Ids of the models the key may use; null means all.", uniqueItems=True),
+        validate=unique,
+        metadata=about("Ids of the models the key may use; null means all.", uniqueItems=True),
     )
     require_signature = Flag(
-        load_default=False, metadata=_about("true refuses every request that is not signed.")
+        load_default=False, metadata=about("true refuses every request that is not signed.")
     )
     demo = Flag(
         load_default=False,
-        metadata=_about("The key is public knowledge; it works in demo mode only."),
+        metadata=about("The key is public knowledge; it works in demo mode only."),
     )
+    rate_limit = _rate_limit()
+    budgets = _budgets()
 
     @validates_schema(pass_original=True, skip_on_field_errors=False)
     def check_one_secret(self, data: dict[str, Any], original: Any, **_: Any) -> None:
@@ -179,28 +199,29 @@ class KeySchema(_Mapping):
                 "demo": data["demo"] or "demo_secret" in data,
                 "scopes": tuple(data["scopes"]),
                 "models": None if models is None else tuple(models),
+                "budgets": tuple(data["budgets"]),
             }
         )
 
 
-class PricesSchema(_Mapping):
+class PricesSchema(Mapping):
     """→ :class:`~router.config.document.Prices`."""
 
     input_nanos = Price(
         required=True,
         data_key="input_usd_per_million_tokens",
-        metadata=_about("USD per million input tokens, a decimal string."),
+        metadata=about("USD per million input tokens, a decimal string."),
     )
     output_nanos = Price(
         required=True,
         data_key="output_usd_per_million_tokens",
-        metadata=_about("USD per million output tokens, a decimal string."),
+        metadata=about("USD per million output tokens, a decimal string."),
     )
     cached_input_nanos = Price(
         load_default=None,
         allow_none=True,
         data_key="cached_input_usd_per_million_tokens",
-        metadata=_about("USD per million cached input tokens; null means the input price."),
+        metadata=about("USD per million cached input tokens; null means the input price."),
     )
 
     @post_load
@@ -208,26 +229,26 @@ class PricesSchema(_Mapping):
         return Prices(**data)
 
 
-class ModelSchema(_Mapping):
+class ModelSchema(Mapping):
     """→ :class:`~router.config.document.Model`."""
 
-    id = Identifier(required=True, metadata=_about("The name in records, policies and prices."))
+    id = Identifier(required=True, metadata=about("The name in records, policies and prices."))
     aliases = Entries(
         Identifier(),
         load_default=list,
-        metadata=_about("Further names that clients may use.", default=[]),
+        metadata=about("Further names that clients may use.", default=[]),
     )
     prices = Part(
         PricesSchema,
         load_default=None,
         allow_none=True,
-        metadata=_about("null means that the price is not known."),
+        metadata=about("null means that the price is not known."),
     )
     max_output_tokens = Whole(
         1,
         MAX_OUTPUT_TOKENS,
         load_default=4096,
-        metadata=_about("Asked of a backend that insists on a bound when the client gave none."),
+        metadata=about("Asked of a backend that insists on a bound when the client gave none."),
     )
 
     @post_load
@@ -235,46 +256,44 @@ class ModelSchema(_Mapping):
         return Model(**{**data, "aliases": tuple(data["aliases"])})
 
 
-class TimeoutsSchema(_Mapping):
+class TimeoutsSchema(Mapping):
     """→ :class:`~router.config.document.Timeouts`."""
 
-    connect_s = Seconds(load_default=Timeouts().connect_s, metadata=_about("To connect."))
+    connect_s = Seconds(load_default=Timeouts().connect_s, metadata=about("To connect."))
     first_byte_s = Seconds(
-        load_default=Timeouts().first_byte_s, metadata=_about("From request sent to first byte.")
+        load_default=Timeouts().first_byte_s, metadata=about("From request sent to first byte.")
     )
-    idle_s = Seconds(load_default=Timeouts().idle_s, metadata=_about("Between two chunks."))
-    total_s = Seconds(load_default=Timeouts().total_s, metadata=_about("For all of a call."))
+    idle_s = Seconds(load_default=Timeouts().idle_s, metadata=about("Between two chunks."))
+    total_s = Seconds(load_default=Timeouts().total_s, metadata=about("For all of a call."))
 
     @post_load
     def make(self, data: dict[str, Any], **_: Any) -> Timeouts:
         return Timeouts(**data)
 
 
-class BackendSchema(_Mapping):
+class BackendSchema(Mapping):
     """→ :class:`~router.config.document.Backend`."""
 
-    id = Identifier(required=True, metadata=_about("Unique among the backends."))
-    kind = Choice(
-        ("openai", "anthropic"), required=True, metadata=_about("The API that it speaks.")
-    )
+    id = Identifier(required=True, metadata=about("Unique among the backends."))
+    kind = Choice(("openai", "anthropic"), required=True, metadata=about("The API that it speaks."))
     base_url = BaseUrl(
-        required=True, metadata=_about("http or https, ending before /chat: https://host/v1")
+        required=True, metadata=about("http or https, ending before /chat: https://host/v1")
     )
     credential = Credential(
         load_default=None,
         allow_none=True,
-        metadata=_about("Where its API key is: env:NAME or file:/path; null sends none."),
+        metadata=about("Where its API key is: env:NAME or file:/path; null sends none."),
     )
     models = Names(
         keys=Identifier(),
         values=Text(shape=_VARIANT, lengths=(1, 256)),
         load_default=dict,
-        metadata=_about("Model id → the backend's own name for it, where they differ.", default={}),
+        metadata=about("Model id → the backend's own name for it, where they differ.", default={}),
     )
     timeouts = Part(
         TimeoutsSchema,
         load_default=Timeouts,
-        metadata=_about("How long it may take."),
+        metadata=about("How long it may take."),
     )
 
     @post_load
@@ -282,15 +301,15 @@ class BackendSchema(_Mapping):
         return Backend(**data)
 
 
-class ShareSchema(_Mapping):
+class ShareSchema(Mapping):
     """→ :class:`~router.config.document.Share`."""
 
-    backend_id = Identifier(required=True, data_key="id", metadata=_about("A backend's id."))
+    backend_id = Identifier(required=True, data_key="id", metadata=about("A backend's id."))
     weight = Whole(
         0,
         MAX_WEIGHT,
         load_default=DEFAULT_WEIGHT,
-        metadata=_about("Relative to the other weights of the policy; 0 takes no traffic."),
+        metadata=about("Relative to the other weights of the policy; 0 takes no traffic."),
     )
 
     @post_load
@@ -298,19 +317,19 @@ class ShareSchema(_Mapping):
         return Share(**data)
 
 
-class PolicySchema(_Mapping):
+class PolicySchema(Mapping):
     """→ :class:`~router.config.document.Policy`."""
 
     organization = Identifier(
-        wildcard=True, required=True, metadata=_about("An organization's id, or * for all.")
+        wildcard=True, required=True, metadata=about("An organization's id, or * for all.")
     )
-    model = Identifier(wildcard=True, required=True, metadata=_about("A model's id, or * for all."))
+    model = Identifier(wildcard=True, required=True, metadata=about("A model's id, or * for all."))
     shares = Entries(
         Part(ShareSchema),
         required=True,
         data_key="backends",
         validate=validate.Length(min=1, max=1000, error="must name 1 to 1000 backends"),
-        metadata=_about("The backends that share the traffic."),
+        metadata=about("The backends that share the traffic."),
     )
 
     @post_load
@@ -318,10 +337,10 @@ class PolicySchema(_Mapping):
         return Policy(data["organization"], data["model"], tuple(data["shares"]))
 
 
-class DocumentSchema(_Mapping):
+class DocumentSchema(Mapping):
     """→ a dict of lists of frozen parts, under the names of the sections."""
 
-    version = Whole(VERSION, VERSION, required=True, metadata=_about("The version of this format."))
+    version = Whole(VERSION, VERSION, required=True, metadata=about("The version of this format."))
     organizations = _parts(OrganizationSchema, "Who pays.")
     keys = _parts(KeySchema, "API keys. Keys that are not listed stay as they are.")
     models = _parts(ModelSchema, "What clients may ask for.")

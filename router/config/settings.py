@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from decimal import Decimal
 from pathlib import Path
-from typing import TypeVar
+from typing import Final, TypeVar
 from urllib.parse import urlsplit
+
+from router.config.base_url import normalize_base_url
 
 T = TypeVar("T")
 
@@ -15,6 +19,22 @@ _TRUE = frozenset({"1", "true", "yes", "on"})
 _FALSE = frozenset({"0", "false", "no", "off", ""})
 _LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 _PEPPER_MIN_BYTES = 32
+_TOKEN_MIN_CHARS = 16
+
+EMBEDDED_REDIS: Final = "embedded://"
+"""Stands for a private server that the router starts itself."""
+
+REDIS_SCHEMES: Final = (
+    "redis",
+    "rediss",
+    "unix",
+    "redis+sentinel",
+    "rediss+sentinel",
+    "redis+cluster",
+    "rediss+cluster",
+)
+_USD_SHAPE: Final = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
+_MAX_USD: Final = 9_000_000
 
 
 class SettingsError(Exception):
@@ -74,6 +94,30 @@ class Settings:
     kafka_usage_topic: str = "usage.records.v1"
     kafka_audit_topic: str = "audit.router"
 
+    # Limits and budgets.
+    redis_addr: str = EMBEDDED_REDIS
+    redis_password: str | None = field(default=None, repr=False)
+    redis_timeout_s: float = 0.05
+    rate_limit_rps: int = 100
+    rate_limit_burst: int = 200
+    rate_limit_fallback: str = "local"
+    instances: int = 1
+    reservation: str = "capped"
+    reservation_cap_nanos: int = 100_000_000
+    reservation_cap_tokens: int = 4096
+    reservation_floor_nanos: int = 1_000
+    reservation_floor_tokens: int = 1
+    unknown_price: str = "floor"
+    lease_s: float = 900.0
+    budget_fallback: str = "closed"
+    budget_service_endpoint: str | None = None
+    budget_service_timeout_s: float = 2.0
+    budget_service_token: str | None = field(default=None, repr=False)
+    budget_service_bind: Address = Address("127.0.0.1", 8082)
+    idempotency_keep_s: float = 86_400.0
+    idempotency_max_bytes: int = 1024 * 1024
+    idempotency_fallback: str = "open"
+
     @property
     def state_dir(self) -> Path:
         """Where the LMDB configuration store lives."""
@@ -83,6 +127,11 @@ class Settings:
     def spool_dir(self) -> Path:
         """Where workers append the records of their calls."""
         return self.data_dir / "spool"
+
+    @property
+    def redis_dir(self) -> Path:
+        """Where an embedded Redis keeps its data."""
+        return self.data_dir / "redis"
 
     @property
     def store_url(self) -> str:
@@ -149,6 +198,63 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
         kafka_brokers=reader.take("KAFKA_BROKERS", default.kafka_brokers, _brokers),
         kafka_usage_topic=reader.take("KAFKA_USAGE_TOPIC", default.kafka_usage_topic, str),
         kafka_audit_topic=reader.take("KAFKA_AUDIT_TOPIC", default.kafka_audit_topic, str),
+        # Limits and budgets.
+        redis_addr=reader.take("RATE_LIMIT_REDIS_ADDR", default.redis_addr, _redis_addr),
+        redis_password=reader.take("RATE_LIMIT_REDIS_PASSWORD", None, str),
+        redis_timeout_s=reader.take(
+            "ROUTER_REDIS_TIMEOUT", default.redis_timeout_s, _seconds(0.001, 10)
+        ),
+        rate_limit_rps=reader.take(
+            "RATE_LIMIT_DEFAULT_RPS", default.rate_limit_rps, _int(0, 1_000_000)
+        ),
+        rate_limit_burst=reader.take(
+            "RATE_LIMIT_BURST_SIZE", default.rate_limit_burst, _int(0, 9 * 10**9)
+        ),
+        rate_limit_fallback=reader.take(
+            "ROUTER_RATE_LIMIT_FALLBACK",
+            default.rate_limit_fallback,
+            _one_of("local", "open", "closed"),
+        ),
+        instances=reader.take("ROUTER_INSTANCES", default.instances, _int(1, 10_000)),
+        reservation=reader.take(
+            "ROUTER_RESERVATION", default.reservation, _one_of("worst_case", "capped", "floor")
+        ),
+        reservation_cap_nanos=reader.take(
+            "ROUTER_RESERVATION_CAP_USD", default.reservation_cap_nanos, _usd
+        ),
+        reservation_cap_tokens=reader.take(
+            "ROUTER_RESERVATION_CAP_TOKENS", default.reservation_cap_tokens, _int(1, 9 * 10**9)
+        ),
+        reservation_floor_nanos=reader.take(
+            "ROUTER_RESERVATION_FLOOR_USD", default.reservation_floor_nanos, _usd
+        ),
+        reservation_floor_tokens=reader.take(
+            "ROUTER_RESERVATION_FLOOR_TOKENS", default.reservation_floor_tokens, _int(1, 9 * 10**9)
+        ),
+        unknown_price=reader.take(
+            "ROUTER_UNKNOWN_PRICE", default.unknown_price, _one_of("floor", "refuse")
+        ),
+        lease_s=reader.take("ROUTER_LEASE", default.lease_s, _seconds(1, 86_400)),
+        budget_fallback=reader.take(
+            "ROUTER_BUDGET_FALLBACK", default.budget_fallback, _one_of("closed", "open")
+        ),
+        budget_service_endpoint=reader.take("BUDGET_SERVICE_ENDPOINT", None, _endpoint),
+        budget_service_timeout_s=reader.take(
+            "BUDGET_SERVICE_TIMEOUT", default.budget_service_timeout_s, _seconds(0.001, 60)
+        ),
+        budget_service_token=reader.take("BUDGET_SERVICE_TOKEN", None, _token),
+        budget_service_bind=reader.take(
+            "BUDGET_SERVICE_BIND", default.budget_service_bind, _address
+        ),
+        idempotency_keep_s=reader.take(
+            "ROUTER_IDEMPOTENCY_KEEP", default.idempotency_keep_s, _seconds(1, 30 * 86_400)
+        ),
+        idempotency_max_bytes=reader.take(
+            "ROUTER_IDEMPOTENCY_MAX_BYTES", default.idempotency_max_bytes, _int(0, 2**26)
+        ),
+        idempotency_fallback=reader.take(
+            "ROUTER_IDEMPOTENCY_FALLBACK", default.idempotency_fallback, _one_of("open", "closed")
+        ),
     )
     if settings.bind.port == settings.ops_bind.port:
         reader.problems.append("ROUTER_OPS_BIND: must use another port than ROUTER_BIND")
@@ -228,7 +334,7 @@ def _int(low: int, high: int) -> Callable[[str], int]:
 def _seconds(low: float, high: float) -> Callable[[str], float]:
     def parse(raw: str) -> float:
         number, factor = raw, 1.0
-        for suffix, scale in (("ms", 0.001), ("s", 1.0), ("m", 60.0)):
+        for suffix, scale in (("ms", 0.001), ("s", 1.0), ("m", 60.0), ("h", 3600.0)):
             if raw.endswith(suffix):
                 number, factor = raw[: -len(suffix)], scale
                 break
@@ -279,6 +385,38 @@ def _brokers(raw: str) -> tuple[str, ...]:
     for broker in found:
         _address(broker)
     return found
+
+
+def _redis_addr(raw: str) -> str:
+    """Only the scheme: the rest is for whoever connects to understand.
+
+    Never repeats the value: it may hold a password.
+    """
+    scheme, separator, _ = raw.partition("://")
+    known = raw == EMBEDDED_REDIS or scheme in REDIS_SCHEMES
+    if (separator and not known) or not raw.isprintable() or " " in raw:
+        schemes = ", ".join(f"{scheme}://" for scheme in REDIS_SCHEMES)
+        raise ValueError(f"expected HOST:PORT, {EMBEDDED_REDIS} or a URL with one of {schemes}")
+    return raw
+
+
+def _endpoint(raw: str) -> str:
+    if "@" in raw:  # not to be repeated
+        raise ValueError("must not hold a user name or password; set BUDGET_SERVICE_TOKEN")
+    return normalize_base_url(raw)
+
+
+def _token(raw: str) -> str:
+    if len(raw) < _TOKEN_MIN_CHARS or not raw.isascii() or not raw.isprintable() or " " in raw:
+        raise ValueError(f"must have at least {_TOKEN_MIN_CHARS} printable ASCII characters")
+    return raw
+
+
+def _usd(raw: str) -> int:
+    """Decimal USD → nano-USD."""
+    if _USD_SHAPE.fullmatch(raw) is None or Decimal(raw) > _MAX_USD:
+        raise ValueError(f"expected USD such as 0.10, at most {_MAX_USD}, got {raw!r}")
+    return int(Decimal(raw).scaleb(9))
 
 
 def _pepper(raw: str) -> str:

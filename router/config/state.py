@@ -83,6 +83,11 @@ class StateReader:
             self._report(ValueError("a stored key is damaged"))
             raise NotConfigured(_UNREADABLE) from None
 
+    def find_key_with_id(self, key_id: str) -> KeyRecord | None:
+        """The key with this id; for whoever is not shown the key itself."""
+        raw = self._ask(lambda view: view.get(view.key_ids, key_id.encode()))
+        return self.find_key(bytes(raw or b""))
+
     def revision(self) -> int:
         """The revision of the stored document."""
         return decode_number(self._stored_revision())

@@ -19,7 +19,7 @@ from typing import Any, Final, Protocol
 import lmdb
 import orjson
 
-from router.config.document import KeyRecord
+from router.config.document import Budget, BudgetReservation, KeyRecord, RateLimit
 
 MAP_SIZE: Final = 1 << 30
 """Room for some million keys. The file is sparse: it takes what it holds."""
@@ -73,6 +73,11 @@ class View:
         except lmdb.Error as error:
             raise UnreadableError(str(error)) from None
         self.place = place
+
+    @property
+    def key_ids(self) -> Any:
+        """Id → hash; seldom asked for. Raises ``lmdb.Error``."""
+        return self._env.open_db(KEY_IDS, create=False)
 
     def get(self, table: Any, key: bytes) -> bytes | None:
         """One value out of the newest committed state; raises ``lmdb.Error``."""
@@ -222,6 +227,8 @@ def encode_key(record: KeyRecord) -> bytes:
             "models": None if record.models is None else sorted(record.models),
             "require_signature": record.require_signature,
             "demo": record.demo,
+            "rate_limit": record.rate_limit,
+            "budgets": record.budgets,
         }
     )
 
@@ -246,4 +253,22 @@ def decode_key(raw: bytes) -> KeyRecord:
         None if models is None else frozenset(models),
         found["require_signature"],
         found["demo"],
+        # Keys that an older router stored have neither.
+        _rate_limit(found.get("rate_limit")),
+        tuple([_budget(entry) for entry in found.get("budgets", ())]),
+    )
+
+
+def _rate_limit(found: dict[str, Any] | None) -> RateLimit | None:
+    return None if found is None else RateLimit(**found)
+
+
+def _budget(found: dict[str, Any]) -> Budget:
+    held = found["reservation"]
+    return Budget(
+        **{
+            **found,
+            "thresholds": tuple(found["thresholds"]),
+            "reservation": None if held is None else BudgetReservation(**held),
+        }
     )

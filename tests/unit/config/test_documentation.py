@@ -75,6 +75,9 @@ def test_documented_defaults_are_true(variable: str) -> None:
 PARTS = {
     "organizations": "Organization",
     "keys": "Key",
+    "rate_limit": "RateLimit",
+    "budgets": "Budget",
+    "reservation": "Reservation",
     "models": "Model",
     "prices": "Prices",
     "backends": "Backend",

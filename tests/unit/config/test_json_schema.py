@@ -15,6 +15,7 @@ from router.config.loader import load_plain
 from router.config.plain import to_plain
 
 SCHEMA = document_json_schema()
+DAILY = {"name": "a", "unit": "usd", "period": "daily"}
 VALIDATOR = Draft202012Validator(SCHEMA)
 
 
@@ -65,6 +66,22 @@ def test_an_export_fits(plain: dict[str, Any]) -> None:
         ("organizations", {"id": "a b"}),
         ("organizations", {"active": "yes"}),
         ("organizations", {"extra": 1}),
+        ("organizations", {"rate_limit": {}}),
+        ("organizations", {"rate_limit": {"requests_per_second": 5}}),
+        ("organizations", {"rate_limit": {"requests_per_second": -1, "burst": 1}}),
+        ("organizations", {"rate_limit": {"requests_per_second": None, "concurrent": -1}}),
+        ("organizations", {"rate_limit": {"requests_per_second": None, "extra": 1}}),
+        ("organizations", {"model_rate_limits": {"gpt-4o": 5}}),
+        ("organizations", {"budgets": [{"name": "a", "unit": "usd"}]}),
+        ("organizations", {"budgets": [{**DAILY, "limit": 9_000_001}]}),
+        ("organizations", {"budgets": [{**DAILY, "limit": "-1"}]}),
+        ("organizations", {"budgets": [{**DAILY, "unit": "tokens", "limit": "5"}]}),
+        ("organizations", {"budgets": [{**DAILY, "unit": "tokens", "limit": 0.5}]}),
+        ("organizations", {"budgets": [{**DAILY, "period": "yearly"}]}),
+        ("organizations", {"budgets": [{**DAILY, "thresholds": [101]}]}),
+        ("organizations", {"budgets": [{**DAILY, "reservation": {"cap": 1}}]}),
+        ("keys", {"budgets": [{**DAILY, "extra": 1}]}),
+        ("keys", {"rate_limit": 5}),
         ("keys", {"hash": "xyz"}),
         ("keys", {"demo_secret": "dev-test-key"}),
         ("keys", {"scopes": ["admin"]}),

@@ -529,7 +529,8 @@ def test_the_demo_document_is_valid() -> None:
     demo = resources.files("router").joinpath("demo.yaml")
     with resources.as_file(demo) as file:
         loaded = load_file(file, demo=True, pepper=PEPPER)
-    assert [key.hash for key in loaded.keys] == [hash_key("dev-test-key", PEPPER).hex()]
+    secrets = ("dev-test-key", "dev-budget-key", "dev-quota-key")
+    assert [key.hash for key in loaded.keys] == [hash_key(each, PEPPER).hex() for each in secrets]
     assert {"gpt-4o", "gpt-4o-mini", "text-embedding-3-small", "claude-sonnet"} == {
         model.id for model in loaded.models if model.prices is not None
     }

@@ -9,23 +9,30 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from jsonschema import Draft202012Validator
 
 from router.config.diff import compare
 from router.config.document import (
     SCOPES,
     Backend,
+    Budget,
+    BudgetReservation,
     KeyRecord,
     Model,
     Organization,
     Policy,
     Prices,
+    RateLimit,
     Share,
     Timeouts,
 )
 from router.config.fields import format_moment, format_price, parse_moment
+from router.config.json_schema import document_json_schema
 from router.config.loader import LoadedDocument, load_file, load_plain
 from router.config.plain import dump_yaml, to_plain
+from router.config.storage import decode_key, encode_key
 
+VALIDATOR = Draft202012Validator(document_json_schema())
 IDS = st.builds(str.__add__, st.sampled_from("aZ9"), st.text("bY8._:/-", max_size=6))
 NAMES = st.text(st.characters(exclude_categories=["Cs", "Cc"]), max_size=20)
 NANOS = st.integers(0, 100_000 * 10**9)
@@ -38,6 +45,37 @@ def subset(values: list[str], minimum: int = 0) -> st.SearchStrategy[list[str]]:
     if not values:
         return st.just([])
     return st.lists(st.sampled_from(values), unique=True, min_size=minimum)
+
+
+RATES = st.just(0.0) | st.floats(0.000001, 1_000_000)
+RATE_LIMITS = st.none() | st.builds(
+    RateLimit,
+    st.none() | RATES,
+    st.integers(0, 9 * 10**9),
+    st.none() | st.integers(0, 9 * 10**9),
+    st.none() | st.integers(0, 1_000_000),
+    st.booleans(),
+)
+AMOUNTS = st.none() | st.integers(0, 9_000_000 * 10**9)
+RESERVATIONS = st.none() | st.builds(BudgetReservation, st.just("capped"), AMOUNTS)
+
+
+@st.composite
+def budgets(draw: st.DrawFn) -> tuple[Budget, ...]:
+    units = st.sampled_from(["usd", "tokens", "requests"])
+    return tuple(
+        Budget(
+            name,
+            unit := draw(units),
+            draw(st.sampled_from(["daily", "monthly", "total"])),
+            draw(AMOUNTS),
+            draw(st.sampled_from(["UTC", "Europe/Berlin", "Etc/GMT+12"])),
+            tuple(draw(st.lists(st.integers(1, 100), unique=True, max_size=3))),
+            draw(st.booleans()),
+            None if unit == "requests" else draw(RESERVATIONS),
+        )
+        for name in draw(st.lists(IDS, unique=True, max_size=2))
+    )
 
 
 @st.composite
@@ -73,6 +111,8 @@ def keys(draw: st.DrawFn, organizations: list[str], models: list[str]) -> tuple[
             models=draw(st.none() | subset(models).map(frozenset)),
             require_signature=draw(st.booleans()),
             demo=draw(st.booleans()),
+            rate_limit=draw(RATE_LIMITS),
+            budgets=draw(budgets()),
         )
         for index, name in enumerate(ids)
     )
@@ -101,7 +141,15 @@ def documents(draw: st.DrawFn) -> LoadedDocument:
     pairs = st.tuples(st.sampled_from(["*", *organizations]), st.sampled_from(["*", *model_ids]))
     return LoadedDocument(
         organizations=tuple(
-            Organization(name, draw(NAMES), draw(st.booleans())) for name in organizations
+            Organization(
+                name,
+                draw(NAMES),
+                draw(st.booleans()),
+                draw(RATE_LIMITS),
+                {model: draw(RATE_LIMITS.filter(bool)) for model in draw(subset(model_ids))},
+                draw(budgets()),
+            )
+            for name in organizations
         ),
         models=all_models,
         backends=tuple(draw(backend(name, model_ids)) for name in backends),
@@ -137,6 +185,18 @@ def test_an_exported_file_loads_as_what_was_exported(
         file: Path = place / name
         file.write_text(text, encoding="utf-8")
         assert load_file(file, demo=False, pepper=b"") == document
+
+
+@given(documents())
+def test_a_stored_key_is_what_was_stored(document: LoadedDocument) -> None:
+    """The store has a shape of its own for keys, in which nothing is lost either."""
+    assert tuple(decode_key(encode_key(key)) for key in document.keys) == document.keys
+
+
+@given(documents())
+def test_an_export_fits_the_published_schema(document: LoadedDocument) -> None:
+    """B11: what the router writes is what editors are told, and can be applied again."""
+    assert [*VALIDATOR.iter_errors(to_plain(document))] == []
 
 
 @given(documents())

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from router.config.settings import (
+    REDIS_SCHEMES,
     Address,
     Settings,
     SettingsError,
@@ -19,6 +20,37 @@ from router.config.settings import (
     load_settings,
     resolve_credential,
 )
+from router.limits.address import parse_address
+
+LIMITS: list[tuple[str, str, str, Any]] = [
+    ("RATE_LIMIT_REDIS_ADDR", "localhost:6379", "redis_addr", "localhost:6379"),
+    ("RATE_LIMIT_REDIS_ADDR", "unix:///run/redis", "redis_addr", "unix:///run/redis"),
+    ("RATE_LIMIT_REDIS_ADDR", "embedded://", "redis_addr", "embedded://"),
+    ("RATE_LIMIT_REDIS_PASSWORD", "secret", "redis_password", "secret"),
+    ("RATE_LIMIT_DEFAULT_RPS", "0", "rate_limit_rps", 0),
+    ("RATE_LIMIT_BURST_SIZE", "9000000000", "rate_limit_burst", 9_000_000_000),
+    ("ROUTER_REDIS_TIMEOUT", "20ms", "redis_timeout_s", 0.02),
+    ("ROUTER_RATE_LIMIT_FALLBACK", "Closed", "rate_limit_fallback", "closed"),
+    ("ROUTER_INSTANCES", "8", "instances", 8),
+    ("ROUTER_RESERVATION", "worst_case", "reservation", "worst_case"),
+    ("ROUTER_RESERVATION_CAP_USD", "0.000000001", "reservation_cap_nanos", 1),
+    ("ROUTER_RESERVATION_CAP_USD", "9000000", "reservation_cap_nanos", 9_000_000 * 10**9),
+    ("ROUTER_RESERVATION_FLOOR_USD", "0", "reservation_floor_nanos", 0),
+    ("ROUTER_UNKNOWN_PRICE", "refuse", "unknown_price", "refuse"),
+    ("ROUTER_LEASE", "2h", "lease_s", 7200.0),
+    ("ROUTER_BUDGET_FALLBACK", "open", "budget_fallback", "open"),
+    (
+        "BUDGET_SERVICE_ENDPOINT",
+        "http://localhost:8082/",
+        "budget_service_endpoint",
+        "http://localhost:8082",
+    ),
+    ("BUDGET_SERVICE_TIMEOUT", "500ms", "budget_service_timeout_s", 0.5),
+    ("BUDGET_SERVICE_TOKEN", "t" * 16, "budget_service_token", "t" * 16),
+    ("BUDGET_SERVICE_BIND", ":9000", "budget_service_bind", Address("0.0.0.0", 9000)),
+    ("ROUTER_IDEMPOTENCY_MAX_BYTES", "0", "idempotency_max_bytes", 0),
+    ("ROUTER_IDEMPOTENCY_FALLBACK", "closed", "idempotency_fallback", "closed"),
+]
 
 ACCEPTED: list[tuple[str, str, str, Any]] = [
     ("ROUTER_BIND", "0.0.0.0:80", "bind", Address("0.0.0.0", 80)),
@@ -54,6 +86,7 @@ ACCEPTED: list[tuple[str, str, str, Any]] = [
     ("ROUTER_LOG_LEVEL", "debug", "log_level", "DEBUG"),
     ("ROUTER_BUILD", "1a2b3c", "build", "1a2b3c"),
     ("ROUTER_BUILD", "  spaced  ", "build", "spaced"),
+    *LIMITS,
 ]
 
 REFUSED: list[tuple[str, str]] = [
@@ -82,6 +115,28 @@ REFUSED: list[tuple[str, str]] = [
     ("ROUTER_ON_CLIENT_ABORT", "ignore"),
     ("ROUTER_LOG_LEVEL", "TRACE"),
     ("ROUTER_KEY_PEPPER", "x" * 31),
+    ("RATE_LIMIT_REDIS_ADDR", "http://localhost"),
+    ("RATE_LIMIT_REDIS_ADDR", "embedded://data"),
+    ("RATE_LIMIT_REDIS_ADDR", "two words"),
+    ("RATE_LIMIT_DEFAULT_RPS", "-1"),
+    ("RATE_LIMIT_DEFAULT_RPS", "1000001"),
+    ("RATE_LIMIT_BURST_SIZE", "9000000001"),
+    ("ROUTER_RATE_LIMIT_FALLBACK", "none"),
+    ("ROUTER_REDIS_TIMEOUT", "0"),
+    ("ROUTER_INSTANCES", "0"),
+    ("ROUTER_RESERVATION", "none"),
+    ("ROUTER_RESERVATION_CAP_USD", "-1"),
+    ("ROUTER_RESERVATION_CAP_USD", "0.0000000001"),
+    ("ROUTER_RESERVATION_CAP_USD", "9000000.01"),
+    ("ROUTER_RESERVATION_CAP_USD", "1e3"),
+    ("ROUTER_LEASE", "500ms"),
+    ("ROUTER_BUDGET_FALLBACK", "local"),
+    ("BUDGET_SERVICE_ENDPOINT", "localhost:8082"),
+    ("BUDGET_SERVICE_ENDPOINT", "http://localhost/?a=b"),
+    ("BUDGET_SERVICE_TIMEOUT", "0"),
+    ("BUDGET_SERVICE_TOKEN", "t" * 15),
+    ("BUDGET_SERVICE_TOKEN", "with a line\nbreak in it"),
+    ("BUDGET_SERVICE_BIND", "8082"),
 ]
 
 
@@ -134,6 +189,36 @@ def test_a_refused_pepper_is_not_repeated() -> None:
         load_settings({"ROUTER_KEY_PEPPER": "short and secret", "ROUTER_DEMO": "maybe"})
     assert "short and secret" not in str(raised.value)
     assert "'maybe'" in str(raised.value)
+
+
+def test_no_secret_of_the_limits_is_repeated() -> None:
+    """K6: neither in the message of a refusal nor where the settings are shown."""
+    wrong = {
+        "RATE_LIMIT_REDIS_ADDR": "redos://user:canary@host",
+        "BUDGET_SERVICE_ENDPOINT": "http://user:canary@host",
+        "BUDGET_SERVICE_TOKEN": "canary",
+    }
+    with pytest.raises(SettingsError) as raised:
+        load_settings(wrong)
+    assert len(raised.value.problems) == 3
+    right = {"RATE_LIMIT_REDIS_PASSWORD": "canary", "BUDGET_SERVICE_TOKEN": "canary" * 3}
+    assert "canary" not in str(raised.value) + repr(load_settings(right))
+
+
+def test_the_schemes_of_redis_are_those_that_are_understood() -> None:
+    """What the settings let pass can be connected to, and nothing else."""
+    urls = {
+        scheme: f"{scheme}://{'/path' if scheme == 'unix' else 'host/master'}"
+        for scheme in REDIS_SCHEMES
+        if "cluster" not in scheme and scheme not in ("redis", "rediss")
+    }
+    urls |= {scheme: f"{scheme}://host" for scheme in REDIS_SCHEMES if scheme not in urls}
+    for url in urls.values():
+        parse_address(load_settings({"RATE_LIMIT_REDIS_ADDR": url}).redis_addr)
+    with pytest.raises(ValueError, match="unknown scheme") as raised:
+        parse_address("http://host")
+    known = str(raised.value).partition("known are ")[2].split(", ")
+    assert sorted(known) == sorted(REDIS_SCHEMES)
 
 
 @pytest.mark.parametrize(

@@ -37,6 +37,7 @@ QUESTIONS: list[Callable[[StateReader], object]] = [
     StateReader.keys_revision,
     StateReader.document,
     lambda reader: reader.find_key(KEY_HASH),
+    lambda reader: reader.find_key_with_id("key-a"),
 ]
 
 
@@ -67,6 +68,8 @@ def test_what_was_applied_is_read(
     assert reader.revision() == 1
     assert reader.document() == loaded.build(1)
     assert reader.find_key(KEY_HASH) == loaded.keys[0]
+    assert reader.find_key_with_id("key-a") == loaded.keys[0]
+    assert reader.find_key_with_id("key-b") is None
     assert reader.fault is None
 
 
