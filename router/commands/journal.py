@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from router.accounting.records import AuditAction, AuditEvent
     from router.config.diff import Change
     from router.config.settings import Settings
+    from router.limits.budgets import Crossing, WindowSpec
 
 _ENTITY_TYPES: Final[Mapping[str, str]] = {
     "organizations": "organization",
@@ -63,6 +64,51 @@ class OperatorJournal:
             reason = f"not committed: {error}"[:_MOST_TEXT]
             self._write([self._event("CONFIG_REJECTED", "document", "", reason=reason)])
 
+    def correct(
+        self,
+        organization_id: str,
+        window: WindowSpec,
+        action: AuditAction,
+        *,
+        reason: str,
+        correction_id: str,
+        settled: tuple[int, int],
+    ) -> None:
+        """Put on disk that what a window has settled is corrected, from and to which amount; raises
+        ``StateError``."""
+        before, after = ({"settled": amount} for amount in settled)
+        context = {**_budget(window), "correction_id": correction_id}
+        self._write(
+            [
+                self._event(
+                    action,
+                    "budget",
+                    window.id,
+                    organization_id=organization_id,
+                    reason=reason,
+                    context=context,
+                    before=before,
+                    after=after,
+                )
+            ]
+        )
+
+    def cross(self, organization_id: str, crossings: Sequence[Crossing]) -> None:
+        """Put on disk which thresholds are reached; raises ``StateError``."""
+        if crossings:
+            self._write(
+                [
+                    self._event(
+                        "BUDGET_THRESHOLD",
+                        "budget",
+                        found.window.id,
+                        organization_id=organization_id,
+                        context={**_budget(found.window), "percent": found.percent},
+                    )
+                    for found in crossings
+                ]
+            )
+
     def _of_entities(self, changes: Sequence[Change], revision: int) -> Iterator[AuditEvent]:
         for change in changes:
             before, after = _sides(change)
@@ -103,7 +149,7 @@ class OperatorJournal:
 
         settings = self._settings
         try:
-            with _as_owner_of(settings.data_dir):
+            with as_owner_of(settings.data_dir):
                 recorder = Recorder(
                     SpoolWriter(
                         settings.spool_dir, max_bytes=settings.spool_max_bytes, mode="durable"
@@ -168,6 +214,17 @@ def _context(change: Change, revision: int) -> dict[str, Any]:
     return {"revision": revision, **key, **model}
 
 
+def _budget(window: WindowSpec) -> dict[str, Any]:
+    return {
+        "api_key_id": window.subject or None,
+        "budget": window.name,
+        "scope": window.scope,
+        "unit": window.unit,
+        "period": window.period,
+        "limit": window.limit,
+    }
+
+
 def _user() -> str:
     uid = os.getuid()
     try:
@@ -177,7 +234,7 @@ def _user() -> str:
 
 
 @contextmanager
-def _as_owner_of(directory: Path) -> Iterator[None]:
+def as_owner_of(directory: Path) -> Iterator[None]:
     """Make files as the user of the service, for root's would be out of its reach."""
     owner = directory.stat() if directory.is_dir() else None
     if os.geteuid() != 0 or owner is None or owner.st_uid == 0:

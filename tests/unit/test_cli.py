@@ -167,7 +167,7 @@ def test_mistakes_come_one_per_line(run: Run, document: Path) -> None:
 
 def test_a_check_of_the_demo_makes_no_pepper(run: Run, demo_file: str, data_dir: Path) -> None:
     """Demo secrets can be checked before there is anything to hash them with."""
-    assert "1 key," in succeeded(run("check-config", demo_file, ROUTER_DEMO="1"))
+    assert "3 keys," in succeeded(run("check-config", demo_file, ROUTER_DEMO="1"))
     assert not data_dir.exists()
     assert "only in demo mode" in failed(run("check-config", demo_file))
 
