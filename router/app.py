@@ -16,7 +16,7 @@ from werkzeug.exceptions import NotFound as WerkzeugNotFound
 from werkzeug.middleware.proxy_fix import ProxyFix
 
 from router import errors
-from router.api import native, openai, records, status
+from router.api import limits, native, openai, records, status
 from router.api.replies import error_reply, finish
 from router.api.scope import Scope, current_scope, request_id_from
 from router.api.settlement import settle
@@ -28,7 +28,13 @@ from router.telemetry.traces import open_trace
 
 log = logging.getLogger("router")
 
-NATIVE_PATHS: Final = ("/v1/inference/", "/v1/audit/", "/v1/usage/", "/v1/status/")
+NATIVE_PATHS: Final = (
+    "/v1/inference/",
+    "/v1/limits/",
+    "/v1/audit/",
+    "/v1/usage/",
+    "/v1/status/",
+)
 
 
 class _NoSession(SessionInterface):
@@ -66,6 +72,7 @@ def create_app(wired: Services) -> Flask:
     for blueprint in (
         native.blueprint,
         openai.blueprint,
+        limits.blueprint,
         records.blueprint,
         status.blueprint,
     ):

@@ -42,6 +42,12 @@ COMMANDS: Final = {
         "router.commands.reconcile", "reconcile", "Compare the records of spool, store and Kafka."
     ),
     "audit": Entry("router.commands.audit", "audit", "Export or verify the audit trail."),
+    "budgets": Entry(
+        "router.commands.budgets", "budgets", "Show what budgets hold, and correct them."
+    ),
+    "budget-service": Entry(
+        "router.commands.budget_service", "budget_service", "Run the reference budget service."
+    ),
     "contracts": Entry("router.commands.contracts", "contracts", "Write or check contracts/."),
     "mock-backend": Entry("router.mock_backend.command", "command", "Run a backend for tests."),
 }

@@ -35,6 +35,8 @@ The router is up at {url} with two demo backends. Try:
     -H 'X-API-Key: {key}' -H 'Content-Type: application/json' \\
     -d '{{"model": "gpt-4o", "messages": [{{"role": "user", "content": "Hello"}}]}}'
 
+The key {key} may do 5 calls a second, 20 at once: a loop of these answers 429. With the key
+dev-budget-key it answers 402 BUDGET_EXCEEDED, with dev-quota-key 402 QUOTA_EXCEEDED.
 What it used and cost, and what was recorded, a second later:
 
   curl -s '{url}/v1/usage?group_by=model' -H 'X-API-Key: {key}'

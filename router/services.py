@@ -12,15 +12,19 @@ from router.accounting.spool import SpoolWriter
 from router.accounting.store import RecordStore
 from router.auth.authenticator import Authenticator
 from router.auth.nonces import NonceStore
+from router.budget_records import sum_records_of
 from router.clock import Clock
 from router.config.pepper import load_pepper, pepper_fingerprint
 from router.config.settings import Settings, resolve_credential
 from router.config.state import StateReader
+from router.enforcement import Enforcement, build_enforcement
 from router.errors import NotConfigured
 from router.forwarding.forwarder import Forwarder
+from router.forwarding.resolver import Resolver
 from router.forwarding.retry_budget import PER_SECOND, RetryBudget
 from router.forwarding.session import BackendSession
 from router.gateway import Gateway
+from router.limits.bucket import Runner
 from router.queries import Queries
 from router.routing.engine import RoutingEngine
 from router.telemetry.logs import CallLog
@@ -41,6 +45,7 @@ class Services:
     recorder: Recorder
     queries: Queries
     watch: Watch
+    enforcement: Enforcement
     pepper_fingerprint: str
     """Tells whether the stored keys were made with the pepper that this worker checks them with."""
     metrics: Metrics
@@ -54,6 +59,8 @@ class Services:
             revision = 0
         self.metrics.publish(revision)
         self.metrics.publish_records(_record_figures(self.recorder))
+        self.enforcement.tick(self.recorder)
+        self.metrics.publish_limits(self.enforcement.figures())
         self.watch.tick()
         if self.watch.seen is not None:
             self.metrics.publish_shipping(_shipping_figures(self.watch.seen))
@@ -61,14 +68,20 @@ class Services:
     def close(self) -> None:
         """Give back connections and files."""
         self.session.close()
+        self.enforcement.close(self.recorder)
         self.recorder.close()
         self.metrics.publish_records(_record_figures(self.recorder))
         self.queries.close()
         self.state.close()
 
 
-def build_services(settings: Settings, *, clock: Clock | None = None) -> Services:
-    """Wire a worker. Starts with nothing applied yet, and with every backend down."""
+def build_services(
+    settings: Settings, *, clock: Clock | None = None, runner: Runner | None = None
+) -> Services:
+    """Wire a worker. Starts with nothing applied yet, and with everything else down.
+
+    ``runner`` runs scripts in place of the Redis of ``settings``.
+    """
     clock = clock or Clock()
     state = StateReader(settings.state_dir)
     session = BackendSession(pool_size=settings.backend_pool_size, idle_s=settings.backend_idle_s)
@@ -107,6 +120,13 @@ def build_services(settings: Settings, *, clock: Clock | None = None) -> Service
             looking_at(settings.data_dir, settings.spool_dir),
             queries.check,
             clock=clock,
+        ),
+        enforcement=build_enforcement(
+            settings,
+            sum_records_of(queries, settings),
+            clock=clock,
+            resolve=Resolver().resolve,
+            runner=runner,
         ),
         metrics=Metrics(CollectorRegistry()),
         call_log=CallLog(),

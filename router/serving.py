@@ -30,8 +30,14 @@ from prometheus_client.multiprocess import mark_process_dead
 from router.agent.keeper import AgentKeeper, end_agent, spawn_agent
 from router.config.faults import PepperError
 from router.config.pepper import load_pepper
-from router.config.settings import Settings, export_metrics_dir, load_settings
+from router.config.settings import (
+    EMBEDDED_REDIS,
+    Settings,
+    export_metrics_dir,
+    load_settings,
+)
 from router.corked import CorkedSocket
+from router.limits.embedded import EmbeddedKeeper, EmbeddedRedis, EmbeddedRedisError
 from router.metrics_dir import prepare_metrics_dir, remove_metrics_dir
 from router.telemetry.logs import JsonFormatter
 from router.telemetry.metrics import use_worker_slot
@@ -115,17 +121,34 @@ def on_starting(server: Arbiter) -> None:
 
 
 def when_ready(server: Arbiter) -> None:
-    """Begin with no metrics. Not before the ports are ours: they may be another instance's."""
+    """Begin with no metrics, and with a Redis. Not before the ports are ours: they may be another
+    instance's."""
     settings = load_settings()
     server.router_metrics_dir = prepare_metrics_dir(settings)
     export_metrics_dir(server.router_metrics_dir)
+    if settings.redis_addr == EMBEDDED_REDIS:
+        server.router_redis = _join_redis(server, settings)
+
+
+def _join_redis(server: Arbiter, settings: Settings) -> EmbeddedRedis | None:
+    """Without a Redis the router serves as it is configured to while Redis is away."""
+    embedded = None
+    try:
+        embedded = EmbeddedRedis(settings.redis_dir)
+        embedded.join()
+    except (EmbeddedRedisError, OSError) as error:
+        server.log.error("limits are enforced as when Redis is away: %s", error)
+    return embedded
 
 
 def on_exit(server: Arbiter) -> None:
-    """Have the last records shipped and leave nothing in shared memory.
+    """Have the last records shipped, Redis ended, and leave nothing in shared memory.
 
-    Unless another master (USR2) goes on with both.
+    Unless another master (USR2) goes on with them.
     """
+    embedded: EmbeddedRedis | None = getattr(server, "router_redis", None)
+    if embedded is not None:
+        embedded.leave()
     metrics_dir = getattr(server, "router_metrics_dir", None)
     if metrics_dir is None or server.reexec_pid or server.master_pid:
         return
@@ -153,6 +176,8 @@ def post_fork(server: Arbiter, worker: RouterWorker) -> None:
     if settings.agent == "embedded":
         master = worker.ppid
         worker.keeper = AgentKeeper(settings.data_dir, lambda: spawn_agent(master))
+    if getattr(server, "router_redis", None) is not None:
+        worker.redis_keeper = EmbeddedKeeper(server.router_redis)
     drain_s = worker.cfg.graceful_timeout
     worker.cfg.set("graceful_timeout", max(1, drain_s - SETTLE_MARGIN_S))
     # gunicorn looks its settings up one by one through __getattr__, 6 % of a call in all. Nothing
@@ -173,6 +198,7 @@ class RouterWorker(GeventWorker):  # type: ignore[misc]
     slot = 0
     keeper: AgentKeeper | None = None
     """Every worker looks after the agent: the lock sees to it that there is but one."""
+    redis_keeper: EmbeddedKeeper | None = None
     client_write_timeout_s = 30.0
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -197,6 +223,8 @@ class RouterWorker(GeventWorker):  # type: ignore[misc]
             services.heartbeat()
         if self.keeper is not None:
             self.keeper.tick()
+        if self.redis_keeper is not None:
+            self.redis_keeper.tick()
         if not self.alive:
             now_s = time.monotonic()
             for idle in tuple(self._idle):

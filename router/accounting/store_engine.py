@@ -23,6 +23,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
 
 from router.accounting.store_errors import (
+    StoreAbsent,
     StoreError,
     StoreInUse,
     StoreTimeout,
@@ -110,9 +111,7 @@ class Database:
 
         def connect() -> sqlite3.Connection:
             if self.read_only and not path.exists():
-                raise StoreUnavailable(
-                    f"the record store: {path} is not there yet, an agent makes it"
-                )
+                raise StoreAbsent(f"the record store: {path} is not there yet, an agent makes it")
             if not self.read_only:
                 _make_private(path)
             # Without an isolation level the driver leaves BEGIN to us: see _begin.

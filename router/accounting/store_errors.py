@@ -15,6 +15,10 @@ class StoreUnavailable(StoreError):
     """The database cannot be reached, opened, read or written now; later it may."""
 
 
+class StoreAbsent(StoreUnavailable):
+    """There is no SQLite file where it should be; it is made with the first records."""
+
+
 class StoreTimeout(StoreError):
     """A query took longer than it may."""
 

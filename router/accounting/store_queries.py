@@ -15,7 +15,18 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, Select, Table, case, func, null, select, tuple_
+from sqlalchemy import (
+    ColumnElement,
+    Select,
+    Table,
+    and_,
+    case,
+    func,
+    null,
+    or_,
+    select,
+    tuple_,
+)
 
 from router.accounting.records import format_usd
 from router.accounting.store_errors import BadQuery
@@ -35,6 +46,7 @@ _FARTHEST_US: Final = 9e18
 """Beyond all years that can be written, and still a number for every database."""
 PERCENTILES: Final = (0.5, 0.95, 0.99)
 SUMS: Final = ("tokens_input", "tokens_output", "tokens_cached", "cost_nanos", "retry_count")
+SERVED: Final = ("completed", "client_aborted", "upstream_aborted", "timeout")
 FAILED: Final = ("upstream_error", "upstream_aborted", "timeout")
 
 GROUPS: Final[Mapping[str, ColumnElement[Any]]] = {
@@ -109,12 +121,20 @@ def columns_of(group_by: Sequence[str]) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class Spend:
-    """What an organization or a key has used in a period; degraded records count as requests."""
+    """What an organization or a key has used in a period."""
 
     requests: int
+    """Calls that a backend has, or may have, worked on; degraded records count as such."""
     tokens_input: int
     tokens_output: int
     cost_nanos: int
+
+
+def was_served() -> ColumnElement[bool]:
+    """The call counts against a quota of requests; :func:`router.budget_records` says the same of
+    a record that is not stored yet."""
+    served = and_(usage.c.backend_id.is_not(None), usage.c.outcome.in_(SERVED))
+    return or_(usage.c.outcome.is_(None), served)
 
 
 def micros(seconds: float) -> int:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 from router import errors
-from router.api.errors import FACES, INTERNAL, Face
+from router.api.errors import FACES, INTERNAL, LIMIT_ERRORS, Face
 from router.call import Dialect
 from router.errors import RouterError
 
@@ -40,6 +40,19 @@ BACKENDS: Final[tuple[Kind, ...]] = (
     errors.BackendUnavailable,
     errors.BackendTimeout,
 )
+LIMITS: Final[tuple[Kind, ...]] = (
+    errors.RateLimited,
+    errors.BudgetExceeded,
+    errors.QuotaExceeded,
+    errors.PriceUnknown,
+    errors.LimitsUnavailable,
+    errors.BudgetUnavailable,
+)
+IDEMPOTENCY: Final[tuple[Kind, ...]] = (
+    errors.InProgress,
+    errors.IdempotencyMismatch,
+    errors.ReplyNotKept,
+)
 RECORDING: Final[tuple[Kind, ...]] = (errors.RecordsUnavailable,)
 """A call that could not be recorded is not made."""
 
@@ -60,10 +73,27 @@ NOBODY_LISTENS: Final[tuple[Kind, ...]] = (errors.ClientGone,)
 """Stands in log and metrics; the client that would receive it has left."""
 
 GROUPS: Final[Mapping[str, tuple[Dialect, tuple[Kind, ...]]]] = {
-    "NativeCall": ("native", (*CALLER, *MODEL, *BODY, *RECORDING, *BACKENDS)),
-    "OpenAICall": ("openai", (*CALLER, *MODEL, *BODY, *RECORDING, *BACKENDS)),
+    "NativeCall": (
+        "native",
+        (*CALLER, *MODEL, *BODY, *LIMITS, *IDEMPOTENCY, *RECORDING, *BACKENDS),
+    ),
+    "OpenAICall": (
+        "openai",
+        (*CALLER, *MODEL, *BODY, *LIMITS, *IDEMPOTENCY, *RECORDING, *BACKENDS),
+    ),
     "Model": ("openai", (*CALLER, *MODEL, errors.InvalidRequest)),
     "ModelList": ("openai", CALLER),
+    "Limits": (
+        "native",
+        (
+            errors.Unauthenticated,
+            errors.SignatureInvalid,
+            errors.NotConfigured,
+            errors.InvalidRequest,
+            errors.BudgetUnavailable,
+            None,
+        ),
+    ),
     "RequestStory": ("native", (*CALLER, errors.RequestNotFound, *QUERIES)),
     "Records": ("native", (*CALLER, *QUERIES)),
     "Status": ("native", (None,)),
@@ -75,8 +105,8 @@ GROUPS: Final[Mapping[str, tuple[Dialect, tuple[Kind, ...]]]] = {
 """Operations that fail alike: their dialect and the kinds of error they can answer with."""
 
 _REFUSED_BY_BACKEND: Final = "4XX"
-_SHARED_WITH_BACKEND: Final = ("404", "408", "413", "415")
-_SCHEMAS: Final[Mapping[Dialect, str]] = {"native": "Error", "openai": "OpenAIError"}
+_SHARED_WITH_BACKEND: Final = ("402", "404", "408", "409", "413", "415", "422")
+_LIMIT_FACTS: Final = ("limit_type", "current_usage", "limit", "retry_after", "details")
 
 
 def error_components() -> dict[str, Any]:
@@ -120,14 +150,26 @@ def _face(kind: Kind) -> Face:
 
 def _response(dialect: Dialect, kinds: list[Kind]) -> dict[str, Any]:
     told = [f"`{_face(kind).code}`: {meaning_of(kind)}" for kind in kinds]
-    narrowed = _native(kinds) if dialect == "native" else _openai(kinds)
-    whole = {"$ref": f"#/components/schemas/{_SCHEMAS[dialect]}"}
-    schema = {"allOf": [whole, narrowed]} if narrowed else whole
+    refusing: list[Kind] = [kind for kind in kinds if kind in LIMIT_ERRORS]
+    others = [kind for kind in kinds if kind not in LIMIT_ERRORS]
+    schemas = []
+    if dialect == "openai":
+        schemas.append(_schema("OpenAIError", _openai(kinds)))
+    elif others:
+        schemas.append(_schema("Error", _native(others)))
+    if dialect == "native" and refusing:
+        schemas.append(_schema("LimitErrorResponse", _native(refusing)))
+    schema = schemas[0] if len(schemas) == 1 else {"oneOf": schemas}
     return {
         "description": " ".join(told),
         "headers": _headers(kinds),
         "content": {"application/json": {"schema": schema}},
     }
+
+
+def _schema(name: str, narrowed: Mapping[str, Any]) -> dict[str, Any]:
+    whole = {"$ref": f"#/components/schemas/{name}"}
+    return {"allOf": [whole, narrowed]} if narrowed else whole
 
 
 def _native(kinds: list[Kind]) -> Mapping[str, Any]:
@@ -146,8 +188,28 @@ def _openai(kinds: list[Kind]) -> Mapping[str, Any]:
         "code": {"enum": codes},
         "param": {"type": ["string", "null"]},
     }
+    if any(kind in LIMIT_ERRORS for kind in kinds):
+        # Of one with other errors, they are not told: the facts of a limit say by themselves.
+        limits = "#/components/schemas/LimitErrorResponse/properties"
+        for name in _LIMIT_FACTS:
+            facts[name] = {"$ref": f"{limits}/{name}"}
     return {"properties": {"error": {"properties": facts, "additionalProperties": False}}}
 
+
+RATE_HEADERS: Final = ("RateLimit-Policy", "RateLimit")
+_SOMETIMES_TIMED: Final[tuple[Kind, ...]] = (
+    errors.RateLimited,
+    errors.BudgetExceeded,
+    errors.QuotaExceeded,
+    errors.InProgress,
+)
+"""A wait helps as a rule: not where a limit blocks, or the call is larger than it."""
+
+_KNOWN_WAIT: Final = {
+    "description": "Seconds to wait before trying again, where a wait helps.",
+    "required": False,
+    "schema": {"type": "string", "pattern": "^[1-9][0-9]*$"},
+}
 
 _ON_ERRORS: Final[Mapping[str, tuple[Kind, ...]]] = {
     "Retry-After": (
@@ -156,6 +218,8 @@ _ON_ERRORS: Final[Mapping[str, tuple[Kind, ...]]] = {
         errors.NotConfigured,
         errors.RecordsUnavailable,
         errors.RecordStoreUnavailable,
+        errors.LimitsUnavailable,
+        errors.BudgetUnavailable,
         errors.QueriesBusy,
     ),
     "WWW-Authenticate": (errors.Unauthenticated, errors.SignatureInvalid),
@@ -164,7 +228,12 @@ _ON_ERRORS: Final[Mapping[str, tuple[Kind, ...]]] = {
 
 
 def _headers(kinds: list[Kind]) -> dict[str, Any]:
-    """``X-Request-ID`` always; the others where all errors of the status bring them."""
+    """``X-Request-ID`` always; the others where all errors of the status bring them, or some."""
     names = ["X-Request-ID"]
     names += [name for name, bringing in _ON_ERRORS.items() if set(kinds) <= set(bringing)]
-    return {name: {"$ref": f"#/components/headers/{name}"} for name in names}
+    headers: dict[str, Any] = {name: {"$ref": f"#/components/headers/{name}"} for name in names}
+    if "Retry-After" not in headers and set(kinds) & set(_SOMETIMES_TIMED):
+        headers["Retry-After"] = _KNOWN_WAIT
+    if errors.RateLimited in kinds or errors.BudgetExceeded in kinds:
+        headers |= {name: {"$ref": f"#/components/headers/{name}"} for name in RATE_HEADERS}
+    return headers

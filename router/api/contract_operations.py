@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from router.api import contract_records
-from router.api.contract_errors import error_responses
+from router.api.contract_errors import RATE_HEADERS, error_responses
 from router.auth.signatures import NONCE_HEADER, SIGNATURE_HEADER, TIMESTAMP_HEADER
 from router.config.settings import Settings
 
@@ -54,6 +54,17 @@ HEADERS: Final[Mapping[str, Any]] = {
         pattern="^[0-9]+[.][0-9]{2}$",
     ),
     "Retry-After": _header("Seconds to wait before trying again.", pattern="^[1-9][0-9]*$"),
+    "RateLimit-Policy": _header(
+        "The caller's rate limits (draft-ietf-httpapi-ratelimit-headers-10): `q` at once, all of"
+        " them anew in `w` seconds. Absent when it has none, and while nobody can tell.",
+        required=False,
+    ),
+    "RateLimit": _header(
+        "What is left of each: `r` now, all of it in `t` seconds.", required=False
+    ),
+    "Idempotency-Replayed": _header(
+        "This is the reply that the same call had before.", required=False, const="true"
+    ),
     "WWW-Authenticate": _header("How to authenticate.", const="Bearer"),
     "Allow": _header("The methods that the path has.", pattern="^[A-Z]+(, [A-Z]+)*$"),
     "Cache-Control": _header("On streams: no-cache.", required=False, const="no-cache"),
@@ -61,7 +72,14 @@ HEADERS: Final[Mapping[str, Any]] = {
 }
 
 _ALWAYS: Final = ("X-Request-ID",)
-_ROUTED: Final = (*_ALWAYS, "X-Routing-Backend", "X-Routing-Decision", "X-Router-Overhead-Ms")
+_ROUTED: Final = (
+    *_ALWAYS,
+    "X-Routing-Backend",
+    "X-Routing-Decision",
+    "X-Router-Overhead-Ms",
+    *RATE_HEADERS,
+    "Idempotency-Replayed",
+)
 _STREAMED: Final = (*_ROUTED, "Cache-Control", "X-Accel-Buffering")
 
 
@@ -80,6 +98,12 @@ PARAMETERS: Final[Mapping[str, Any]] = {
         "X-Request-ID", "An id to find the call by; see the header of the same name in replies."
     ),
     "Traceparent": _parameter("traceparent", "W3C Trace Context; continued and passed on."),
+    "IdempotencyKey": _parameter(
+        "Idempotency-Key",
+        "An id of the client's own: a call is made once for each, and duplicates get its reply.",
+        minLength=1,
+        maxLength=255,
+    ),
     "Timestamp": _parameter(
         TIMESTAMP_HEADER, "Unix time of a signed request in seconds.", pattern="^[0-9]{1,12}$"
     ),
@@ -93,6 +117,7 @@ PARAMETERS: Final[Mapping[str, Any]] = {
         pattern="^[0-9a-f]{64}$",
     ),
 }
+_PROTECTED: Final = ("IdempotencyKey",)
 _TRACED: Final = ("RequestId", "Traceparent")
 _SIGNED: Final = (*_TRACED, "Timestamp", "Nonce", "Signature")
 
@@ -112,6 +137,7 @@ def paths() -> dict[str, Any]:
         "/v1/embeddings": {"post": _completion(
             "createEmbedding", "Vectors for texts.", "EmbeddingRequest", "Embeddings", None,
         )},
+        "/v1/limits": {"get": _limits()},
         "/v1/models": {"get": _models(
             "listModels", "The models that this key may use.", "ModelList", "ModelList"
         )},
@@ -183,7 +209,9 @@ def _call(
         "summary": summary,
         "tags": ["native" if group == "NativeCall" else "openai"],
         "security": [{scheme: []} for scheme in SECURITY_SCHEMES],
-        "parameters": _refer("parameters", _SIGNED),
+        "parameters": _refer(
+            "parameters", _SIGNED if group == "NativeCall" else (*_SIGNED, *_PROTECTED)
+        ),
         "requestBody": {"required": True, "content": _json(request)},
         "responses": {"200": success, **error_responses(group)},
     }
@@ -215,6 +243,20 @@ def _completion(
     headers = _ROUTED if chunk is None else _STREAMED
     success = _answer("The backend's answer, untouched.", content, headers)
     return _call("OpenAICall", operation, summary, request, success)
+
+
+def _limits() -> dict[str, Any]:
+    return {
+        "operationId": "getLimits",
+        "summary": "What the caller may still ask for, from the enforcing counters themselves.",
+        "tags": ["native"],
+        "security": [{scheme: []} for scheme in SECURITY_SCHEMES],
+        "parameters": _refer("parameters", _SIGNED),
+        "responses": {
+            "200": _answer("Found.", _json("Limits"), _ALWAYS),
+            **error_responses("Limits"),
+        },
+    }
 
 
 def _models(operation: str, summary: str, reply: str, group: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The published contracts: the OpenAPI document, and JSON Schemas of configuration and records.
+"""The published contracts: OpenAPI documents, and JSON Schemas of configuration and records.
 
 Generated, committed in ``contracts/`` and compared with the code by ``routerctl contracts check``.
 """
@@ -27,6 +27,7 @@ from router.api.contract_operations import (
 )
 from router.api.schema_fields import OneOf
 from router.config.json_schema import document_json_schema
+from router.limits import budget_contract
 
 API_VERSION: Final = "1.0.0"
 """Version of the contract, not of the router: a release alone changes nothing in ``contracts/``."""
@@ -35,6 +36,7 @@ OPENAPI_FILE: Final = "openapi.json"
 DOCUMENT_FILE: Final = "document.schema.json"
 USAGE_FILE: Final = "usage-record.schema.json"
 AUDIT_FILE: Final = "audit-event.schema.json"
+BUDGET_FILE: Final = "budget-service.openapi.json"
 
 _MOST_LINES: Final = 20
 _LONGEST_VALUE: Final = 60
@@ -47,6 +49,8 @@ _SCHEMAS: Final[tuple[type[Schema], ...]] = (
     reply_schemas.InferenceDelta,
     reply_schemas.InferenceEnd,
     reply_schemas.Error,
+    reply_schemas.LimitErrorResponse,
+    reply_schemas.Limits,
     reply_schemas.OpenAIError,
     reply_schemas.ChatCompletion,
     reply_schemas.ChatCompletionChunk,
@@ -60,12 +64,13 @@ _SCHEMAS: Final[tuple[type[Schema], ...]] = (
 _DESCRIPTION: Final = """\
 Send an API key as `X-API-Key` or as a bearer token.
 
-Requests and errors come in two dialects. `/v1/inference`, `/v1/audit/…`, `/v1/usage`,
-`/v1/status/…` and everything outside `/v1/` speak the native one, `{"error", "code", "trace_id",
-"details"}`; all other paths below `/v1/` speak OpenAI's, `{"error": {"message", "type", "param",
-"code"}}`. A path that is not listed here is answered with 404, a method that is not listed with 405
-and `Allow`, a path with dot segments, empty segments, encoded slashes or the like with 400, each in
-the dialect of its path.
+Requests and errors come in two dialects. `/v1/inference`, `/v1/limits`, `/v1/audit/…`,
+`/v1/usage`, `/v1/status/…` and everything outside `/v1/` speak the native one, `{"error", "code",
+"trace_id", "details"}`; all other paths below `/v1/` speak OpenAI's, `{"error": {"message", "type",
+"param", "code"}}`. A limit that refuses tells its facts besides, see `LimitErrorResponse`. A path
+that is not listed here is answered with 404, a method that is not listed with 405 and `Allow`, a
+path with dot segments, empty segments, encoded slashes or the like with 400, each in the dialect of
+its path.
 
 In the OpenAI dialect, fields that are not listed pass through untouched, both ways.
 
@@ -110,6 +115,7 @@ def files() -> dict[str, str]:
         DOCUMENT_FILE: _ordered(document_json_schema()),
         USAGE_FILE: _ordered(usage_record_schema()),
         AUDIT_FILE: _ordered(audit_event_schema()),
+        BUDGET_FILE: _ordered(budget_contract.openapi()),
     }
     return {
         name: json.dumps(document, indent=2, ensure_ascii=False) + "\n"

@@ -15,6 +15,8 @@ def serve() -> Delivery:
     """Forward the current call; every route that can reach a backend ends up here."""
     scope = current_scope()
     assert scope.document is not None and scope.caller is not None and scope.call is not None
+    if scope.standing.admitted is None:  # a route that forgot its limits; never unlimited
+        raise RuntimeError(f"{scope.endpoint} would forward a call that was not admitted")
     # Before anything is spent: a call that could not be recorded is not made.
     scope.services.recorder.check()
     headers = forwardable(scope.request.environ, scope.secrets)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from typing import Any, Final
 
 import orjson
 
 from router import errors
+from router.accounting.records import NANOS_PER_USD
 from router.call import Dialect, Outcome
 
 
@@ -32,6 +34,27 @@ FACES: Final[dict[type[errors.RouterError], Face]] = {
     ),
     errors.ScopeMissing: Face(403, "SCOPE_MISSING", _INVALID, "insufficient_scope", "rejected"),
     errors.ModelForbidden: Face(403, "MODEL_FORBIDDEN", _INVALID, "model_not_allowed", "rejected"),
+    errors.RateLimited: Face(
+        429, "RATE_LIMIT_EXCEEDED", "rate_limit_error", "rate_limit_exceeded", "rejected", True
+    ),
+    errors.BudgetExceeded: Face(
+        402, "BUDGET_EXCEEDED", "insufficient_quota", "insufficient_quota", "rejected"
+    ),
+    errors.QuotaExceeded: Face(
+        402, "QUOTA_EXCEEDED", "insufficient_quota", "insufficient_quota", "rejected"
+    ),
+    errors.PriceUnknown: Face(403, "PRICE_UNKNOWN", _INVALID, "price_unknown", "rejected"),
+    errors.LimitsUnavailable: Face(
+        503, "LIMITS_UNAVAILABLE", "server_error", "limits_unavailable", "rejected", True
+    ),
+    errors.BudgetUnavailable: Face(
+        503, "BUDGET_UNAVAILABLE", "server_error", "budget_unavailable", "rejected", True
+    ),
+    errors.InProgress: Face(409, "IN_PROGRESS", _INVALID, "in_progress", "rejected", True),
+    errors.IdempotencyMismatch: Face(
+        422, "IDEMPOTENCY_MISMATCH", _INVALID, "idempotency_mismatch", "rejected"
+    ),
+    errors.ReplyNotKept: Face(409, "REPLY_NOT_KEPT", _INVALID, "reply_not_kept", "rejected"),
     errors.InvalidRequest: Face(400, "INVALID_REQUEST", _INVALID, None, "rejected"),
     errors.BodyIncomplete: Face(
         400, "BODY_INCOMPLETE", _INVALID, "body_incomplete", "client_aborted"
@@ -83,6 +106,9 @@ FACES: Final[dict[type[errors.RouterError], Face]] = {
     ),
 }
 
+LIMIT_ERRORS: Final = (errors.RateLimited, errors.BudgetExceeded, errors.QuotaExceeded)
+"""A limit says no: the body tells which, and how things stand there."""
+
 INTERNAL: Final = Face(500, "INTERNAL", "server_error", "internal_error", "rejected")
 
 
@@ -104,10 +130,15 @@ def status_of(error: Exception) -> int:
 
 def retry_after_s(error: Exception) -> int | None:
     """Whole seconds to wait before trying again, where that is known."""
+    if isinstance(error, LIMIT_ERRORS):
+        return error.denial.retry_after_s
     timed = (
         errors.BackendUnavailable,
         errors.BackendBusy,
         errors.RecordsUnavailable,
+        errors.LimitsUnavailable,
+        errors.BudgetUnavailable,
+        errors.InProgress,
         errors.QueriesBusy,
     )
     if isinstance(error, timed):
@@ -143,6 +174,8 @@ def _backend_body(error: errors.BackendRejected, body: bytes) -> bytes:
 def native_body(error: Exception, *, trace_id: str) -> dict[str, Any]:
     """``{error, code, trace_id}`` and, where there is more to say, ``details``."""
     body = {"error": _message(error), "code": face_of(error).code, "trace_id": trace_id}
+    if isinstance(error, LIMIT_ERRORS):
+        return {**body, **limit_facts(error.denial)}
     details = {"field": _field(error)} if _field(error) is not None else {}
     if isinstance(error, errors.BackendRejected):
         return {**body, "details": {"backend_status": error.status}}
@@ -152,14 +185,51 @@ def native_body(error: Exception, *, trace_id: str) -> dict[str, Any]:
 def openai_body(error: Exception) -> dict[str, Any]:
     """``{"error": {message, type, param, code}}`` as the SDKs expect it."""
     face = face_of(error)
-    return {
-        "error": {
-            "message": _message(error),
-            "type": face.openai_type,
-            "param": _field(error),
-            "code": face.openai_code,
-        }
+    facts = {
+        "message": _message(error),
+        "type": face.openai_type,
+        "param": _field(error),
+        "code": face.openai_code,
     }
+    if isinstance(error, LIMIT_ERRORS):
+        return {"error": {**facts, **limit_facts(error.denial)}}
+    return {"error": facts}
+
+
+def limit_facts(denial: errors.Denial) -> dict[str, Any]:
+    """What clients are told of the limit that refused them, the same in both dialects."""
+    unit = denial.unit
+    details: dict[str, Any] = {
+        "name": denial.name,
+        "scope": denial.scope,
+        "unit": unit,
+        "this_request_estimate": shown_amount(denial.this_request, unit),
+    }
+    if denial.period is not None:
+        details |= {
+            "period": denial.period,
+            "settled": shown_amount(denial.settled or 0, unit),
+            "reserved": shown_amount(denial.reserved or 0, unit),
+            "resets_at": shown_moment(denial.resets_at_s),
+        }
+    facts: dict[str, Any] = {
+        "limit_type": denial.limit_type,
+        "current_usage": shown_amount(denial.usage, unit),
+        "limit": shown_amount(denial.limit, unit),
+    }
+    if denial.retry_after_s is not None:
+        facts["retry_after"] = denial.retry_after_s
+    return {**facts, "details": details}
+
+
+def shown_amount(amount: int, unit: str) -> int | float:
+    """Nano-USD as USD, all else as it is."""
+    return amount / NANOS_PER_USD if unit == "usd" else amount
+
+
+def shown_moment(at_s: int | None) -> str | None:
+    """RFC 3339 in UTC."""
+    return None if at_s is None else time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(at_s))
 
 
 def _message(error: Exception) -> str:
@@ -171,6 +241,6 @@ def _message(error: Exception) -> str:
 def _field(error: Exception) -> str | None:
     if isinstance(error, (errors.InvalidRequest, errors.BodyTooLarge)):
         return error.field
-    if isinstance(error, (errors.ModelNotFound, errors.ModelForbidden)):
+    if isinstance(error, (errors.ModelNotFound, errors.ModelForbidden, errors.PriceUnknown)):
         return "model"
     return None

@@ -29,6 +29,7 @@ from router.gateway import find_model, visible_models
 blueprint: Final = Blueprint("openai", __name__)
 pipeline.install(blueprint)
 
+MAX_IDEMPOTENCY_KEY_CHARS: Final = 255
 _OWNER: Final = "api-router"
 
 
@@ -98,8 +99,17 @@ def read_openai_call(
         body=body,
         stream=stream,
         include_usage=include_usage,
-        idempotency_id=scope.request.environ.get("HTTP_IDEMPOTENCY_KEY"),
+        idempotency_id=_idempotency_key(scope),
     )
+
+
+def _idempotency_key(scope: Scope) -> str | None:
+    key: str | None = scope.request.environ.get("HTTP_IDEMPOTENCY_KEY")
+    if key is not None and not 0 < len(key) <= MAX_IDEMPOTENCY_KEY_CHARS:
+        raise InvalidRequest(
+            f"must have 1 to {MAX_IDEMPOTENCY_KEY_CHARS} characters", field="Idempotency-Key"
+        )
+    return key
 
 
 def _check_generation(fields: dict[str, Any]) -> tuple[bool, bool]:

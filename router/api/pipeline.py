@@ -6,9 +6,11 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Final
 
-from flask import Blueprint
+from flask import Blueprint, Response
 
+from router.api.admission import needs_call, reserve, take_rates
 from router.api.bodies import parse_object, read_body, require_json
+from router.api.replies import replay_reply
 from router.api.scope import Scope, current_scope
 from router.api.target import raw_target
 from router.auth.signatures import (
@@ -19,7 +21,7 @@ from router.auth.signatures import (
     SignedParts,
 )
 from router.call import Call
-from router.errors import InvalidRequest, ScopeMissing, SignatureInvalid
+from router.errors import InvalidRequest, RouterError, ScopeMissing, SignatureInvalid
 
 ReadFields = Callable[[Scope, dict[str, Any], bytes], Call]
 """Makes a call out of a parsed body and the bytes it was parsed from."""
@@ -27,12 +29,16 @@ ReadFields = Callable[[Scope, dict[str, Any], bytes], Call]
 BODY_SIGNED_ENDPOINTS: Final = frozenset({"native.inference"})
 """Where the signature may travel in the body instead, so that it is looked for there."""
 
-_SCOPES: Final[dict[str, str]] = {}
+_SCOPES: Final[dict[str, str | None]] = {}
 _READERS: Final[dict[str, ReadFields]] = {}
 
 
-def declare(endpoint: str, *, scope: str, reader: ReadFields | None = None) -> None:
-    """What the steps need to know of a route: the scope it asks for, how its body is read."""
+def declare(endpoint: str, *, scope: str | None, reader: ReadFields | None = None) -> None:
+    """What the steps need to know of a route: the scope it asks for, how its body is read.
+
+    Without a scope any valid key may use it. With a reader it is one that limits apply to; without,
+    it cannot reach a backend.
+    """
     _SCOPES[endpoint] = scope
     if reader is not None:
         _READERS[endpoint] = reader
@@ -56,7 +62,7 @@ def authenticate(scope: Scope) -> None:
 def authorize(scope: Scope) -> None:
     """May the key do this at all? Before the body is read: a forbidden call costs no parsing."""
     caller, needed = scope.caller, _SCOPES[scope.endpoint]
-    if caller is None or needed not in caller.scopes:
+    if needed is not None and (caller is None or needed not in caller.scopes):
         raise ScopeMissing(needed)
 
 
@@ -74,34 +80,51 @@ def verify_signature(scope: Scope) -> None:
         raise _unsigned()
 
 
+def limit_rate(scope: Scope) -> None:
+    """Does the caller come too often? Before the body is read, unless a limit depends on it."""
+    if scope.endpoint in _READERS and not needs_call(scope):
+        take_rates(scope)
+
+
 def read_call(scope: Scope) -> None:
     """What is asked? The body becomes a call; the client's bytes are kept beside it."""
     reader = _READERS.get(scope.endpoint)
     if reader is None:
         return
-    require_json(scope.request)
-    body = _body(scope)
-    fields = parse_object(body)
-    if scope.endpoint in BODY_SIGNED_ENDPOINTS:
-        _verify_body_signature(scope, fields, body)
-    scope.call = reader(scope, fields, body)
+    try:
+        require_json(scope.request)
+        body = _body(scope)
+        fields = parse_object(body)
+        if scope.endpoint in BODY_SIGNED_ENDPOINTS:
+            _verify_body_signature(scope, fields, body)
+        scope.call = reader(scope, fields, body)
+    except RouterError:
+        if scope.standing.decision is None:
+            take_rates(scope)  # what cannot be read counts like what can
+        raise
 
 
-STEPS: Final = (
-    authenticate,
-    authorize,
-    # Rate limits belong here: they need the caller and nothing else, and refuse cheapest.
-    verify_signature,
-    read_call,
-    # Idempotency and budgets belong here: they need to know what the call may cost.
-)
+def admit(scope: Scope) -> None:
+    """Is it within the budgets, and is it new? Needs to know what the call may cost."""
+    if scope.call is None:
+        return
+    if scope.standing.decision is None:
+        take_rates(scope)
+    reserve(scope)
 
 
-def walk() -> None:
-    """Take the current request through the steps; one that refuses raises."""
+STEPS: Final = (authenticate, authorize, verify_signature, limit_rate, read_call, admit)
+
+
+def walk() -> Response | None:
+    """Take the current request through the steps; one that refuses raises.
+
+    Answers in place of the view when the same call was answered before.
+    """
     scope = current_scope()
     for step in STEPS:
         step(scope)
+    return None if scope.standing.replay is None else replay_reply(scope)
 
 
 def install(blueprint: Blueprint) -> None:

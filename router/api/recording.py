@@ -18,13 +18,14 @@ from router.accounting.recorder import Entry
 from router.accounting.records import (
     AttemptRecord,
     AuditEvent,
+    DecisionReason,
     UsageRecord,
     degraded_usage,
     encode_usage,
 )
 from router.api.dispatch import decision
 from router.api.errors import face_of
-from router.api.scope import Scope, new_uuid
+from router.api.scope import Scope, Standing, new_uuid
 from router.api.usage import call_outcome, call_usage
 from router.call import Attempt, Outcome, Usage
 from router.errors import RecordsUnavailable
@@ -156,7 +157,7 @@ def _usage(scope: Scope, outcome: Outcome, ended_s: float) -> UsageRecord:
     call, key, attempts = scope.call, scope.key, scope.attempts
     usage, cost = call_usage(scope)
     return UsageRecord(
-        record_id=new_uuid(),
+        record_id=scope.record_id,
         request_id=scope.request_id,
         timestamp=_began_s(scope),
         organization_id=None if key is None else key.organization_id,
@@ -169,8 +170,8 @@ def _usage(scope: Scope, outcome: Outcome, ended_s: float) -> UsageRecord:
         stream=call is not None and call.stream,
         status=scope.status,
         outcome=outcome,
-        limit_state="WITHIN_LIMIT",
-        decision_reason=decision(scope) if attempts else None,
+        limit_state=scope.standing.limit_state,
+        decision_reason=_reason(scope),
         usage_source=usage.source,
         tokens_input=usage.tokens_input,
         tokens_output=usage.tokens_output,
@@ -184,6 +185,12 @@ def _usage(scope: Scope, outcome: Outcome, ended_s: float) -> UsageRecord:
         span_id=scope.trace.span_id,
         metadata={} if call is None else call.metadata,
     )
+
+
+def _reason(scope: Scope) -> DecisionReason | None:
+    if scope.standing.limit_state == "RATE_LIMITED":
+        return "RATE_LIMIT"
+    return decision(scope) if scope.attempts else None
 
 
 def _attempts(
@@ -236,6 +243,7 @@ def _event(scope: Scope, record: UsageRecord | None) -> AuditEvent:
         context["model"] = model
     if scope.attempts:
         context["backend_id"] = scope.attempts[-1].backend_id
+    context |= _limit_context(scope.standing)
     if record is not None and record.usage_source != "none":
         context["tokens"] = record.tokens_input + record.tokens_output
     return _decided(scope, context)
@@ -243,9 +251,10 @@ def _event(scope: Scope, record: UsageRecord | None) -> AuditEvent:
 
 def _decided(scope: Scope, context: Context) -> AuditEvent:
     key_id, organization_id = _caller(scope)
+    allowed = bool(scope.attempts) or scope.standing.replay is not None
     return AuditEvent(
         event_id=new_uuid(),
-        action="REQUEST_ALLOWED" if scope.attempts else "REQUEST_DENIED",
+        action="REQUEST_ALLOWED" if allowed else "REQUEST_DENIED",
         actor=f"key:{key_id}",
         entity_type="request",
         entity_id=scope.request_id,
@@ -256,6 +265,32 @@ def _decided(scope: Scope, context: Context) -> AuditEvent:
         context=context,
         trace_id=scope.trace.trace_id,
     )
+
+
+def _limit_context(standing: Standing) -> Context:
+    """What limits had to say; amounts are nano-USD, tokens or calls, exact."""
+    context: Context = {}
+    if standing.replay is not None:
+        context["replayed"] = True
+    if standing.shadow_denied:
+        context["shadow_denied"] = ",".join(standing.shadow_denied)
+    denial = standing.denial
+    if denial is None:
+        return context
+    amounts = standing.amounts
+    context |= {
+        "limit_type": denial.limit_type,
+        "limit_name": denial.name,
+        "limit_scope": denial.scope,
+        "limit_unit": denial.unit,
+        "limit": denial.limit,
+        "usage": denial.usage,
+        "reservation": denial.this_request,
+        "tokens": standing.tokens if amounts is None else amounts.tokens,
+    }
+    if denial.period is not None:
+        context |= {"settled": denial.settled, "reserved": denial.reserved}
+    return context
 
 
 def _caller(scope: Scope) -> tuple[str, str | None]:

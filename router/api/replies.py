@@ -9,6 +9,7 @@ from typing import Final
 from flask import Response
 
 from router import errors
+from router.api.admission import add_rate_headers, kept_reply, read_kept
 from router.api.dispatch import decision
 from router.api.errors import face_of, render, retry_after_s, status_of
 from router.api.recording import note_refusal, record_answer, record_end
@@ -107,7 +108,23 @@ def deliver(delivery: Delivery) -> Response:
 def answer(body: bytes) -> Response:
     """A whole answer, recorded before it goes out; raises ``RecordsUnavailable``."""
     _record_whole(body)
+    scope = current_scope()
+    admitted = scope.standing.admitted
+    if admitted is not None and admitted.entry is not None and scope.delivery is not None:
+        scope.standing.kept = kept_reply(scope.delivery.backend_id, decision(scope), body)
     return json_reply(body)
+
+
+def replay_reply(scope: Scope) -> Response:
+    """The reply that the same call had before, byte for byte; recorded, and free."""
+    assert scope.standing.replay is not None
+    backend_id, decided, body = read_kept(scope.standing.replay)
+    _record_whole(body)
+    response = json_reply(body)
+    response.headers["X-Routing-Backend"] = backend_id
+    response.headers["X-Routing-Decision"] = decided
+    response.headers["Idempotency-Replayed"] = "true"
+    return response
 
 
 def answer_events(events: bytes) -> Response:
@@ -186,7 +203,10 @@ def finish(scope: Scope, response: Response) -> Response:
     if scope.delivery is not None:
         headers["X-Routing-Backend"] = scope.delivery.backend_id
         headers["X-Routing-Decision"] = decision(scope)
+    if scope.delivery is not None or scope.standing.replay is not None:
         headers["X-Router-Overhead-Ms"] = f"{scope.overhead_s * 1000:.2f}"
+    if scope.standing.decision is not None:
+        add_rate_headers(response, scope.standing.decision)
     if not response.is_streamed:
         scope.bytes_sent = response.content_length or 0
     bound_writes(scope, response)

@@ -10,17 +10,32 @@ from typing import Any, Final
 
 from marshmallow import fields, validate
 
-from router.api.errors import FACES, INTERNAL
-from router.api.schema_fields import Closed, Open, Shaped, about
+from router.api.errors import FACES, INTERNAL, LIMIT_ERRORS
+from router.api.schema_fields import Closed, Flag, Open, Shaped, about
 from router.api.schemas import UUID_PATTERN
 
 LIMIT_STATES: Final = ("WITHIN_LIMIT",)
-CODES: Final = tuple(sorted({face.code for face in (*FACES.values(), INTERNAL)}))
+LIMIT_CODES: Final = tuple(sorted({FACES[kind].code for kind in LIMIT_ERRORS}))
+CODES: Final = tuple(sorted({face.code for face in (*FACES.values(), INTERNAL)} - set(LIMIT_CODES)))
 
 
 def _count(text: str, **more: Any) -> fields.Integer:
     return fields.Integer(
         required=True, strict=True, validate=validate.Range(min=0), metadata=about(text), **more
+    )
+
+
+def _amount(text: str, *, required: bool = True, **more: Any) -> fields.Float:
+    """USD, or a count."""
+    return fields.Float(required=required, metadata=about(text, minimum=0), **more)
+
+
+def _moment(text: str, *, required: bool = True) -> Shaped:
+    return Shaped(
+        "^[0-9]{4,}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z$",
+        required=required,
+        allow_none=True,
+        metadata=about(text),
     )
 
 
@@ -88,6 +103,86 @@ class Error(Closed):
     code = _one_of("For programs.", *CODES)
     trace_id = _trace_id()
     details = fields.Nested(ErrorDetails, metadata=about("More facts, where there are any."))
+
+
+class LimitDetails(Closed):
+    name = _text("Which limit.")
+    scope = _one_of("Whose it is.", "org", "key", "model")
+    unit = _one_of("What it counts.", "usd", "tokens", "requests", "concurrent")
+    this_request_estimate = _amount("What this call would have added.")
+    period = fields.String(
+        validate=validate.OneOf(("daily", "monthly", "total")),
+        metadata=about("Of a budget or quota, as what follows."),
+    )
+    settled = _amount("What calls that have ended were charged.", required=False)
+    reserved = _amount("What calls that are running hold.", required=False)
+    resets_at = _moment("When the period ends; null for a total.", required=False)
+
+
+class LimitErrorResponse(Closed):
+    """A limit refused the call. USD are decimal, all else are counts."""
+
+    error = _text("For people.")
+    code = _one_of("For programs.", *LIMIT_CODES)
+    limit_type = _one_of("What kind of limit.", "budget", "quota", "rate_limit")
+    current_usage = _amount("What counts against the limit now.")
+    limit = _amount("The limit; of a rate limit, how many at once.")
+    retry_after = fields.Integer(
+        strict=True,
+        validate=validate.Range(min=1),
+        metadata=about("Seconds until the same call, alone, will pass. Absent when no wait helps."),
+    )
+    trace_id = _trace_id()
+    details = fields.Nested(
+        LimitDetails, required=True, metadata=about("How things stand at that limit.")
+    )
+
+
+# --- limits ---------------------------------------------------------------------------------
+
+
+class RateLimitStanding(Closed):
+    name = _text("As in the header `RateLimit`.")
+    scope = _one_of("Whose it is.", "org", "key", "model")
+    model = fields.String(
+        required=True, allow_none=True, metadata=about("Which model, where it is for one.")
+    )
+    unit = _one_of("What it counts.", "tokens", "requests", "concurrent")
+    limit = _count("How many at once; 0 blocks.")
+    per_second = fields.Float(
+        required=True, allow_none=True, metadata=about("How many come back each second.", minimum=0)
+    )
+    remaining = _count("How many are left now.")
+    reset_after_s = _count("Seconds until all of the limit is there again.")
+    enforced = Flag(required=True, metadata=about("False: it only tells what it would refuse."))
+
+
+class BudgetStanding(Closed):
+    name = _text("Name of the budget.")
+    scope = _one_of("Whose it is.", "org", "key")
+    unit = _one_of("What it counts.", "usd", "tokens", "requests")
+    period = _one_of("For how long.", "daily", "monthly", "total")
+    timezone = _text("Whose midnights begin the periods.")
+    limit = _amount("The limit; null counts without limiting.", allow_none=True)
+    current_usage = _amount("What counts against the limit: settled and reserved.")
+    settled = _amount("What calls that have ended were charged.")
+    reserved = _amount("What calls that are running hold.")
+    remaining = _amount("What is left; null without a limit.", allow_none=True)
+    resets_at = _moment("When the period ends; null for a total.")
+    enforced = Flag(required=True, metadata=about("False: it only tells what it would refuse."))
+
+
+class Limits(Closed):
+    """Rate limits and budgets of a caller, as the enforcing counters have them."""
+
+    organization_id = _text("The caller's organization.")
+    api_key_id = _text("The caller's key.")
+    rate_limits = fields.List(fields.Nested(RateLimitStanding), required=True)
+    budgets = fields.List(fields.Nested(BudgetStanding), required=True)
+    is_shared = Flag(
+        required=True,
+        metadata=about("False while Redis is away and each worker enforces its share alone."),
+    )
 
 
 # --- OpenAI ---------------------------------------------------------------------------------

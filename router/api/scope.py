@@ -11,9 +11,14 @@ from typing import Final, cast
 
 from flask import Request, g
 
-from router.call import Attempt, Call, Caller, Dialect, Outcome
+from router.call import Attempt, Call, Caller, Dialect, LimitState, Outcome
 from router.config.document import Document, KeyRecord
+from router.errors import Denial
 from router.forwarding.forwarder import Delivery
+from router.limits.budget_gate import Admitted
+from router.limits.budgets import Amounts
+from router.limits.configured import RateSpecs
+from router.limits.rates import RateDecision
 from router.services import Services
 from router.telemetry.redaction import holds_secret
 from router.telemetry.traces import TraceContext
@@ -29,6 +34,37 @@ CALL_ENDPOINTS: Final = frozenset(
 """Routes that can reach a backend; each of their requests leaves one usage record."""
 
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
+
+
+@dataclass(slots=True)
+class Standing:
+    """How one request stands to the limits of its caller."""
+
+    decision: RateDecision | None = None
+    """``None`` until the rate limits were asked."""
+    rates: RateSpecs | None = None
+    """Rate limits that were charged: to be corrected, slots to be given back."""
+    tokens: int = 0
+    """What limits per minute were charged, estimated."""
+    amounts: Amounts | None = None
+    """What the call was to hold of its budgets."""
+    admitted: Admitted | None = None
+    """Without it nothing reaches a backend."""
+    replay: bytes | None = None
+    """The reply that this very call had before."""
+    kept: bytes | None = None
+    """The reply as duplicates will have it."""
+    denial: Denial | None = None
+    """The limit that refused."""
+    shadow_denied: list[str] = field(default_factory=list)
+    """Limits that would have refused, had they been enforced."""
+
+    @property
+    def limit_state(self) -> LimitState:
+        """As the usage record tells it."""
+        if self.denial is None:
+            return "WITHIN_LIMIT"
+        return "RATE_LIMITED" if self.denial.limit_type == "rate_limit" else "BUDGET_EXCEEDED"
 
 
 @dataclass(slots=True)
@@ -72,6 +108,9 @@ class Scope:
     settled: bool = False
     recorded: bool = False
     """Its usage record and audit event are in the spool."""
+    record_id: str = field(default_factory=lambda: new_uuid())
+    """Of the usage record, and of whatever the call holds: who finds one finds the other."""
+    standing: Standing = field(default_factory=Standing)
 
     @property
     def is_call(self) -> bool:

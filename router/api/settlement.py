@@ -10,6 +10,7 @@ import logging
 import time
 from typing import Any, Final
 
+from router.api.admission import settle_limits
 from router.api.dispatch import decision
 from router.api.recording import record_end, streamed_s
 from router.api.scope import Scope
@@ -23,7 +24,7 @@ QUIET_ENDPOINTS: Final = ("status.", "prometheus_")
 
 
 def settle(scope: Scope) -> None:
-    """Price the call, count it, write its line. May be called again; only the first counts."""
+    """Price the call, charge it, count it, write its line; once, however often it is called."""
     if scope.settled:
         return
     scope.settled = True
@@ -45,6 +46,10 @@ def _conclude(scope: Scope, ended_s: float) -> None:
     outcome = call_outcome(scope)
     duration_s = ended_s - scope.started_s
     record_end(scope, outcome, ended_s)
+    try:
+        settle_limits(scope, usage, cost, outcome)
+    except Exception:
+        log.exception("limits could not be settled", extra={"request_id": scope.request_id})
     if scope.attempts:
         scope.attempts[-1].duration_s += streamed_s(scope, ended_s)
     _count(scope, usage, cost, outcome, duration_s)
@@ -126,6 +131,10 @@ def _line(
     if scope.call is not None:
         line["model"] = scope.call.model
         line["stream"] = scope.call.stream
+    if scope.standing.denial is not None:
+        line["limit"] = scope.standing.denial.name
+    if scope.standing.replay is not None:
+        line["replayed"] = True
     if scope.attempts:
         line.update(_attempts(scope))
     if scope.delivery is not None:

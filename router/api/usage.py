@@ -13,6 +13,8 @@ def call_usage(scope: Scope) -> tuple[Usage, int | None]:
     A backend that failed before it said anything has delivered nothing, streamed or whole.
     """
     delivery, call, document = scope.delivery, scope.call, scope.document
+    if scope.standing.replay is not None:
+        return NO_USAGE, 0
     if delivery is None or call is None or document is None:
         return NO_USAGE, None
     stream = delivery.stream

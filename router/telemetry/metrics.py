@@ -24,6 +24,12 @@ LATENCY_BUCKETS_S: Final = (
     0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0,
 )  # fmt: skip
 OVERHEAD_BUCKETS_S: Final = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0)
+RATE_SOURCES: Final = ("redis", "local", "open")
+
+DECISION_BUCKETS_S: Final = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.05, 0.25, 2.0)
+
+IdempotencyOutcome = Literal["replayed", "in_progress", "mismatch", "not_kept", "unprotected"]
+DecisionKind = Literal["rate", "budget"]
 
 ATTEMPT_ERRORS: Final = (
     "none", "connect", "transport", "timeout", "status_4xx", "status_429", "status_5xx",
@@ -64,6 +70,22 @@ class ShippingFigures:
     behind_bytes: Mapping[str, int]
     dead_lettered: Mapping[str, int]
     failing: Mapping[str, bool]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LimitFigures:
+    """What one worker knows of its limits; what is counted, since it began."""
+
+    decisions: Mapping[str, int]
+    """Rate decisions by who took them: a closed set."""
+    held_nanos: int
+    deferred: int
+    deferred_dropped: int
+    unresolved: int
+    may_evict: bool
+    is_up: Mapping[str, bool]
+    """By dependency: a closed set, as is the next one's."""
+    away_s: Mapping[str, float]
 
 
 class Metrics:
@@ -145,7 +167,9 @@ class Metrics:
         )
         self._declare_records(registry)
         self._declare_shipping(registry)
-        self._published: dict[str, int] = {}
+        self._declare_limits(registry)
+        self._declare_limit_health(registry)
+        self._published: dict[str, float] = {}
         self._children: dict[tuple[str, ...], Counter | Histogram] = {}
 
     def _declare_records(self, registry: CollectorRegistry) -> None:
@@ -194,6 +218,94 @@ class Metrics:
         )
         self._failing = gauge("agent_sink_failing", "1 if a sink takes no records.", "sink")
 
+    def _declare_limits(self, registry: CollectorRegistry) -> None:
+        def counter(name: str, text: str, *labels: str) -> Counter:
+            return Counter(f"api_router_{name}_total", text, labels, registry=registry)
+
+        self._rate_denials = counter(
+            "rate_limit_denials", "Calls refused by a rate limit, by limit.", "limit"
+        )
+        self._budget_denials = counter(
+            "budget_denials", "Calls refused by a budget in USD.", "scope", "period"
+        )
+        self._quota_denials = counter(
+            "quota_denials", "Calls refused by a quota.", "scope", "unit", "period"
+        )
+        self._shadow_denials = counter(
+            "shadow_denials", "Calls that a limit in shadow mode would have refused.", "limit_type"
+        )
+        self._idempotency = counter(
+            "idempotency",
+            "Calls with an id that was used before, and calls without protection against that.",
+            "outcome",
+        )
+        self._settled = counter("budget_settled_nanousd", "Charged to budgets, in nano-USD.")
+        self._rate_decisions = counter(
+            "rate_decisions", "Rate decisions, by who took them.", "source"
+        )
+        for source in RATE_SOURCES:  # so that an outage makes no series
+            self._rate_decisions.labels(source)
+        self._decision_duration = Histogram(
+            "api_router_limit_decision_seconds",
+            "What a decision about limits added to a call.",
+            ("kind",),
+            buckets=DECISION_BUCKETS_S,
+            registry=registry,
+        )
+
+    def _declare_limit_health(self, registry: CollectorRegistry) -> None:
+        def gauge(
+            name: str, text: str, mode: Literal["livemax", "livesum", "livemin"], *labels: str
+        ) -> Gauge:
+            return Gauge(
+                f"api_router_{name}", text, labels, multiprocess_mode=mode, registry=registry
+            )
+
+        self._budget_held = gauge(
+            "budget_reserved_nanousd", "Held by calls that run, in nano-USD.", "livesum"
+        )
+        self._deferred = gauge(
+            "limits_deferred", "What Redis or a budget service has to be told later.", "livesum"
+        )
+        self._deferred_dropped = Counter(
+            "api_router_limits_deferred_dropped_total",
+            "What it will never be told: too much waited.",
+            (),
+            registry=registry,
+        )
+        self._unresolved = Counter(
+            "api_router_leases_unresolved_total",
+            "Calls that never ended and whose lease has expired.",
+            (),
+            registry=registry,
+        )
+        self._may_evict = gauge(
+            "redis_may_evict", "1 if Redis may forget budgets when its memory is full.", "livemax"
+        )
+        self._dependency_up = gauge(
+            "dependency_up", "1 if no worker finds it away.", "livemin", "dependency"
+        )
+        self._dependency_away = Counter(
+            "api_router_dependency_away_seconds_total",
+            "Time for which workers found it away, added up.",
+            ("dependency",),
+            registry=registry,
+        )
+
+    def publish_limits(self, figures: LimitFigures) -> None:
+        """Once a second: how this worker's limits are doing."""
+        self._budget_held.set(figures.held_nanos)
+        self._deferred.set(figures.deferred)
+        self._may_evict.set(figures.may_evict)
+        self._raise_to(self._deferred_dropped, figures.deferred_dropped)
+        self._raise_to(self._unresolved, figures.unresolved)
+        for source, count in figures.decisions.items():
+            self._raise_to(self._rate_decisions, count, source)
+        for dependency, is_up in figures.is_up.items():
+            self._dependency_up.labels(dependency).set(is_up)
+        for dependency, away_s in figures.away_s.items():
+            self._raise_to(self._dependency_away, away_s, dependency)
+
     def publish_records(self, figures: RecordFigures) -> None:
         """Once a second: how this worker's records are doing."""
         self._spool_bytes.set(figures.spool_bytes)
@@ -221,7 +333,7 @@ class Metrics:
         for sink, is_failing in figures.failing.items():
             self._failing.labels(sink).set(is_failing)
 
-    def _raise_to(self, family: Counter, total: int, *labels: str) -> None:
+    def _raise_to(self, family: Counter, total: float, *labels: str) -> None:
         """Count on to a total that this worker has counted itself, where counting is cheaper."""
         key = " ".join((family._name, *labels))
         grown = total - self._published.get(key, 0)
@@ -259,6 +371,34 @@ class Metrics:
     def count_auth_failure(self, reason: str) -> None:
         """One refused credential."""
         self._counter(self._auth_failures, reason).inc()
+
+    def count_rate_denial(self, limit: str) -> None:
+        """One call refused by a rate limit; ``limit`` is its name, such as ``key-requests``."""
+        self._counter(self._rate_denials, limit).inc()
+
+    def count_budget_denial(self, scope: str, period: str) -> None:
+        """One call refused by a budget in USD."""
+        self._counter(self._budget_denials, scope, period).inc()
+
+    def count_quota_denial(self, scope: str, unit: str, period: str) -> None:
+        """One call refused by a quota."""
+        self._counter(self._quota_denials, scope, unit, period).inc()
+
+    def count_shadow_denial(self, limit_type: str) -> None:
+        """One call that a limit in shadow mode would have refused."""
+        self._counter(self._shadow_denials, limit_type).inc()
+
+    def count_idempotency(self, outcome: IdempotencyOutcome) -> None:
+        """One call that was not simply new."""
+        self._counter(self._idempotency, outcome).inc()
+
+    def count_settled(self, cost_nanos: int) -> None:
+        """One call was charged to budgets."""
+        self._settled.inc(cost_nanos)
+
+    def count_decision(self, kind: DecisionKind, duration_s: float) -> None:
+        """One decision about the limits of a call."""
+        self._histogram(self._decision_duration, kind).observe(duration_s)
 
     def count_attempt(self, backend_id: str, error: str, duration_s: float) -> None:
         """One try at a backend; ``error`` is one of ``ATTEMPT_ERRORS``."""

@@ -21,7 +21,7 @@ from referencing.jsonschema import DRAFT202012
 CONTRACTS = Path(__file__).resolve().parents[2] / "contracts"
 
 _BASE = "urn:contract"
-_NATIVE = ("/v1/inference/", "/v1/audit/", "/v1/usage/", "/v1/status/")
+_NATIVE = ("/v1/inference/", "/v1/limits/", "/v1/audit/", "/v1/usage/", "/v1/status/")
 _LINE_END = re.compile(r"\r\n|\n|\r")
 
 

@@ -18,9 +18,11 @@ import pytest
 from router import errors
 from router.api import status as status_views
 from router.app import expose_metrics
+from router.config.document import RateLimit
 from router.errors import NotConfigured
 from tests.contract.bodies import GOOD, new_request_id
 from tests.contract.checker import CONTRACTS, Contract
+from tests.fakes.limited import budget, limited
 from tests.fakes.router_stand import FailingGateway, RouterStand, World
 from tests.fakes.wsgi import Reply
 
@@ -30,9 +32,11 @@ MODELS = ("/v1/models", "/v1/models/gpt-4o")
 HEALTH = ("/v1/status/healthz", "/healthz")
 STORY = "/v1/audit/requests/{request_id}"
 RECORDS = ("/v1/audit/requests", "/v1/usage")
+LIMITS = "/v1/limits"
 READINESS = ("/v1/status/readyz", "/readyz")
 
 Case = Callable[[World, str], Reply]
+Change = Callable[[RouterStand], object]
 
 
 class Silent(io.RawIOBase):
@@ -129,9 +133,84 @@ def unrecorded(world: World, path: str) -> Reply:
     return post(stand, path)
 
 
+def unknown_limits(world: World, path: str) -> Reply:
+    stand = world.stand()
+    stand.redis.away = "timeout"
+    return stand.call("GET", path, key="saving")
+
+
+def within(world: World, path: str, then: Change | None = None, **limits: Any) -> Reply:
+    """A call of an organization with these limits, after ``then`` was done to its stand."""
+    stand = limited(world, **limits)
+    if then is not None:
+        then(stand)
+    return post(stand, path)
+
+
+def twice(world: World, path: str, *, stream: bool = False, **changes: Any) -> Reply:
+    """A call, and then a duplicate of it with these changes."""
+    stand = world.stand()
+    body = {**GOOD[path], "request_id": new_request_id(), "stream": stream}
+    if path != "/v1/inference":
+        del body["request_id"]
+    body.pop("stream_options", None)
+    headers = {"Idempotency-Key": "order-1"}
+    stand.call("POST", path, json=body, headers=headers)
+    return stand.call("POST", path, json={**body, **changes}, headers=headers)
+
+
+def at_once(world: World, path: str) -> Reply:
+    """A duplicate of a call that is being served."""
+    replies: list[Reply] = []
+    stand = world.stand()
+    body = body_of(path)
+    headers = {"Idempotency-Key": "order-1"}
+
+    class Gateway:
+        def serve(self, *_: Any) -> Any:
+            replies.append(stand.call("POST", path, json=body, headers=headers))
+            raise errors.ClientGone
+
+    stand = world.stand(gateway=Gateway())
+    stand.call("POST", path, json=body, headers=headers, promised=False)
+    return replies[0]
+
+
+def without_redis(world: World, path: str, **settings: Any) -> Reply:
+    with world.other_stand(**settings) as stand:
+        stand.redis.away = "timeout"
+        return stand.call("POST", path, key="saving", json=body_of(path))
+
+
+def unpriced(world: World, path: str) -> Reply:
+    with world.other_stand(unknown_price="refuse") as stand:
+        return stand.call("POST", path, key="saving", json=body_of(path, model="unpriced"))
+
+
 CALL_CASES: dict[str, list[Case]] = {
-    "200": [lambda world, path: post(world.stand(), path)],
+    "200": [
+        lambda world, path: post(world.stand(), path),
+        twice,
+        lambda world, path: within(world, path, budgets=(budget(limit=10**9),)),
+    ],
     "400": [lambda world, path: post(world.stand(), path, model=7)],
+    "402": [
+        lambda world, path: within(world, path, budgets=(budget(limit=0),)),
+        lambda world, path: within(world, path, budgets=(budget(limit=0, period="total"),)),
+        lambda world, path: within(world, path, budgets=(budget("tokens", 0),)),
+        lambda world, path: within(
+            world, path, lambda stand: post(stand, path), budgets=(budget("requests", 1),)
+        ),
+        lambda world, path: failing(world, path, error_rate=1, error_status=402),
+    ],
+    "409": [
+        at_once,
+        lambda world, path: failing(world, path, error_rate=1, error_status=409),
+    ],
+    "422": [
+        lambda world, path: twice(world, path, model="unpriced"),
+        lambda world, path: failing(world, path, error_rate=1, error_status=422),
+    ],
     "401": [
         lambda world, path: world.stand().call("POST", path, key=None, json={}),
         lambda world, path: world.stand().call("POST", path, key="signing", json=body_of(path)),
@@ -141,6 +220,7 @@ CALL_CASES: dict[str, list[Case]] = {
         lambda world, path: world.stand().call(
             "POST", path, key="limited", json=body_of(path, model="renamed")
         ),
+        unpriced,
     ],
     "404": [
         lambda world, path: post(world.stand(), path, model="nowhere"),
@@ -159,10 +239,14 @@ CALL_CASES: dict[str, list[Case]] = {
     ],
     "429": [
         lambda world, path: failing(world, path, error_rate=1, error_status=429, retry_after_s=30),
+        lambda world, path: within(world, path, rate_limit=RateLimit(0, 0)),
+        lambda world, path: within(
+            world, path, lambda stand: post(stand, path), rate_limit=RateLimit(1, 1)
+        ),
     ],
     "4XX": [
-        lambda world, path: failing(world, path, error_rate=1, error_status=422),
-        lambda world, path: failing(world, path, error_rate=1, error_status=409),
+        lambda world, path: failing(world, path, error_rate=1, error_status=418),
+        lambda world, path: failing(world, path, error_rate=1, error_status=410),
     ],
     "500": [lambda world, path: post(world.stand(gateway=FailingGateway(KeyError())), path)],
     "502": [
@@ -175,6 +259,8 @@ CALL_CASES: dict[str, list[Case]] = {
         lambda world, path: post(world.stand(), path, model="dead"),
         lambda world, path: post(world.stand(state=Store(NotConfigured())), path),
         unrecorded,
+        without_redis,
+        lambda world, path: without_redis(world, path, rate_limit_fallback="closed"),
     ],
     "504": [lambda world, path: failing(world, path, "impatient", failure="black_hole")],
 }
@@ -211,6 +297,22 @@ STORY_CASES: dict[str, list[Case]] = {
     **RECORD_CASES,
     "404": [lambda world, _: get(world, f"/v1/audit/requests/{new_request_id()}")],
 }
+LIMIT_CASES: dict[str, list[Case]] = {
+    "200": [
+        get,
+        lambda world, path: get(world, path, key="saving"),
+        lambda world, path: limited(
+            world,
+            rate_limit=RateLimit(1, 2, tokens_per_minute=3, concurrent=4),
+            model_rate_limits={"gpt-4o": RateLimit(5, 6)},
+            budgets=(budget(limit=7), budget("tokens", None, "total", shadow=True)),
+        ).call("GET", path),
+    ],
+    "400": RECORD_CASES["400"],
+    "401": MODEL_CASES["401"],
+    "500": MODEL_CASES["500"],
+    "503": [*MODEL_CASES["503"], lambda world, path: unknown_limits(world, path)],
+}
 READINESS_CASES: dict[str, list[Case]] = {
     "200": [get],
     "500": MODEL_CASES["500"],
@@ -220,10 +322,12 @@ READINESS_CASES: dict[str, list[Case]] = {
 CASES: list[tuple[str, str, Case]] = [
     *((path, key, case) for path in CALLS for key, cases in CALL_CASES.items() for case in cases),
     *((path, "200", case) for path in STREAMING for case in (streamed, broken_off)),
+    *((path, "409", lambda world, path: twice(world, path, stream=True)) for path in STREAMING),
     *((path, key, case) for path in MODELS for key, cases in MODEL_CASES.items() for case in cases),
     *((MODELS[1], key, case) for key, cases in ONE_MODEL_CASES.items() for case in cases),
     *((path, key, case) for path in RECORDS for key, cases in RECORD_CASES.items()
       for case in cases),
+    *((LIMITS, key, case) for key, cases in LIMIT_CASES.items() for case in cases),
     *((STORY, key, case) for key, cases in STORY_CASES.items() for case in cases),
     ("/v1/usage", "200", lambda world, path: recorded(world, path, "?format=csv")),
     ("/v1/usage", "200", lambda world, path: recorded(world, path, "?group_by=day,model")),

@@ -15,7 +15,7 @@ from gunicorn.http.errors import InvalidHTTPVersion, LimitRequestHeaders, LimitR
 from jsonschema import Draft202012Validator
 
 from router.api.contract_errors import GROUPS, NOBODY_LISTENS, meaning_of
-from router.api.contracts import check, openapi
+from router.api.contracts import check
 from router.api.errors import FACES
 from router.app import expose_metrics
 from router.errors import RouterError
@@ -69,6 +69,7 @@ def test_nothing_else_is_in_the_folder() -> None:
     """A file that nobody generates is a file that nobody keeps up to date."""
     assert sorted(path.name for path in CONTRACTS.iterdir()) == [
         "audit-event.schema.json",
+        "budget-service.openapi.json",
         "document.schema.json",
         "openapi.json",
         "usage-record.schema.json",
@@ -105,7 +106,9 @@ def test_every_error_is_explained_in_one_sentence(kind: type[RouterError] | None
 
 def test_every_code_is_one_of_the_enumeration(document: dict[str, Any]) -> None:
     """And the enumeration holds no code that no error has."""
-    codes = document["components"]["schemas"]["Error"]["properties"]["code"]["enum"]
+    schemas = document["components"]["schemas"]
+    codes = schemas["Error"]["properties"]["code"]["enum"]
+    codes += schemas["LimitErrorResponse"]["properties"]["code"]["enum"]
     assert set(codes) == {face.code for face in FACES.values()} | {"INTERNAL"}
 
 
@@ -152,11 +155,31 @@ def test_only_metrics_are_on_another_listener(document: dict[str, Any]) -> None:
     assert document["paths"]["/metrics"]["servers"] != document["servers"]
 
 
-def test_nothing_is_promised_that_is_not_there() -> None:
-    """Limits come later; until then nobody shall program against them."""
-    text = json.dumps(openapi())
-    assert "LimitErrorResponse" not in text
-    assert "402" not in text
+def test_limits_refuse_as_the_hand_over_says(document: dict[str, Any]) -> None:
+    """T024: `LimitErrorResponse` with its fields, and what other native errors have besides."""
+    found = document["components"]["schemas"]["LimitErrorResponse"]
+    assert list(found["properties"]) == [
+        "error",
+        "code",
+        "limit_type",
+        "current_usage",
+        "limit",
+        "retry_after",
+        "trace_id",
+        "details",
+    ]
+    assert found["properties"]["code"]["enum"] == [
+        "BUDGET_EXCEEDED",
+        "QUOTA_EXCEEDED",
+        "RATE_LIMIT_EXCEEDED",
+    ]
+    assert found["properties"]["limit_type"]["enum"] == ["budget", "quota", "rate_limit"]
+    assert found["properties"]["retry_after"] | {"description": ""} == {
+        "type": "integer",
+        "minimum": 1,
+        "description": "",
+    }
+    assert "retry_after" not in found["required"]
 
 
 class _Client:

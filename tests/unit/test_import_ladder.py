@@ -38,7 +38,8 @@ RUNGS: tuple[frozenset[str], ...] = (
     frozenset({"telemetry"}),
     frozenset({"config"}),
     frozenset({"auth", "limits", "routing", "forwarding", "accounting"}),
-    frozenset({"gateway", "queries", "watch"}),
+    frozenset({"gateway", "queries", "watch", "enforcement"}),
+    frozenset({"budget_records"}),
     frozenset({"services"}),
     frozenset({"api", "agent"}),
     frozenset({"app"}),
@@ -58,7 +59,8 @@ OWNERS: Mapping[str, frozenset[str]] = {
     "werkzeug": FLASK_OWNERS,
     "redis": frozenset({"router.limits", "router.services"}),
     "kafka": frozenset({"router.agent"}),
-    "requests": frozenset({"router.forwarding"}),
+    # The budget service is asked by limits, which must not know how backends are called.
+    "requests": frozenset({"router.forwarding", "router.limits.budget_session"}),
     "sqlite3": SQL_OWNERS,
     "sqlalchemy": SQL_OWNERS,
 }
@@ -311,6 +313,7 @@ def test_a_package_file_resolves_relative_imports_from_itself() -> None:
         ("router.services", "router.agent.mirror", "import redis"),
         ("router.agent.kafka", "router.accounting.spool", "from kafka import KafkaProducer"),
         ("router.forwarding.session", "router.routing.health", "import requests"),
+        ("router.limits.budget_session", "router.limits.budget_client", "import requests"),
         ("router.accounting.store", "router.accounting.recorder", "import sqlite3"),
     ],
 )

@@ -251,7 +251,7 @@ def test_compose_starts_the_router_and_its_engines() -> None:
     """Development services exist, listen on loopback only and mount files that are there."""
     compose = yaml.safe_load((ROOT / "docker-compose.yml").read_text("utf-8"))
     services = compose["services"]
-    assert set(services) == {"router", "nginx", "redis", "kafka", "postgres"}
+    assert set(services) == {"router", "nginx", "redis", "kafka", "postgres", "budget-service"}
     ports = [port for service in services.values() for port in service.get("ports", [])]
     assert [port for port in ports if not port.startswith("127.0.0.1:")] == []
     build = services["router"]["build"]

@@ -19,7 +19,14 @@ from sqlalchemy import Connection, Table, delete, func, insert, inspect, select,
 from router.accounting.audit import AuditChain
 from router.accounting.audit_export import Verdict, export_lines, verify_export
 from router.accounting.records import degraded_usage, encode_usage, parse_timestamp_us
-from router.accounting.store import STORY_BYTES, STORY_LENGTH, AuditPage, RecordStore, Story
+from router.accounting.store import (
+    MOST_LEFT_OUT,
+    STORY_BYTES,
+    STORY_LENGTH,
+    AuditPage,
+    RecordStore,
+    Story,
+)
 from router.accounting.store_errors import (
     BadQuery,
     ResultTooLarge,
@@ -27,7 +34,7 @@ from router.accounting.store_errors import (
     StoreUnavailable,
     UnstorableRecord,
 )
-from router.accounting.store_queries import GROUPS, Spend
+from router.accounting.store_queries import GROUPS, SERVED, Spend
 from router.accounting.store_tables import (
     MIGRATIONS,
     _versions,
@@ -413,12 +420,47 @@ class StoreContract:
             and _within(call, from_s, to_s)
         ]
         assert expected
+        served = [
+            call
+            for call in expected
+            if call["backend_id"] is not None and call["outcome"] in SERVED
+        ]
+        assert 0 < len(served) < len(expected)
         assert store.spend("acme", "key_1", from_s=from_s, to_s=to_s) == Spend(
-            len(expected),
+            len(served),
             sum(call["tokens_input"] for call in expected),
             sum(call["tokens_output"] for call in expected),
             sum(call["cost_nanos"] or 0 for call in expected),
         )
+
+    def test_only_what_a_backend_served_counts_as_a_request(self, store: RecordStore) -> None:
+        """Refusals, failures of backends and replays are recorded, and use up no quota."""
+        store.write(
+            [
+                samples.usage(),
+                samples.usage(outcome="client_aborted"),
+                samples.usage(outcome="upstream_aborted"),
+                samples.usage(outcome="rejected", backend_id=None),
+                samples.usage(outcome="upstream_error"),
+                samples.usage(outcome="timeout"),
+                samples.usage(outcome="completed", backend_id=None),
+            ]
+        )
+        assert store.spend("acme", None).requests == 4
+
+    def test_records_are_left_out_of_a_spend(self, store: RecordStore) -> None:
+        """What is added otherwise must not count twice."""
+        first, second, third = (samples.usage(cost_nanos=cost) for cost in (1, 20, 300))
+        store.write([first, second, third])
+        without = [first["record_id"], third["record_id"], "unknown"]
+        assert store.spend("acme", None, without=without).cost_nanos == 20
+        assert store.spend("acme", None, without=without).requests == 1
+
+    def test_as_many_records_as_are_allowed_are_left_out(self, store: RecordStore) -> None:
+        """No database refuses the longest list."""
+        without = [f"record-{number}" for number in range(MOST_LEFT_OUT)]
+        store.write([samples.usage()])
+        assert store.spend("acme", None, without=without).requests == 1
 
     def test_a_period_includes_its_start_and_not_its_end(self, store: RecordStore) -> None:
         """A call at the boundary belongs to exactly one period (B13)."""

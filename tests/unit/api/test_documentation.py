@@ -25,6 +25,7 @@ from router.api.native import (
     RESERVED_PARAMETERS,
 )
 from router.config.settings import Settings
+from tests.contract.checker import Contract
 from tests.fakes.router_stand import RouterStand
 
 PAGE = (Path(__file__).resolve().parents[3] / "docs" / "api.md").read_text("utf-8")
@@ -58,7 +59,8 @@ def test_the_endpoints_are_those_of_the_contract(contract: dict[str, Any]) -> No
     }
     assert set(listed) == served
     scopes = {endpoint: scope for endpoint, scope in listed.items() if scope != "none"}
-    assert sorted(scopes.values()) == sorted(pipeline._SCOPES.values())
+    declared = [scope or "any key" for scope in pipeline._SCOPES.values()]
+    assert sorted(scopes.values()) == sorted(declared)
 
 
 def test_the_fields_are_those_of_the_reader(contract: dict[str, Any]) -> None:
@@ -132,8 +134,29 @@ def test_the_errors_that_are_shown_are_real(stand: RouterStand) -> None:
     """Both shapes of one and the same refusal."""
     native, openai = (
         json.loads(text)
-        for text in re.findall(r"^    (\{\"error\".*?\}\}?)\n\n", PAGE, re.DOTALL | re.MULTILINE)
+        for text in re.findall(
+            r"^    (\{\"error\".*?\}\}?)\n\n",
+            PAGE.split("\n## Errors\n")[1],
+            re.DOTALL | re.MULTILINE,
+        )
     )
     found = stand.inference(parameters={"max_tokens": 0}).json
     assert {**found, "trace_id": native["trace_id"]} == native
     assert stand.chat(max_tokens=0).json == openai
+
+
+def test_the_refusal_that_is_shown_is_one() -> None:
+    """The example of a limit fits the contract."""
+    text = re.search(r"^    (\{\"error\".*?\}\})\n\n", PAGE, re.DOTALL | re.MULTILINE)
+    assert text is not None
+    shown = {**json.loads(text[1]), "trace_id": "0" * 32}
+    pointer = "#/components/schemas/LimitErrorResponse"
+    assert Contract.published().errors_of(pointer, shown) == []
+
+
+def test_the_limits_that_are_shown_are_those_of_the_contract() -> None:
+    """The example of `GET /v1/limits`, its dots left out."""
+    text = re.search(r"^    (\{\"organization_id\".*?\]\})\n\n", PAGE, re.DOTALL | re.MULTILINE)
+    assert text is not None
+    shown = json.loads(text[1].replace(", …", ""))
+    assert Contract.published().errors_of("#/components/schemas/Limits", shown) == []

@@ -15,6 +15,42 @@ from tests.fakes.router_stand import FailingGateway, World
 
 BACKEND_WORDS = b'{"error": {"message": "no", "type": "t", "param": "p", "code": 7, "more": 1}}'
 
+RATE = errors.Denial(
+    limit_type="rate_limit",
+    name="key-requests",
+    scope="key",
+    unit="requests",
+    limit=200,
+    usage=200,
+    this_request=1,
+    retry_after_s=3,
+)
+BUDGET = errors.Denial(
+    limit_type="budget",
+    name="spend",
+    scope="org",
+    unit="usd",
+    limit=2_500_000_000,
+    usage=2_499_000_001,
+    this_request=1_000_001,
+    period="total",
+    settled=2_000_000_001,
+    reserved=499_000_000,
+)
+QUOTA = errors.Denial(
+    limit_type="quota",
+    name="calls",
+    scope="key",
+    unit="requests",
+    limit=10,
+    usage=10,
+    this_request=1,
+    retry_after_s=57_600,
+    period="daily",
+    settled=9,
+    reserved=1,
+    resets_at_s=1_800_057_600,
+)
 EXAMPLES: dict[type[errors.RouterError], errors.RouterError] = {
     errors.Unauthenticated: errors.Unauthenticated("unknown"),
     errors.SignatureInvalid: errors.SignatureInvalid("does not match", reason="mismatch"),
@@ -40,6 +76,15 @@ EXAMPLES: dict[type[errors.RouterError], errors.RouterError] = {
     errors.RecordStoreUnavailable: errors.RecordStoreUnavailable("away"),
     errors.QueriesBusy: errors.QueriesBusy(),
     errors.QueryTimeout: errors.QueryTimeout(2.5),
+    errors.RateLimited: errors.RateLimited(RATE),
+    errors.BudgetExceeded: errors.BudgetExceeded(BUDGET),
+    errors.QuotaExceeded: errors.QuotaExceeded(QUOTA),
+    errors.PriceUnknown: errors.PriceUnknown("unpriced"),
+    errors.LimitsUnavailable: errors.LimitsUnavailable(),
+    errors.BudgetUnavailable: errors.BudgetUnavailable(retry_after_s=2),
+    errors.InProgress: errors.InProgress(),
+    errors.IdempotencyMismatch: errors.IdempotencyMismatch(),
+    errors.ReplyNotKept: errors.ReplyNotKept(),
 }
 NOT_OF_A_CALL = (
     errors.NotFound,
@@ -90,6 +135,10 @@ def test_retryable_errors_of_ours_say_when() -> None:
         errors.BodyTimeout,
         errors.RecordsUnavailable,
         errors.RecordStoreUnavailable,
+        errors.RateLimited,
+        errors.LimitsUnavailable,
+        errors.BudgetUnavailable,
+        errors.InProgress,
         errors.QueriesBusy,
     }
 
@@ -130,6 +179,13 @@ def test_every_error_on_its_way_out(
         (errors.NotConfigured(), "Retry-After", "1"),
         (errors.RecordsUnavailable("disk_full", retry_after_s=3), "Retry-After", "3"),
         (errors.RecordStoreUnavailable("away"), "Retry-After", "1"),
+        (errors.RateLimited(RATE), "Retry-After", "3"),
+        (errors.QuotaExceeded(QUOTA), "Retry-After", "57600"),
+        (errors.BudgetExceeded(BUDGET), "Retry-After", None),
+        (errors.LimitsUnavailable(), "Retry-After", "1"),
+        (errors.BudgetUnavailable(retry_after_s=2), "Retry-After", "2"),
+        (errors.InProgress(), "Retry-After", "1"),
+        (errors.ReplyNotKept(), "Retry-After", None),
         (errors.QueriesBusy(), "Retry-After", "1"),
         (errors.Unauthenticated("missing"), "WWW-Authenticate", "Bearer"),
         (errors.SignatureInvalid("no", reason="stale"), "WWW-Authenticate", "Bearer"),
@@ -155,6 +211,7 @@ def test_headers_that_belong_to_an_error(
         (errors.BodyTooLarge, "payload"),
         (errors.ModelNotFound, "model"),
         (errors.ModelForbidden, "model"),
+        (errors.PriceUnknown, "model"),
     ],
 )
 def test_the_field_at_fault_is_named(kind: type[errors.RouterError], field: str) -> None:
@@ -162,6 +219,74 @@ def test_the_field_at_fault_is_named(kind: type[errors.RouterError], field: str)
     native = json.loads(render(EXAMPLES[kind], "native", trace_id="t"))
     assert native["details"] == {"field": field}
     assert json.loads(render(EXAMPLES[kind], "openai", trace_id="t"))["error"]["param"] == field
+
+
+FACTS: dict[type[errors.RouterError], dict[str, Any]] = {
+    errors.RateLimited: {
+        "limit_type": "rate_limit",
+        "current_usage": 200,
+        "limit": 200,
+        "retry_after": 3,
+        "details": {
+            "name": "key-requests",
+            "scope": "key",
+            "unit": "requests",
+            "this_request_estimate": 1,
+        },
+    },
+    errors.BudgetExceeded: {
+        "limit_type": "budget",
+        "current_usage": 2.499000001,
+        "limit": 2.5,
+        "details": {
+            "name": "spend",
+            "scope": "org",
+            "unit": "usd",
+            "this_request_estimate": 0.001000001,
+            "period": "total",
+            "settled": 2.000000001,
+            "reserved": 0.499,
+            "resets_at": None,
+        },
+    },
+    errors.QuotaExceeded: {
+        "limit_type": "quota",
+        "current_usage": 10,
+        "limit": 10,
+        "retry_after": 57600,
+        "details": {
+            "name": "calls",
+            "scope": "key",
+            "unit": "requests",
+            "this_request_estimate": 1,
+            "period": "daily",
+            "settled": 9,
+            "reserved": 1,
+            "resets_at": "2027-01-16T00:00:00Z",
+        },
+    },
+}
+
+
+@pytest.mark.parametrize("kind", FACTS)
+def test_the_facts_of_a_limit_in_both_dialects(kind: type[errors.RouterError]) -> None:
+    """T024, B8: `LimitErrorResponse`, and the same beside what the SDKs expect; USD in decimal."""
+    error, face = EXAMPLES[kind], FACES[kind]
+    native = json.loads(render(error, "native", trace_id="t"))
+    assert native == {
+        "error": error.message,
+        "code": face.code,
+        "trace_id": "t",
+        **FACTS[kind],
+    }
+    openai = json.loads(render(error, "openai", trace_id="t"))["error"]
+    assert openai == {
+        "message": error.message,
+        "type": face.openai_type,
+        "param": None,
+        "code": face.openai_code,
+        **FACTS[kind],
+    }
 
 
 def test_a_backends_refusal_in_the_native_dialect() -> None:

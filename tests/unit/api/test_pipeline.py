@@ -47,7 +47,14 @@ def without_key(stand: RouterStand) -> dict[str, dict[str, str]]:
 def test_the_steps_are_in_order() -> None:
     """Cheap refusals come first; whatever needs the body comes last."""
     names = [step.__name__ for step in STEPS]
-    assert names == ["authenticate", "authorize", "verify_signature", "read_call"]
+    assert names == [
+        "authenticate",
+        "authorize",
+        "verify_signature",
+        "limit_rate",
+        "read_call",
+        "admit",
+    ]
 
 
 @pytest.mark.parametrize(("method", "path"), ENDPOINTS)

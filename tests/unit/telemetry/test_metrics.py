@@ -13,10 +13,14 @@ from prometheus_client import CollectorRegistry, generate_latest
 
 from router.api.settlement import _error_class
 from router.call import OUTCOMES, Attempt, Outcome, UsageSource
+from router.limits.rates import Source
 from router.telemetry.metrics import (
     ATTEMPT_ERRORS,
+    DECISION_BUCKETS_S,
     LATENCY_BUCKETS_S,
     OVERHEAD_BUCKETS_S,
+    RATE_SOURCES,
+    LimitFigures,
     Metrics,
     RecordFigures,
     ShippingFigures,
@@ -51,6 +55,21 @@ FAMILIES = {
     "api_router_agent_dead_lettered": ("gauge", {"sink"}),
     "api_router_agent_sink_failing": ("gauge", {"sink"}),
     "api_router_record_store_up": ("gauge", set()),
+    "api_router_rate_limit_denials": ("counter", {"limit"}),
+    "api_router_budget_denials": ("counter", {"scope", "period"}),
+    "api_router_quota_denials": ("counter", {"scope", "unit", "period"}),
+    "api_router_shadow_denials": ("counter", {"limit_type"}),
+    "api_router_idempotency": ("counter", {"outcome"}),
+    "api_router_budget_settled_nanousd": ("counter", set()),
+    "api_router_budget_reserved_nanousd": ("gauge", set()),
+    "api_router_rate_decisions": ("counter", {"source"}),
+    "api_router_limit_decision_seconds": ("histogram", {"kind"}),
+    "api_router_limits_deferred": ("gauge", set()),
+    "api_router_limits_deferred_dropped": ("counter", set()),
+    "api_router_leases_unresolved": ("counter", set()),
+    "api_router_redis_may_evict": ("gauge", set()),
+    "api_router_dependency_up": ("gauge", {"dependency"}),
+    "api_router_dependency_away_seconds": ("counter", {"dependency"}),
 }
 
 RECORDS = RecordFigures(
@@ -73,6 +92,16 @@ SHIPPING = ShippingFigures(
     behind_bytes={"store": 4096, "kafka": 0},
     dead_lettered={"store": 0, "kafka": 6},
     failing={"store": False, "kafka": True},
+)
+LIMITS = LimitFigures(
+    decisions={"redis": 90, "local": 8},
+    held_nanos=12_345,
+    deferred=6,
+    deferred_dropped=7,
+    unresolved=2,
+    may_evict=True,
+    is_up={"redis": False, "budget_service": True},
+    away_s={"redis": 1.5, "budget_service": 0.0},
 )
 
 
@@ -107,6 +136,14 @@ def count_everything(metrics: Metrics) -> None:
     metrics.publish(1)
     metrics.publish_records(RECORDS)
     metrics.publish_shipping(SHIPPING)
+    metrics.publish_limits(LIMITS)
+    metrics.count_rate_denial("org-requests")
+    metrics.count_budget_denial("org", "daily")
+    metrics.count_quota_denial("key", "tokens", "total")
+    metrics.count_shadow_denial("budget")
+    metrics.count_idempotency("replayed")
+    metrics.count_settled(5)
+    metrics.count_decision("rate", 0.0002)
 
 
 # --- what there is --------------------------------------------------------------------------
@@ -126,14 +163,14 @@ def test_these_are_all_the_metrics(metrics: Metrics, registry: CollectorRegistry
     assert all(family.documentation.endswith(".") for family in registry.collect())
 
 
-@pytest.mark.parametrize("buckets", [LATENCY_BUCKETS_S, OVERHEAD_BUCKETS_S])
+@pytest.mark.parametrize("buckets", [LATENCY_BUCKETS_S, OVERHEAD_BUCKETS_S, DECISION_BUCKETS_S])
 def test_buckets_rise(buckets: tuple[float, ...]) -> None:
     """Each bound once, in order."""
     assert list(buckets) == sorted(set(buckets))
 
 
 def test_buckets_are_those_declared(metrics: Metrics, registry: CollectorRegistry) -> None:
-    """Latency reaches to five minutes, overhead begins at half a millisecond."""
+    """Latency reaches to five minutes, overhead begins at half a millisecond, decisions lower."""
     count_everything(metrics)
     bounds: dict[str, list[float]] = {}
     for family in registry.collect():
@@ -145,6 +182,7 @@ def test_buckets_are_those_declared(metrics: Metrics, registry: CollectorRegistr
         "api_router_request_duration_seconds": latency,
         "api_router_backend_request_duration_seconds": latency,
         "api_router_overhead_seconds": overhead,
+        "api_router_limit_decision_seconds": [*DECISION_BUCKETS_S, float("inf")],
     }
 
 
@@ -223,6 +261,53 @@ COUNTED: dict[str, tuple[Callable[[Metrics], None], list[str]]] = {
             'api_router_agent_behind_bytes{sink="store"} 4096.0',
             'api_router_agent_dead_lettered{sink="kafka"} 6.0',
             'api_router_agent_sink_failing{sink="kafka"} 1.0',
+        ],
+    ),
+    "limits": (
+        lambda metrics: metrics.publish_limits(LIMITS),
+        [
+            'api_router_rate_decisions_total{source="redis"} 90.0',
+            'api_router_rate_decisions_total{source="local"} 8.0',
+            "api_router_budget_reserved_nanousd 12345.0",
+            "api_router_limits_deferred 6.0",
+            "api_router_limits_deferred_dropped_total 7.0",
+            "api_router_leases_unresolved_total 2.0",
+            "api_router_redis_may_evict 1.0",
+            'api_router_dependency_up{dependency="budget_service"} 1.0',
+            'api_router_dependency_away_seconds_total{dependency="redis"} 1.5',
+        ],
+    ),
+    "a rate limit's denial": (
+        lambda metrics: metrics.count_rate_denial("key-tokens"),
+        ['api_router_rate_limit_denials_total{limit="key-tokens"} 1.0'],
+    ),
+    "a budget's denial": (
+        lambda metrics: metrics.count_budget_denial("org", "monthly"),
+        ['api_router_budget_denials_total{period="monthly",scope="org"} 1.0'],
+    ),
+    "a quota's denial": (
+        lambda metrics: metrics.count_quota_denial("key", "requests", "total"),
+        ['api_router_quota_denials_total{period="total",scope="key",unit="requests"} 1.0'],
+    ),
+    "a denial in shadow mode": (
+        lambda metrics: metrics.count_shadow_denial("quota"),
+        ['api_router_shadow_denials_total{limit_type="quota"} 1.0'],
+    ),
+    "a duplicate": (
+        lambda metrics: metrics.count_idempotency("in_progress"),
+        ['api_router_idempotency_total{outcome="in_progress"} 1.0'],
+    ),
+    "a settlement": (
+        lambda metrics: metrics.count_settled(123_456_789),
+        ["api_router_budget_settled_nanousd_total 1.23456789e+08"],
+    ),
+    "a decision": (
+        lambda metrics: metrics.count_decision("budget", 1.5),
+        [
+            'api_router_limit_decision_seconds_bucket{kind="budget",le="2.0"} 1.0',
+            'api_router_limit_decision_seconds_bucket{kind="budget",le="+Inf"} 1.0',
+            'api_router_limit_decision_seconds_count{kind="budget"} 1.0',
+            'api_router_limit_decision_seconds_sum{kind="budget"} 1.5',
         ],
     ),
 }
@@ -328,3 +413,4 @@ def test_outcomes_and_sources_are_closed_sets() -> None:
     assert len(OUTCOMES) == len(set(OUTCOMES))
     assert set(get_args(UsageSource)) == {"reported", "estimated", "none"}
     assert len(ATTEMPT_ERRORS) == len(set(ATTEMPT_ERRORS))
+    assert get_args(Source) == RATE_SOURCES

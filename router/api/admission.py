@@ -1,0 +1,333 @@
+"""Limits of one call: taken before it is served, settled when it has ended."""
+
+from __future__ import annotations
+
+import time
+from functools import lru_cache
+from math import ceil
+from typing import Final, Literal, cast
+
+import orjson
+from flask import Response
+
+from router import errors
+from router.accounting.store_queries import SERVED
+from router.accounting.usage import estimate
+from router.api.scope import Scope, Standing
+from router.call import Call, Outcome, Usage
+from router.config.document import KeyRecord, Organization
+from router.errors import Denial
+from router.limits.admission import Request
+from router.limits.budget_gate import Admitted
+from router.limits.budgets import MAX_AMOUNT, NOTHING, Amounts, Denied, Reservation, WindowState
+from router.limits.configured import RateSpecs, rate_specs, reserved_amounts, window_specs
+from router.limits.idempotency import Entry, InFlight, Mismatch, NotKept, Replay, fingerprint
+from router.limits.rates import MAX_TOKENS, Correction, LimitStatus, RateDecision
+from router.limits.reservations import PriceUnknown
+
+_UNITS: Final = {"concurrent": "concurrent-requests", "tokens": "tokens"}
+
+LimitScope = Literal["org", "key", "model"]
+LimitUnit = Literal["usd", "tokens", "requests", "concurrent"]
+
+
+def payer(scope: Scope) -> tuple[Organization, KeyRecord]:
+    """The caller's organization and key as the document has them."""
+    assert scope.key is not None and scope.document is not None
+    return scope.document.organizations[scope.key.organization_id], scope.key
+
+
+def needs_call(scope: Scope) -> bool:
+    """Whether a rate limit of the caller depends on what it asks, so that the body comes first."""
+    organization, key = payer(scope)
+    default = scope.services.enforcement.default_rate
+    return bool(organization.model_rate_limits) or any(
+        limit.tokens_per_minute is not None or limit.concurrent is not None
+        for limit in (organization.rate_limit or default, key.rate_limit or default)
+    )
+
+
+def take_rates(scope: Scope) -> None:
+    """Charge the caller's rate limits, those of its call too when that is known already."""
+    organization, key = payer(scope)
+    call, standing, wired = scope.call, scope.standing, scope.services
+    if call is not None:
+        standing.tokens = _tokens_asked(call, organization, key)
+    specs = rate_specs(
+        organization,
+        key,
+        None if call is None else call.model,
+        default=wired.enforcement.default_rate,
+        tokens=standing.tokens,
+    )
+    if call is None:  # what holds a slot is a call that runs
+        specs = RateSpecs(specs.buckets, ())
+    began_s = time.monotonic()
+    decision = wired.enforcement.take(organization.id, specs, scope.record_id)
+    wired.metrics.count_decision("rate", time.monotonic() - began_s)
+    standing.decision = decision
+    standing.shadow_denied += [status.name for status in decision.shadow_denied]
+    for _ in decision.shadow_denied:
+        wired.metrics.count_shadow_denial("rate_limit")
+    if decision.allowed:
+        standing.rates = specs
+        return
+    assert decision.binding is not None
+    wired.metrics.count_rate_denial(decision.binding.name)
+    standing.denial = _rate_denial(decision.binding, standing.tokens)
+    raise errors.RateLimited(standing.denial)
+
+
+def reserve(scope: Scope) -> None:
+    """Claim the call's id and reserve what it may cost; or find the reply that it had before."""
+    organization, key = payer(scope)
+    call, standing, wired = scope.call, scope.standing, scope.services
+    assert call is not None
+    enforcement = wired.enforcement
+    windows = window_specs(organization, key)
+    entry = _entry(scope, call)
+    amounts = NOTHING
+    if windows or enforcement.asks_always:
+        amounts = standing.amounts = _amounts(scope, call)
+    elif entry is None:
+        standing.admitted = Admitted(Reservation(scope.record_id, organization.id, ()), None)
+        return
+    request = Request(organization.id, scope.record_id, windows, amounts, enforcement.lease_ms)
+    began_s = time.monotonic()
+    try:
+        outcome = enforcement.admit(request, entry, is_away=_waited_in_vain(standing))
+    finally:
+        wired.metrics.count_decision("budget", time.monotonic() - began_s)
+    if isinstance(outcome, Admitted):
+        _admitted(scope, outcome)
+    elif isinstance(outcome, Denied):
+        raise _budget_refusal(scope, outcome)
+    elif isinstance(outcome, Replay):
+        wired.metrics.count_idempotency("replayed")
+        standing.replay = outcome.reply
+    elif isinstance(outcome, InFlight):
+        wired.metrics.count_idempotency("in_progress")
+        raise errors.InProgress
+    elif isinstance(outcome, Mismatch):
+        wired.metrics.count_idempotency("mismatch")
+        raise errors.IdempotencyMismatch
+    else:
+        wired.metrics.count_idempotency("not_kept")
+        raise errors.ReplyNotKept
+
+
+def _waited_in_vain(standing: Standing) -> bool:
+    """Redis gave no answer about the rate limits of this very call."""
+    return standing.decision is not None and standing.decision.source != "redis"
+
+
+def kept_reply(backend_id: str, decision: str, body: bytes) -> bytes:
+    """A whole reply as it is kept for duplicates."""
+    return f"{backend_id}\n{decision}\n".encode() + body
+
+
+def read_kept(reply: bytes) -> tuple[str, str, bytes]:
+    """Backend, decision and body of a reply that was kept."""
+    backend_id, decision, body = reply.split(b"\n", 2)
+    return backend_id.decode(), decision.decode(), body
+
+
+def settle_limits(scope: Scope, usage: Usage, cost: int | None, outcome: Outcome) -> None:
+    """Charge what the call used and give back what it held; after its record is written."""
+    standing, enforcement = scope.standing, scope.services.enforcement
+    used = _used(scope, usage, cost, outcome)
+    admitted = standing.admitted
+    if admitted is not None:
+        reply: bytes | NotKept | None = standing.kept
+        if reply is None and outcome == "completed":
+            reply = NotKept()
+        enforcement.settle(admitted, used, reply if admitted.entry is not None else None)
+        scope.services.metrics.count_settled(used.cost_nanos if admitted.reservation.windows else 0)
+    specs, decision = standing.rates, standing.decision
+    if specs is None or decision is None or decision.source == "open":
+        return
+    corrections = _corrections(scope, decision, used.tokens)
+    if corrections or specs.slots:
+        enforcement.finish(_organization_id(scope), corrections, specs, scope.record_id)
+    enforcement.notices.tell(scope.services.recorder)
+
+
+def add_rate_headers(response: Response, decision: RateDecision) -> None:
+    """``RateLimit-Policy`` and ``RateLimit`` of draft-ietf-httpapi-ratelimit-headers-10."""
+    shown = [status for status in decision.statuses if status.enforced]
+    if not shown:
+        return
+    response.headers["RateLimit-Policy"] = ", ".join(
+        [_policy(status.name, status.limit, status.window_s) for status in shown]
+    )
+    response.headers["RateLimit"] = ", ".join(
+        [f'"{status.name}";r={status.remaining};t={status.reset_after_s}' for status in shown]
+    )
+
+
+def limit_scope(status: LimitStatus) -> LimitScope:
+    """Whose limit it is."""
+    return cast(LimitScope, status.name.partition("-")[0])
+
+
+def limit_unit(status: LimitStatus) -> LimitUnit:
+    """What it counts."""
+    return cast(LimitUnit, status.name.partition("-")[2])
+
+
+@lru_cache(maxsize=1024)
+def _policy(name: str, limit: int, window_s: int | None) -> str:
+    unit = _UNITS.get(name.partition("-")[2])
+    window = "" if window_s is None else f";w={window_s}"
+    return f'"{name}";q={limit}{window}' + (f';qu="{unit}"' if unit else "")
+
+
+def _rate_denial(status: LimitStatus, tokens: int) -> Denial:
+    unit = limit_unit(status)
+    return Denial(
+        limit_type="rate_limit",
+        name=status.name,
+        scope=limit_scope(status),
+        unit=unit,
+        limit=status.limit,
+        usage=max(0, status.limit - status.remaining),
+        this_request=tokens if unit == "tokens" else 1,
+        retry_after_s=status.retry_after_s,
+    )
+
+
+def _tokens_asked(call: Call, organization: Organization, key: KeyRecord) -> int:
+    """Estimated input, and output as far as the client bounds it; the rest is charged later."""
+    limits = (
+        organization.rate_limit,
+        key.rate_limit,
+        organization.model_rate_limits.get(call.model),
+    )
+    if not any(limit is not None and limit.tokens_per_minute is not None for limit in limits):
+        return 0
+    return min(estimate(call.fields, 0).tokens_input + (_bounded_output(call) or 0), MAX_TOKENS)
+
+
+def _bounded_output(call: Call) -> int | None:
+    """Tokens of output that the client asks for at most."""
+    fields = call.fields
+    if call.operation == "embeddings":
+        return 0
+    bound = fields.get("max_completion_tokens") or fields.get("max_tokens")
+    return None if bound is None else int(bound) * _choices(call)
+
+
+def _choices(call: Call) -> int:
+    """How many texts are generated."""
+    prompts = call.fields.get("prompt")
+    texts = 1
+    if isinstance(prompts, list) and prompts and not isinstance(prompts[0], int):
+        texts = len(prompts)
+    best_of = call.fields.get("best_of")
+    each = max(call.fields.get("n") or 1, best_of if isinstance(best_of, int) else 1)
+    return int(each) * texts
+
+
+def _amounts(scope: Scope, call: Call) -> Amounts:
+    organization, key = payer(scope)
+    assert scope.document is not None
+    model = scope.document.models[call.model]
+    most = _bounded_output(call)
+    if most is None:
+        most = model.max_output_tokens * _choices(call)
+    try:
+        return reserved_amounts(
+            organization,
+            key,
+            scope.services.enforcement.rule,
+            model.prices,
+            tokens_input=estimate(call.fields, 0).tokens_input,
+            max_output=most,
+        )
+    except PriceUnknown:
+        raise errors.PriceUnknown(call.requested_model) from None
+
+
+def _entry(scope: Scope, call: Call) -> Entry | None:
+    if call.idempotency_id is None:
+        return None
+    body = call.body
+    if body is None:  # translated: the same call may have been signed anew
+        body = orjson.dumps([call.fields, call.metadata], option=orjson.OPT_SORT_KEYS)
+    mark = fingerprint(scope.endpoint.encode(), body)
+    return Entry(_organization_id(scope), call.idempotency_id, mark, scope.record_id)
+
+
+def _admitted(scope: Scope, admitted: Admitted) -> None:
+    standing, metrics = scope.standing, scope.services.metrics
+    standing.admitted = admitted
+    if admitted.unprotected:
+        metrics.count_idempotency("unprotected")
+    for state in admitted.reservation.shadow_denied:
+        standing.shadow_denied.append(state.window.id)
+        metrics.count_shadow_denial("budget" if state.window.unit == "usd" else "quota")
+
+
+def _budget_refusal(scope: Scope, denied: Denied) -> errors.RouterError:
+    state, metrics = denied.binding, scope.services.metrics
+    window = state.window
+    scope.standing.denial = denial = _budget_denial(scope, state, denied.this_request)
+    if window.unit == "usd":
+        metrics.count_budget_denial(window.scope, window.period)
+        return errors.BudgetExceeded(denial)
+    metrics.count_quota_denial(window.scope, window.unit, window.period)
+    return errors.QuotaExceeded(denial)
+
+
+def _budget_denial(scope: Scope, state: WindowState, this_request: int) -> Denial:
+    window, limit = state.window, state.window.limit or 0
+    wait_s = None
+    if state.resets_at_s is not None and this_request <= limit:
+        wait_s = max(1, ceil(state.resets_at_s - scope.services.clock.now_s()))
+    return Denial(
+        limit_type="budget" if window.unit == "usd" else "quota",
+        name=window.name,
+        scope=window.scope,
+        unit=window.unit,
+        limit=limit,
+        usage=state.settled + state.reserved,
+        this_request=this_request,
+        retry_after_s=wait_s,
+        period=window.period,
+        settled=state.settled,
+        reserved=state.reserved,
+        resets_at_s=state.resets_at_s,
+    )
+
+
+def _used(scope: Scope, usage: Usage, cost: int | None, outcome: Outcome) -> Amounts:
+    """What is charged; the same that the records say when a budget is rebuilt from them."""
+    served = int(bool(scope.attempts) and outcome in SERVED)
+    if scope.delivery is None:
+        return Amounts(0, 0, served)
+    if cost is None:
+        cost = scope.services.enforcement.rule.floor_nanos
+    return Amounts(_within(cost), _within(usage.tokens_input + usage.tokens_output), served)
+
+
+def _within(amount: int) -> int:
+    """A backend may report anything."""
+    return max(0, min(amount, MAX_AMOUNT))
+
+
+def _corrections(scope: Scope, decision: RateDecision, tokens: int) -> list[Correction]:
+    """By how much the buckets of tokens were charged wrongly."""
+    specs = scope.standing.rates
+    assert specs is not None
+    tokens = min(tokens, MAX_TOKENS)
+    limited = [bucket for bucket in specs.buckets if bucket.rate_per_s is not None]
+    return [
+        Correction(bucket, tokens - (bucket.cost if status.passed else 0))
+        for bucket, status in zip(limited, decision.statuses, strict=False)
+        if limit_unit(status) == "tokens"
+    ]
+
+
+def _organization_id(scope: Scope) -> str:
+    assert scope.key is not None
+    return scope.key.organization_id

@@ -1,0 +1,398 @@
+"""Limits, budgets and replay protection of one worker, wired to Redis or to a budget service."""
+
+from __future__ import annotations
+
+import logging
+import uuid
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+from typing import Final, Literal, cast
+
+import gevent
+
+from router.accounting.recorder import Recorder
+from router.accounting.records import AuditAction, AuditEvent
+from router.clock import Clock
+from router.config.settings import Settings, SettingsError
+from router.errors import BudgetUnavailable, LimitsUnavailable, RecordsUnavailable
+from router.limits.admission import Admission, Request
+from router.limits.breaker import Breaker, State, Unavailable
+from router.limits.bucket import RateLimiter, Runner
+from router.limits.budget_book import BudgetBook
+from router.limits.budget_client import BudgetClient
+from router.limits.budget_gate import Admitted, BudgetGate, GateOutcome, Presume, SumRecords
+from router.limits.budget_session import BudgetSession
+from router.limits.budgets import Amounts, Crossing, Reservation, WindowSpec, WindowState
+from router.limits.configured import RateSpecs, default_rate_limit, reservation_rule
+from router.limits.connection import ConnectionOptions, Resolve, system_resolve
+from router.limits.deferred import Deferred
+from router.limits.embedded import redis_address
+from router.limits.fallback import RateGate
+from router.limits.fallback import WhenAway as RatesWhenAway
+from router.limits.idempotency import Entry, Idempotency, NotKept
+from router.limits.ledger import Ledger
+from router.limits.local import LocalLimiter
+from router.limits.rates import Correction, RateDecision
+from router.limits.redis_client import RedisClient
+from router.limits.remote_admission import RemoteAdmission
+from router.limits.upkeep import Upkeep
+from router.telemetry.metrics import LimitFigures
+
+log = logging.getLogger("router.limits")
+
+WhenAway = Literal["closed", "open"]
+ReadWindows = Callable[[str, Sequence[WindowSpec], str], Sequence[WindowState]]
+"""What the enforcing counters of an organization and one of its keys say."""
+
+MAX_NOTICES: Final = 1000
+
+
+class Notices:
+    """What happened to limits besides calls, until it is in the audit trail."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._events: deque[AuditEvent] = deque(maxlen=MAX_NOTICES)
+        self.unresolved = 0
+        """Leases of calls that never ended, found expired."""
+
+    def crossed(self, organization_id: str, crossing: Crossing) -> None:
+        """A budget has reached one of its thresholds."""
+        window = crossing.window
+        log.warning("budget threshold reached", extra={"budget": window.id, "organization_id":
+                    organization_id, "percent": crossing.percent})  # fmt: skip
+        self._add(
+            "BUDGET_THRESHOLD",
+            "budget",
+            window.id,
+            organization_id,
+            {
+                "api_key_id": window.subject or None,
+                "budget": window.name,
+                "scope": window.scope,
+                "unit": window.unit,
+                "period": window.period,
+                "limit": window.limit,
+                "percent": crossing.percent,
+            },
+        )
+
+    def changed(self, name: str, state: State) -> None:
+        """A dependency went away, or is back. Also called from threads of breakers."""
+        action: AuditAction = "DEPENDENCY_RESTORED" if state == "closed" else "DEPENDENCY_LOST"
+        self._add(action, "dependency", name, None, {})
+
+    def found_unresolved(self, organization_id: str, lease_ids: tuple[str, ...]) -> None:
+        """Calls never ended: their worker was killed. A lease has the id of its usage record."""
+        self.unresolved += len(lease_ids)
+        log.warning(
+            "calls never ended; what they held is free again",
+            extra={"organization_id": organization_id, "leases": list(lease_ids)},
+        )
+
+    def tell(self, recorder: Recorder) -> None:
+        """Put them into the audit trail; what it does not take now stays for the next time."""
+        if not self._events:
+            return
+        events = [self._events.popleft() for _ in range(len(self._events))]
+        try:
+            recorder.note(events)
+        except RecordsUnavailable:
+            self._events.extendleft(reversed(events))
+
+    def _add(
+        self,
+        action: AuditAction,
+        entity_type: str,
+        entity_id: str,
+        organization_id: str | None,
+        context: dict[str, str | int | float | bool | None],
+    ) -> None:
+        self._events.append(
+            AuditEvent(
+                event_id=str(uuid.uuid4()),
+                action=action,
+                actor="router",
+                entity_type=entity_type,
+                entity_id=entity_id,
+                timestamp=self._clock.now_s(),
+                organization_id=organization_id,
+                context=context,
+            )
+        )
+
+
+class Enforcement:
+    """What stands between a caller and the backends. Raises our own errors while nobody knows."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        rates: RateGate,
+        budgets: BudgetGate,
+        read_windows: ReadWindows,
+        *,
+        deferred: Deferred,
+        notices: Notices,
+        redis: RedisClient | None,
+        budget_client: BudgetClient | None,
+    ) -> None:
+        self._rates = rates
+        self._budgets = budgets
+        self._read_windows = read_windows
+        self._deferred = deferred
+        self._redis = redis
+        self._budget_client = budget_client
+        self._sources: Counter[str] = Counter()
+        self._held_nanos = 0
+        self._may_evict: bool | None = None
+        self.notices = notices
+        self.default_rate = default_rate_limit(settings)
+        self.rule = reservation_rule(settings)
+        self.lease_ms = int(settings.lease_s * 1000)
+
+    @property
+    def asks_always(self) -> bool:
+        """Whether there may be budgets that only a budget service knows of."""
+        return self._budget_client is not None
+
+    def take(self, organization_id: str, specs: RateSpecs, lease_id: str) -> RateDecision:
+        """Charge every rate limit, or none when one refuses; raises ``LimitsUnavailable``."""
+        try:
+            decision = self._rates.take(
+                organization_id, specs.buckets, specs.slots, lease_id=lease_id
+            )
+        except Unavailable:
+            raise LimitsUnavailable from None
+        self._sources[decision.source] += 1
+        return decision
+
+    def peek(self, organization_id: str, specs: RateSpecs) -> RateDecision:
+        """How the rate limits stand, charging nothing."""
+        return self._rates.peek(organization_id, specs.buckets, specs.slots)
+
+    def finish(
+        self,
+        organization_id: str,
+        corrections: Sequence[Correction],
+        specs: RateSpecs,
+        lease_id: str,
+    ) -> None:
+        """A call has ended: what it used is known, its slots are free."""
+        self._rates.finish(organization_id, corrections, specs.slots, lease_id=lease_id)
+
+    def admit(self, request: Request, entry: Entry | None, *, is_away: bool) -> GateOutcome:
+        """Whether budgets cover the call and its id is new; raises ``BudgetUnavailable`` or, where
+        it has no budget, ``LimitsUnavailable``. ``is_away``: the call has just waited for Redis."""
+        try:
+            outcome = self._budgets.admit(request, entry, is_away=is_away)
+        except Unavailable:
+            if request.windows or self.asks_always:
+                raise BudgetUnavailable from None
+            raise LimitsUnavailable from None
+        if isinstance(outcome, Admitted):
+            self._held_nanos += _held_nanos(outcome.reservation)
+        return outcome
+
+    def settle(
+        self, admitted: Admitted, amounts: Amounts, reply: bytes | NotKept | None = None
+    ) -> None:
+        """Charge what a call used, once it has ended, and keep its reply for duplicates."""
+        self._held_nanos -= _held_nanos(admitted.reservation)
+        self._budgets.settle(admitted, amounts, reply)
+
+    def read(
+        self, organization_id: str, windows: Sequence[WindowSpec], key_id: str
+    ) -> Sequence[WindowState]:
+        """What the enforcing counters say; raises ``BudgetUnavailable``."""
+        try:
+            return self._read_windows(organization_id, windows, key_id)
+        except Unavailable:
+            raise BudgetUnavailable from None
+
+    def tick(self, recorder: Recorder) -> None:
+        """Once a second: do what had to wait, tell what has happened. Returns at once."""
+        self.notices.tell(recorder)
+        if len(self._deferred):
+            gevent.spawn(self._deferred.run)
+        if self._redis is not None and self._may_evict is None and not self._redis.is_away:
+            gevent.spawn(self._look_at_eviction)
+
+    def close(self, recorder: Recorder) -> None:
+        """Tell Redis and the audit trail what they do not know yet, if they can be told."""
+        self._deferred.run()
+        self.notices.tell(recorder)
+        if self._budget_client is not None:
+            self._budget_client.close()
+        if self._redis is not None:
+            self._redis.close()
+
+    def figures(self) -> LimitFigures:
+        """How it is now."""
+        return LimitFigures(
+            decisions=dict(self._sources),
+            held_nanos=self._held_nanos,
+            deferred=len(self._deferred),
+            deferred_dropped=self._deferred.dropped,
+            unresolved=self.notices.unresolved,
+            may_evict=bool(self._may_evict),
+            is_up={name: _is_up(found) for name, found in self._breakers().items()},
+            away_s={
+                name: sum([breaker.away_s for breaker in found])
+                for name, found in self._breakers().items()
+            },
+        )
+
+    def _breakers(self) -> dict[str, list[Breaker]]:
+        found = {"redis": [] if self._redis is None else self._redis.breakers()}
+        if self._budget_client is not None:
+            found["budget_service"] = [self._budget_client.breaker]
+        return found
+
+    def _look_at_eviction(self) -> None:
+        assert self._redis is not None
+        try:
+            policy = self._redis.eviction_policy()
+        except Unavailable:
+            return
+        self._may_evict = policy is not None and policy != "noeviction"
+        if self._may_evict:
+            log.warning("redis may forget budgets when its memory is full: set maxmemory-policy to"
+                        " noeviction", extra={"maxmemory_policy": policy})  # fmt: skip
+
+
+def build_enforcement(
+    settings: Settings,
+    sum_records: SumRecords,
+    *,
+    clock: Clock,
+    resolve: Resolve = system_resolve,
+    runner: Runner | None = None,
+) -> Enforcement:
+    """Wire it; connects when first used. ``runner`` is used in place of the Redis of ``settings``.
+
+    Raises ``SettingsError`` when the address of Redis cannot be understood.
+    """
+    notices, deferred = Notices(clock), Deferred()
+    redis = None
+    if runner is None:
+        runner = redis = _connect(settings, resolve, notices)
+    rates = RateGate(
+        RateLimiter(runner, slot_lease_s=settings.lease_s),
+        LocalLimiter(
+            settings.workers * settings.instances,
+            slot_lease_s=settings.lease_s,
+            monotonic_s=clock.monotonic_s,
+        ),
+        deferred,
+        when_away=cast(RatesWhenAway, settings.rate_limit_fallback),
+    )
+    ledger, upkeep = Ledger(runner, clock=clock), Upkeep(runner, clock=clock)
+    entries = Idempotency(
+        runner, keep_s=settings.idempotency_keep_s, max_reply_bytes=settings.idempotency_max_bytes
+    )
+    entries_when_away = cast(WhenAway, settings.idempotency_fallback)
+    client = _budget_client(settings, clock, resolve, notices)
+    admission: Admission | RemoteAdmission
+    if client is None:
+        admission = Admission(runner, ledger, entries)
+        read = _book_reader(BudgetBook(ledger, upkeep, sum_records=sum_records), notices)
+    else:
+        admission = RemoteAdmission(
+            client, runner, entries, deferred, entries_when_away=entries_when_away
+        )
+        read = _client_reader(client)
+    budgets = BudgetGate(
+        admission,
+        upkeep,
+        deferred,
+        sum_records=sum_records,
+        when_away=cast(WhenAway, settings.budget_fallback),
+        entries_when_away=entries_when_away,
+        asks_always=client is not None,
+        presume=_presume(ledger) if client is None else None,
+        on_crossing=notices.crossed,
+        on_unresolved=notices.found_unresolved,
+    )
+    return Enforcement(
+        settings,
+        rates,
+        budgets,
+        read,
+        deferred=deferred,
+        notices=notices,
+        redis=redis,
+        budget_client=client,
+    )
+
+
+def _presume(ledger: Ledger) -> Presume:
+    return lambda request: (
+        ledger.plan_reserve(
+            request.organization_id,
+            request.lease_id,
+            request.windows,
+            request.amounts,
+            ttl_ms=request.ttl_ms,
+        ).presumed
+    )
+
+
+def _connect(settings: Settings, resolve: Resolve, notices: Notices) -> RedisClient:
+    try:
+        address = redis_address(settings)
+    except ValueError as error:
+        raise SettingsError([f"RATE_LIMIT_REDIS_ADDR: {error}"]) from None
+    options = ConnectionOptions(
+        login=address.login,
+        db=address.db,
+        tls=address.tls_context(),
+        timeout_s=settings.redis_timeout_s,
+    )
+    return RedisClient(address, options, resolve=resolve, on_change=notices.changed)
+
+
+def _budget_client(
+    settings: Settings, clock: Clock, resolve: Resolve, notices: Notices
+) -> BudgetClient | None:
+    if settings.budget_service_endpoint is None:
+        return None
+    session = BudgetSession(
+        timeout_s=settings.budget_service_timeout_s,
+        token=settings.budget_service_token,
+        resolve=resolve,
+    )
+    return BudgetClient(
+        settings.budget_service_endpoint,
+        session,
+        clock=clock,
+        on_crossing=notices.crossed,
+        on_change=notices.changed,
+    )
+
+
+def _book_reader(book: BudgetBook, notices: Notices) -> ReadWindows:
+    def read(
+        organization_id: str, windows: Sequence[WindowSpec], _key_id: str
+    ) -> Sequence[WindowState]:
+        states, crossings = book.read(organization_id, windows)
+        for crossing in crossings:
+            notices.crossed(organization_id, crossing)
+        return states
+
+    return read
+
+
+def _client_reader(client: BudgetClient) -> ReadWindows:
+    return lambda organization_id, windows, key_id: client.read(
+        organization_id, windows, key_id=key_id
+    )
+
+
+def _held_nanos(reservation: Reservation) -> int:
+    """What one of its budgets in USD holds; they all hold the same."""
+    return next((held.amount for held in reservation.windows if held.window.unit == "usd"), 0)
+
+
+def _is_up(breakers: Sequence[Breaker]) -> bool:
+    return all(breaker.state == "closed" for breaker in breakers)

@@ -1,0 +1,133 @@
+"""The same calls, their budgets kept here or by the reference service over HTTP."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from werkzeug.serving import WSGIRequestHandler, make_server
+
+from router.budget_service import create_app
+from router.enforcement import Enforcement, build_enforcement
+from router.limits.budget_book import BudgetBook
+from router.limits.budgets import WindowSpec
+from router.limits.ledger import Ledger
+from router.limits.upkeep import Upkeep
+from tests.fakes.limited import budget, limited
+from tests.fakes.router_stand import RouterStand, World, chat_body, native_body
+from tests.fakes.wsgi import Reply
+
+CHAT = "/v1/chat/completions"
+TOKEN = "a token of the tests"
+OWN = WindowSpec("their-own", "requests", "daily", 1)
+"""A budget that the service has and the router's document has not."""
+
+
+class Handler(WSGIRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def setup(self) -> None:
+        super().setup()
+        # Head and body are written apart; without this each answer would wait for its receipt.
+        self.connection.setsockopt(6, 1, 1)
+
+    def log(self, *_: Any, **__: Any) -> None: ...
+
+
+@pytest.fixture(scope="module")
+def endpoint(world: World) -> Iterator[str]:
+    """Where the reference service listens; its ledger is in the world's Redis."""
+    ledger, upkeep = Ledger(world.redis, clock=world.clock), Upkeep(world.redis, clock=world.clock)
+    book = BudgetBook(ledger, upkeep, sum_records=lambda _organization_id, _lost: 0)
+    app = create_app(book, windows_of=lambda _organization_id, _key_id: (OWN,), token=TOKEN)
+    server = make_server("127.0.0.1", 0, app, threaded=True, request_handler=Handler)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    thread.join(5)
+    server.server_close()
+
+
+def elsewhere(world: World, endpoint: str, **settings: Any) -> Enforcement:
+    changed = replace(
+        world.settings,
+        budget_service_endpoint=endpoint,
+        budget_service_token=TOKEN,
+        budget_service_timeout_s=5.0,
+        **settings,
+    )
+    return build_enforcement(
+        changed, lambda _organization_id, _lost: 0, clock=world.clock, runner=world.redis
+    )
+
+
+def told(reply: Reply) -> tuple[Any, ...]:
+    """An answer without what is another for each call."""
+    body = {name: value for name, value in reply.json.items() if name != "trace_id"}
+    if reply.status == 200:
+        body = {}
+    names = ("Retry-After", "RateLimit", "RateLimit-Policy", "Idempotency-Replayed")
+    return (reply.status, body, *(reply.header(name) for name in names))
+
+
+def story(stand: RouterStand) -> list[Any]:
+    """Calls that pass, fail, come twice, break off and are refused; and how things stand then."""
+    body = native_body()
+    found = [told(stand.call("POST", "/v1/inference", json=body)) for _ in range(2)]
+    found.append(told(stand.call("POST", "/v1/inference", json={**body, "payload": "other"})))
+    found.append(told(stand.inference("dead")))
+    opened = stand.open("POST", "/v1/inference", json=native_body(stream=True))
+    found.append(stand.call("GET", "/v1/limits").json)
+    opened.close()
+    found += [told(stand.inference()) for _ in range(3)]
+    found.append(stand.call("GET", "/v1/limits").json)
+    return found
+
+
+def test_a_service_answers_like_the_ledger(world: World, endpoint: str) -> None:
+    """Issue 4, must show 9: statuses, bodies, headers and figures are the same."""
+    budgets = (budget(limit=10**9), budget("tokens", None, "total"), budget("requests", 3))
+    here = story(limited(world, budgets=budgets))
+    enforcement = elsewhere(world, endpoint)
+    there = story(limited(world, budgets=budgets, parts={"enforcement": enforcement}))
+    enforcement.close(world.services.recorder)
+    assert here == there
+    assert [answer[0] for answer in here if isinstance(answer, tuple)] == [
+        200, 200, 422, 503, 200, 402, 402,
+    ]  # fmt: skip
+
+
+def test_a_service_has_budgets_of_its_own(world: World, endpoint: str) -> None:
+    """What the document does not know of is enforced, and shown, all the same."""
+    enforcement = elsewhere(world, endpoint)
+    stand = limited(world, parts={"enforcement": enforcement})
+    assert [stand.chat().status, stand.chat().status] == [200, 402]
+    [shown] = stand.call("GET", "/v1/limits").json["budgets"]
+    assert (shown["name"], shown["settled"], shown["remaining"]) == (OWN.name, 1, 0)
+    enforcement.close(stand.services.recorder)
+
+
+@pytest.mark.parametrize(("policy", "status"), [("closed", 503), ("open", 200)])
+def test_without_the_service(world: World, policy: str, status: int) -> None:
+    """D4: `closed` holds for every call, for only the service knows who has a budget."""
+    enforcement = elsewhere(world, "http://127.0.0.1:9", budget_fallback=policy)
+    stand = limited(world, parts={"enforcement": enforcement})
+    reply = stand.call("POST", CHAT, json=chat_body())
+    assert reply.status == status
+    assert stand.received() == (1 if status == 200 else 0)
+    if status == 503:
+        assert reply.json["error"]["code"] == "budget_unavailable"
+        assert reply.header("Retry-After") == "1"
+    for _ in range(3):
+        stand.chat()
+    figures = enforcement.figures()
+    assert figures.is_up == {"redis": True, "budget_service": False}
+    assert figures.away_s["budget_service"] > 0
+    enforcement.notices.tell(stand.services.recorder)
+    lost = [event for event in stand.spool.events if event["action"] == "DEPENDENCY_LOST"]
+    assert [event["entity_id"] for event in lost] == ["budget service"]
+    enforcement.close(stand.services.recorder)
