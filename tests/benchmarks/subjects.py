@@ -89,16 +89,30 @@ def _launch_router(directory: Path, backend_port: int) -> Launch:
 
 
 def _document(base_url: str) -> dict[str, object]:
-    """What a small installation applies: one organization, key, model and backend."""
+    """What a small installation applies: one organization, key, model and backend.
+
+    Its limits are all asked on each call, and refuse none.
+    """
     prices = {
         "input_usd_per_million_tokens": "2.50",
         "output_usd_per_million_tokens": "10.00",
     }
     policy = {"organization": "*", "model": "*", "backends": [{"id": "static", "weight": 100}]}
+    wide = {"requests_per_second": 1_000_000, "burst": 1_000_000}
+    spend = {"name": "spend", "unit": "usd", "period": "monthly", "limit": "1000000"}
+    calls = {"name": "calls", "unit": "requests", "period": "daily", "limit": 1_000_000_000}
     return {
         "version": 1,
-        "organizations": [{"id": "bench"}],
-        "keys": [{"id": "bench-key", "organization": "bench", "demo_secret": API_KEY}],
+        "organizations": [{"id": "bench", "rate_limit": wide, "budgets": [spend]}],
+        "keys": [
+            {
+                "id": "bench-key",
+                "organization": "bench",
+                "demo_secret": API_KEY,
+                "rate_limit": wide,
+                "budgets": [calls],
+            }
+        ],
         "models": [{"id": MODEL, "prices": prices}],
         "backends": [{"id": "static", "kind": "openai", "base_url": base_url}],
         "policies": [policy],

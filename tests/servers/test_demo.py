@@ -9,6 +9,8 @@ import signal
 import subprocess
 import sys
 import threading
+import uuid
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -112,3 +114,28 @@ def test_the_demo_serves_and_leaves_nothing(demo: Demo, number: signal.Signals) 
     assert demo.process.wait(STOP_TIMEOUT_S) == 0
     assert [pid for pid in started if is_running(pid)] == []
     assert "Traceback" not in demo.text
+
+
+def native(url: str, key: str) -> list[str]:
+    """The curl line of a native call that prints the status alone."""
+    body = json.dumps({"request_id": str(uuid.uuid4()), "model": "gpt-4o", "payload": "test"})
+    headers = ["-H", f"X-API-Key: {key}", "-H", "Content-Type: application/json"]
+    return ["curl", "-s", "-w", "\n%{http_code}", f"{url}/v1/inference", *headers, "-d", body]
+
+
+def test_the_demo_refuses(demo: Demo) -> None:
+    """T019 by hand: a loop of 150 curls meets 429, and two keys have nothing left."""
+    url = re.findall(r"http://[\d.:]+", demo.curl_line())[0]
+
+    def call(key: str) -> tuple[str, str]:
+        done = subprocess.run(
+            native(url, key), capture_output=True, text=True, timeout=20, check=True
+        )
+        body, _, status = done.stdout.rpartition("\n")
+        return status, json.loads(body).get("code")
+
+    counted = Counter(call("dev-test-key") for _ in range(150))
+    assert counted.keys() == {("200", None), ("429", "RATE_LIMIT_EXCEEDED")}
+    assert counted["200", None] >= 20
+    assert call("dev-budget-key") == ("402", "BUDGET_EXCEEDED")
+    assert call("dev-quota-key") == ("402", "QUOTA_EXCEEDED")
