@@ -348,6 +348,7 @@ def _connect(settings: Settings, resolve: Resolve, notices: Notices) -> RedisCli
         db=address.db,
         tls=address.tls_context(),
         timeout_s=settings.redis_timeout_s,
+        gather=True,
     )
     return RedisClient(address, options, resolve=resolve, on_change=notices.changed)
 

@@ -25,11 +25,15 @@ JITTER: Final = 0.25
 class Unavailable(Exception):
     """The dependency was not asked, or was and gave no usable answer."""
 
-    def __init__(self, name: str, reason: Reason, detail: str = "") -> None:
+    def __init__(
+        self, name: str, reason: Reason, detail: str = "", *, echo: bool = False
+    ) -> None:
         super().__init__(f"{name}: {reason}" + (f" ({detail})" if detail else ""))
         self.name = name
         self.reason = reason
         self.detail = detail
+        self.echo = echo
+        """Somebody else has met with the very same failure and counts it."""
 
 
 class Breaker:

@@ -35,6 +35,8 @@ class ConnectionOptions:
     timeout_s: float = TIMEOUT_S
     """For everything that one exchange needs, connecting and waiting for a connection included."""
     max_connections: int = MAX_CONNECTIONS
+    gather: bool = False
+    """Whether exchanges of one turn of gevent's loop go over one connection together."""
 
 
 def library_options(options: ConnectionOptions) -> dict[str, Any]:

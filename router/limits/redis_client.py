@@ -67,7 +67,8 @@ class RedisClient:
                     replies = self._recovered(calls, replies, node, deadline_s)
                     break
         except Unavailable as error:
-            node.breaker.failed(error.reason, error.detail)
+            if not error.echo:
+                node.breaker.failed(error.reason, error.detail)
             raise
         node.breaker.succeeded()
         return replies
@@ -82,7 +83,8 @@ class RedisClient:
         try:
             [reply] = node.pool.exchange(packed(arguments), 1, deadline_s)
         except Unavailable as error:
-            node.breaker.failed(error.reason, error.detail)
+            if not error.echo:
+                node.breaker.failed(error.reason, error.detail)
             raise
         node.breaker.succeeded()
         if isinstance(reply, ResponseError):

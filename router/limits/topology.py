@@ -21,6 +21,7 @@ from router.limits.connection import (
     tcp_connection,
     unix_connection,
 )
+from router.limits.gathering import Exchanger, Gathering
 from router.limits.pool import Pool
 from router.limits.scripts import packed
 
@@ -37,7 +38,7 @@ _CLUSTER_SLOTS: Final = packed(("CLUSTER", "SLOTS"))
 class Node:
     """A server, its connections, and whether it is worth asking."""
 
-    pool: Pool
+    pool: Exchanger
     breaker: Breaker
 
 
@@ -115,7 +116,7 @@ class SentinelMaster(_Fixed):
         self._breaker = Breaker("redis", probe=probe, on_change=on_change)
         self._master: HostPort | None = None
         self._node: Node | None = None
-        login = replace(options, login=address.sentinel_login, db=0, max_connections=2)
+        login = replace(options, login=address.sentinel_login, db=0, max_connections=2, gather=False)
         self._sentinels = [
             _pool(_tcp(sentinel, login, resolve), login) for sentinel in address.hosts
         ]
@@ -143,7 +144,7 @@ class SentinelMaster(_Fixed):
         for pool in self._sentinels:
             pool.close()
 
-    def _asked_again(self, deadline_s: float) -> Pool:
+    def _asked_again(self, deadline_s: float) -> Exchanger:
         master = self._ask(deadline_s)
         if self._node is None or master != self._master:
             old, self._master = self._node, master
@@ -230,8 +231,8 @@ class Cluster:
             node = self._known[address] = Node(pool, breaker)
         return node
 
-    def _with_new_map(self, pool: Pool) -> Callable[[float], Pool]:
-        def pool_after_map(deadline_s: float) -> Pool:
+    def _with_new_map(self, pool: Exchanger) -> Callable[[float], Exchanger]:
+        def pool_after_map(deadline_s: float) -> Exchanger:
             # Another server may have taken over the slots; then nobody waits for this one.
             try:
                 self._read_map(deadline_s)
@@ -321,8 +322,9 @@ def _tcp(address: HostPort, options: ConnectionOptions, resolve: Resolve) -> Con
     return lambda: tcp_connection(address, options, resolve)
 
 
-def _pool(connect: Connect, options: ConnectionOptions) -> Pool:
-    return Pool(connect, timeout_s=options.timeout_s, max_connections=options.max_connections)
+def _pool(connect: Connect, options: ConnectionOptions) -> Exchanger:
+    pool = Pool(connect, timeout_s=options.timeout_s, max_connections=options.max_connections)
+    return Gathering(pool) if options.gather else pool
 
 
 def _probe(key: str) -> bytes:
@@ -335,7 +337,7 @@ def _write() -> bytes:
 
 
 def _prober(
-    pool: Callable[[float], Pool], command: Callable[[], bytes], timeout_s: float
+    pool: Callable[[float], Exchanger], command: Callable[[], bytes], timeout_s: float
 ) -> Callable[[], None]:
     def probe() -> None:
         deadline_s = time.monotonic() + timeout_s
