@@ -15,7 +15,7 @@ from router.accounting.records import AuditAction, AuditEvent
 from router.clock import Clock
 from router.config.settings import Settings, SettingsError
 from router.errors import BudgetUnavailable, LimitsUnavailable, RecordsUnavailable
-from router.limits.admission import Admission, Request
+from router.limits.admission import Admission, AdmitOutcome, Request
 from router.limits.breaker import Breaker, State, Unavailable
 from router.limits.bucket import RateLimiter, Runner
 from router.limits.budget_book import BudgetBook
@@ -132,12 +132,14 @@ class Enforcement:
         budgets: BudgetGate,
         read_windows: ReadWindows,
         *,
+        joint: Admission | None,
         deferred: Deferred,
         notices: Notices,
         redis: RedisClient | None,
         budget_client: BudgetClient | None,
     ) -> None:
         self._rates = rates
+        self._joint = joint
         self._budgets = budgets
         self._read_windows = read_windows
         self._deferred = deferred
@@ -184,8 +186,18 @@ class Enforcement:
     def admit(self, request: Request, entry: Entry | None, *, is_away: bool) -> GateOutcome:
         """Whether budgets cover the call and its id is new; raises ``BudgetUnavailable`` or, where
         it has no budget, ``LimitsUnavailable``. ``is_away``: the call has just waited for Redis."""
+        return self._admit(request, entry, is_away=is_away)
+
+    def _admit(
+        self,
+        request: Request,
+        entry: Entry | None,
+        *,
+        is_away: bool = False,
+        asked: Callable[[], AdmitOutcome] | None = None,
+    ) -> GateOutcome:
         try:
-            outcome = self._budgets.admit(request, entry, is_away=is_away)
+            outcome = self._budgets.admit(request, entry, is_away=is_away, asked=asked)
         except Unavailable:
             if request.windows or self.asks_always:
                 raise BudgetUnavailable from None
@@ -193,6 +205,59 @@ class Enforcement:
         if isinstance(outcome, Admitted):
             self._held_nanos += _held_nanos(outcome.reservation)
         return outcome
+
+    def enter(
+        self,
+        organization_id: str,
+        specs: RateSpecs,
+        request: Request,
+        entry: Entry | None,
+        *,
+        decided: Callable[[RateDecision], None],
+    ) -> GateOutcome:
+        """:meth:`take` and :meth:`admit`, in one exchange where the same Redis is asked for both.
+
+        ``decided`` hears of the rates before anything is known of the budgets, and raises when they
+        refuse the call.
+        """
+        if self._joint is None or not self._rates.may_be_joined:
+            decision = self.take(organization_id, specs, request.lease_id)
+            decided(decision)
+            return self.admit(request, entry, is_away=decision.source != "redis")
+        plan = self._rates.plan(
+            organization_id, specs.buckets, specs.slots, lease_id=request.lease_id
+        )
+        error = outcome = None
+        try:
+            reply, outcome = self._joint.enter(plan.call, request, entry)
+            decision = self._rates.answered(organization_id, plan, reply)
+        except Unavailable as caught:
+            error = caught
+            decision = self._without_redis(organization_id, specs, request, entry, error)
+        self._sources[decision.source] += 1
+        try:
+            decided(decision)
+        except BaseException:
+            if error is not None:
+                self._budgets.withdraw(request, entry, error)
+            raise
+        return self._admit(request, entry, asked=lambda: _told(outcome, error))
+
+    def _without_redis(
+        self,
+        organization_id: str,
+        specs: RateSpecs,
+        request: Request,
+        entry: Entry | None,
+        error: Unavailable,
+    ) -> RateDecision:
+        try:
+            return self._rates.unanswered(
+                error, organization_id, specs.buckets, specs.slots, lease_id=request.lease_id
+            )
+        except Unavailable:
+            self._budgets.withdraw(request, entry, error)
+            raise LimitsUnavailable from None
 
     def settle(
         self, admitted: Admitted, amounts: Amounts, reply: bytes | NotKept | None = None
@@ -319,11 +384,19 @@ def build_enforcement(
         rates,
         budgets,
         read,
+        joint=admission if isinstance(admission, Admission) else None,
         deferred=deferred,
         notices=notices,
         redis=redis,
         budget_client=client,
     )
+
+
+def _told(outcome: AdmitOutcome | None, error: Unavailable | None) -> AdmitOutcome:
+    if error is not None:
+        raise error
+    assert outcome is not None  # the rates have not refused the call
+    return outcome
 
 
 def _presume(ledger: Ledger) -> Presume:

@@ -18,7 +18,7 @@ from router.call import Call, Outcome, Usage
 from router.config.document import KeyRecord, Organization
 from router.errors import Denial
 from router.limits.admission import Request
-from router.limits.budget_gate import Admitted
+from router.limits.budget_gate import Admitted, GateOutcome
 from router.limits.budgets import MAX_AMOUNT, NOTHING, Amounts, Denied, Reservation, WindowState
 from router.limits.configured import RateSpecs, rate_specs, reserved_amounts, window_specs
 from router.limits.idempotency import Entry, InFlight, Mismatch, NotKept, Replay, fingerprint
@@ -48,71 +48,120 @@ def needs_call(scope: Scope) -> bool:
 
 
 def take_rates(scope: Scope) -> None:
-    """Charge the caller's rate limits, those of its call too when that is known already."""
+    """Charge the caller's rate limits, before anything is known of the call, or although it is no
+    good."""
+    specs = _rate_specs(scope)
+    wired = scope.services
+    began_s = time.monotonic()
+    decision = wired.enforcement.take(_organization_id(scope), specs, scope.record_id)
+    wired.metrics.count_decision("rate", time.monotonic() - began_s)
+    _decided(scope, specs, decision)
+
+
+def reserve(scope: Scope) -> None:
+    """Claim the call's id and reserve what it may cost; or find the reply that it had before.
+
+    Where they were not charged yet, the rate limits are asked first, in the same exchange.
+    """
+    standing, wired = scope.standing, scope.services
+    is_rated = standing.decision is not None
+    try:
+        request, entry = _asked(scope)
+    except errors.PriceUnknown:
+        if not is_rated:
+            take_rates(scope)
+        raise
+    if not (request.windows or entry or wired.enforcement.asks_always):
+        if not is_rated:
+            take_rates(scope)
+        standing.admitted = Admitted(
+            Reservation(request.lease_id, request.organization_id, ()), None
+        )
+        return
+    began_s = time.monotonic()
+    try:
+        if is_rated:
+            outcome = wired.enforcement.admit(request, entry, is_away=_waited_in_vain(standing))
+        else:
+            specs = _rate_specs(scope)
+            outcome = wired.enforcement.enter(
+                request.organization_id,
+                specs,
+                request,
+                entry,
+                decided=lambda decision: _decided(scope, specs, decision),
+            )
+    finally:
+        wired.metrics.count_decision("budget" if is_rated else "joint", time.monotonic() - began_s)
+    _conclude(scope, outcome)
+
+
+def _rate_specs(scope: Scope) -> RateSpecs:
+    """The caller's rate limits, those of its call too when that is known already."""
     organization, key = payer(scope)
-    call, standing, wired = scope.call, scope.standing, scope.services
+    call, standing = scope.call, scope.standing
     if call is not None:
         standing.tokens = _tokens_asked(call, organization, key)
     specs = rate_specs(
         organization,
         key,
         None if call is None else call.model,
-        default=wired.enforcement.default_rate,
+        default=scope.services.enforcement.default_rate,
         tokens=standing.tokens,
     )
-    if call is None:  # what holds a slot is a call that runs
-        specs = RateSpecs(specs.buckets, ())
-    began_s = time.monotonic()
-    decision = wired.enforcement.take(organization.id, specs, scope.record_id)
-    wired.metrics.count_decision("rate", time.monotonic() - began_s)
+    # What holds a slot is a call that runs.
+    return specs if call is not None or not specs.slots else RateSpecs(specs.buckets, ())
+
+
+def _decided(scope: Scope, specs: RateSpecs, decision: RateDecision) -> None:
+    """Note what the rate limits say; raises ``RateLimited``."""
+    standing, metrics = scope.standing, scope.services.metrics
     standing.decision = decision
     standing.shadow_denied += [status.name for status in decision.shadow_denied]
     for _ in decision.shadow_denied:
-        wired.metrics.count_shadow_denial("rate_limit")
+        metrics.count_shadow_denial("rate_limit")
     if decision.allowed:
         standing.rates = specs
         return
     assert decision.binding is not None
-    wired.metrics.count_rate_denial(decision.binding.name)
+    metrics.count_rate_denial(decision.binding.name)
     standing.denial = _rate_denial(decision.binding, standing.tokens)
     raise errors.RateLimited(standing.denial)
 
 
-def reserve(scope: Scope) -> None:
-    """Claim the call's id and reserve what it may cost; or find the reply that it had before."""
+def _asked(scope: Scope) -> tuple[Request, Entry | None]:
+    """What the budgets are asked, and the call's id; raises ``PriceUnknown``."""
     organization, key = payer(scope)
-    call, standing, wired = scope.call, scope.standing, scope.services
+    call, enforcement = scope.call, scope.services.enforcement
     assert call is not None
-    enforcement = wired.enforcement
     windows = window_specs(organization, key)
-    entry = _entry(scope, call)
     amounts = NOTHING
     if windows or enforcement.asks_always:
-        amounts = standing.amounts = _amounts(scope, call)
-    elif entry is None:
-        standing.admitted = Admitted(Reservation(scope.record_id, organization.id, ()), None)
-        return
-    request = Request(organization.id, scope.record_id, windows, amounts, enforcement.lease_ms)
-    began_s = time.monotonic()
-    try:
-        outcome = enforcement.admit(request, entry, is_away=_waited_in_vain(standing))
-    finally:
-        wired.metrics.count_decision("budget", time.monotonic() - began_s)
+        amounts = scope.standing.amounts = _amounts(scope, call)
+    return (
+        Request(organization.id, scope.record_id, windows, amounts, enforcement.lease_ms),
+        _entry(scope, call),
+    )
+
+
+def _conclude(scope: Scope, outcome: GateOutcome) -> None:
+    """Note what the budgets and the id say; raises what refuses the call."""
+    metrics = scope.services.metrics
     if isinstance(outcome, Admitted):
         _admitted(scope, outcome)
     elif isinstance(outcome, Denied):
         raise _budget_refusal(scope, outcome)
     elif isinstance(outcome, Replay):
-        wired.metrics.count_idempotency("replayed")
-        standing.replay = outcome.reply
+        metrics.count_idempotency("replayed")
+        scope.standing.replay = outcome.reply
     elif isinstance(outcome, InFlight):
-        wired.metrics.count_idempotency("in_progress")
+        metrics.count_idempotency("in_progress")
         raise errors.InProgress
     elif isinstance(outcome, Mismatch):
-        wired.metrics.count_idempotency("mismatch")
+        metrics.count_idempotency("mismatch")
         raise errors.IdempotencyMismatch
     else:
-        wired.metrics.count_idempotency("not_kept")
+        metrics.count_idempotency("not_kept")
         raise errors.ReplyNotKept
 
 

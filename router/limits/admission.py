@@ -1,9 +1,10 @@
-"""Idempotency entry and budget reservation of one call, in one round trip."""
+"""Rates, idempotency entry and budget reservation of one call, in one round trip."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, cast
 
 from router.limits.breaker import Unavailable
 from router.limits.bucket import Runner
@@ -12,7 +13,6 @@ from router.limits.budgets import (
     Amounts,
     Closed,
     Denied,
-    Foreign,
     NeedsRebuild,
     NotReserved,
     Reservation,
@@ -29,11 +29,10 @@ from router.limits.idempotency import (
     NotKept,
     Replay,
 )
-from router.limits.ledger import Ledger
+from router.limits.ledger import Ledger, ReservePlan
+from router.limits.scripts import Argument, Loader, ScriptCall, load_script
 
-AdmitOutcome = (
-    Reservation | Denied | NeedsRebuild | Closed | Foreign | InFlight | Replay | NotKept | Mismatch
-)
+AdmitOutcome = Reservation | Denied | NeedsRebuild | Closed | InFlight | Replay | NotKept | Mismatch
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,44 +52,61 @@ class Admission:
     A call without an idempotency id has no entry, one without budgets no windows.
     """
 
-    def __init__(self, redis: Runner, ledger: Ledger, idempotency: Idempotency) -> None:
+    def __init__(
+        self,
+        redis: Runner,
+        ledger: Ledger,
+        idempotency: Idempotency,
+        *,
+        load: Loader = load_script,
+    ) -> None:
         self._redis = redis
         self._ledger = ledger
         self._idempotency = idempotency
+        self._script = load(
+            "passage.lua",
+            rates=("bucket.lua",),
+            claim=("idempotency.lua",),
+            hold=("ledger_window.lua", "ledger.lua"),
+        )
 
     def admit(self, request: Request, entry: Entry | None) -> AdmitOutcome:
         """The reservation, or what stands against it. ``entry.owner`` is the request's lease id.
 
-        Both scripts go out together: the reservation looks on the server whether the id was won.
         Raises :class:`NotReserved` when nobody knows what Redis has done.
         """
-        if entry is None:
-            return self._reserve(request)
-        if not request.windows:
-            return self._claim(request, entry)
-        plan = self._ledger.plan_reserve(
-            request.organization_id,
-            request.lease_id,
-            request.windows,
-            request.amounts,
-            ttl_ms=request.ttl_ms,
-            entry_key=entry.key,
-            owner=entry.owner,
-        )
-        begin = self._idempotency.plan_begin(entry, lease_ms=request.ttl_ms)
-        try:
-            begun, reserved = self._redis.run_all((begin, plan.call))
-        except Unavailable as cause:
-            raise NotReserved(cause, plan.presumed) from cause
-        claim = self._idempotency.read_begin(begun)
-        if not isinstance(claim, New):
-            return claim
-        outcome = self._ledger.read_reserve(plan, reserved)
-        if outcome is None:  # in another period; the id is won already
-            outcome = self._reserve(request)
-        if not isinstance(outcome, (Reservation, NeedsRebuild)):
-            self._free(entry)
+        if entry is None and not request.windows:
+            return self._nothing(request)
+        _, outcome = self.enter(None, request, entry)
+        assert outcome is not None  # there was no rate to refuse it
         return outcome
+
+    def enter(
+        self, rates: ScriptCall | None, request: Request, entry: Entry | None
+    ) -> tuple[list[int], AdmitOutcome | None]:
+        """:meth:`admit` behind the rates of the call: what they answered, and the outcome, or
+        ``None`` when they refuse the call and nothing else was asked."""
+        claim = plan = None
+        if entry is not None:
+            claim = self._idempotency.plan_begin(entry, lease_ms=request.ttl_ms)
+        if request.windows:
+            plan = self._ledger.plan_reserve(
+                request.organization_id,
+                request.lease_id,
+                request.windows,
+                request.amounts,
+                ttl_ms=request.ttl_ms,
+            )
+        call = self._joined(rates, claim, None if plan is None else plan.call)
+        try:
+            reply = cast("list[Any]", self._redis.run(call))
+        except Unavailable as cause:
+            presumed = self._nothing(request) if plan is None else plan.presumed
+            raise NotReserved(cause, presumed) from cause
+        rated, claimed, held = reply
+        if rated and not rated[0]:
+            return rated, None
+        return rated, self._outcome(request, entry, plan, claimed, held)
 
     def end(
         self,
@@ -114,14 +130,42 @@ class Admission:
         """As if the call had never asked."""
         self.end(reservation, NOTHING, entry, None)
 
-    def _claim(self, request: Request, entry: Entry) -> AdmitOutcome:
-        nothing_held = self._reserve(request)
-        try:
-            claim = self._idempotency.begin(entry, lease_ms=request.ttl_ms)
-        except Unavailable as cause:
-            presumed = Reservation(request.lease_id, request.organization_id, ())
-            raise NotReserved(cause, presumed) from cause
-        return nothing_held if isinstance(claim, New) else claim
+    def _joined(self, *parts: ScriptCall | None) -> ScriptCall:
+        keys: list[str] = []
+        counts: list[Argument] = [0 if part is None else len(part.keys) for part in parts]
+        arguments: list[Argument] = []
+        for part in parts:
+            if part is None:
+                counts.append(0)
+                continue
+            keys += part.keys
+            counts.append(len(part.arguments))
+            arguments += part.arguments
+        return ScriptCall(self._script, keys, counts + arguments)
+
+    def _outcome(
+        self,
+        request: Request,
+        entry: Entry | None,
+        plan: ReservePlan | None,
+        claimed: list[Any],
+        held: list[Any],
+    ) -> AdmitOutcome:
+        if entry is not None:
+            claim = self._idempotency.read_begin(claimed)
+            if not isinstance(claim, New):
+                return claim
+        if plan is None:
+            return self._nothing(request)
+        outcome = self._ledger.read_reserve(plan, held)
+        if outcome is None:  # in another period; the id is won already
+            outcome = self._reserve(request)
+            if entry is not None and isinstance(outcome, (Denied, Closed)):
+                self._free(entry)
+        return outcome
+
+    def _nothing(self, request: Request) -> Reservation:
+        return Reservation(request.lease_id, request.organization_id, ())
 
     def _reserve(self, request: Request) -> ReserveOutcome:
         return self._ledger.reserve(

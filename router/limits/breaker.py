@@ -25,9 +25,7 @@ JITTER: Final = 0.25
 class Unavailable(Exception):
     """The dependency was not asked, or was and gave no usable answer."""
 
-    def __init__(
-        self, name: str, reason: Reason, detail: str = "", *, echo: bool = False
-    ) -> None:
+    def __init__(self, name: str, reason: Reason, detail: str = "", *, echo: bool = False) -> None:
         super().__init__(f"{name}: {reason}" + (f" ({detail})" if detail else ""))
         self.name = name
         self.reason = reason

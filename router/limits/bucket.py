@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Final, Protocol, cast
 
 from router.limits.keys import tag
@@ -37,6 +38,16 @@ class Runner(Protocol):
         """The replies of several scripts, sent together."""
 
 
+@dataclass(frozen=True, slots=True)
+class RatePlan:
+    """A question about rates ready to be sent, alone or together with others."""
+
+    buckets: Sequence[BucketSpec]
+    slots: Sequence[SlotSpec]
+    call: ScriptCall | None
+    """``None`` when nothing is limited."""
+
+
 class RateLimiter:
     """Exact limits over every worker that uses the same Redis.
 
@@ -69,6 +80,23 @@ class RateLimiter:
         ``lease_id`` names the call that holds the slots; taking twice with it holds one slot.
         """
         return self._ask("take", organization_id, buckets, slots, lease_id)
+
+    def plan_take(
+        self,
+        organization_id: str,
+        buckets: Sequence[BucketSpec],
+        slots: Sequence[SlotSpec] = (),
+        *,
+        lease_id: str = "",
+    ) -> RatePlan:
+        """What :meth:`take` would send."""
+        return self._plan("take", organization_id, buckets, slots, lease_id)
+
+    def read_take(self, plan: RatePlan, reply: object) -> RateDecision:
+        """What Redis made of it."""
+        if plan.call is None:
+            return decide(())
+        return decide(_statuses(cast("list[int]", reply), plan.buckets, plan.slots))
 
     def peek(
         self, organization_id: str, buckets: Sequence[BucketSpec], slots: Sequence[SlotSpec] = ()
@@ -112,17 +140,27 @@ class RateLimiter:
         slots: Sequence[SlotSpec],
         lease_id: str,
     ) -> RateDecision:
+        plan = self._plan(mode, organization_id, buckets, slots, lease_id)
+        return self.read_take(plan, None if plan.call is None else self._redis.run(plan.call))
+
+    def _plan(
+        self,
+        mode: str,
+        organization_id: str,
+        buckets: Sequence[BucketSpec],
+        slots: Sequence[SlotSpec],
+        lease_id: str,
+    ) -> RatePlan:
         buckets = [bucket for bucket in buckets if _limits(bucket)]
         slots = [slot for slot in slots if slot.limit is not None]
         if not buckets and not slots:
-            return decide(())
+            return RatePlan((), (), None)
         arguments: list[Argument] = []
         for bucket in buckets:
             arguments += (bucket.rate_micro, bucket.burst * MICRO)
             arguments += (bucket.cost * MICRO, int(bucket.enforced))
         call = self._call(mode, organization_id, buckets, arguments, slots, lease_id)
-        reply = cast("list[int]", self._redis.run(call))
-        return decide(_statuses(reply, buckets, slots))
+        return RatePlan(buckets, slots, call)
 
     def _call(
         self,

@@ -15,7 +15,6 @@ from router.limits.budgets import (
     Closed,
     Crossing,
     Denied,
-    Foreign,
     LostWindow,
     NeedsRebuild,
     NotReserved,
@@ -123,12 +122,18 @@ class BudgetGate:
         self._records = Breaker("record store", failures=1)
 
     def admit(
-        self, request: Request, entry: Entry | None = None, *, is_away: bool = False
+        self,
+        request: Request,
+        entry: Entry | None = None,
+        *,
+        is_away: bool = False,
+        asked: Callable[[], AdmitOutcome] | None = None,
     ) -> GateOutcome:
         """Whether the call may go on. Raises :class:`Unavailable`, with nothing held, when nobody
         knows and the policy is ``closed``.
 
         With ``is_away`` the caller has just waited for Redis in vain: it is not asked once more.
+        ``asked`` tells, or raises, what came of it where the question has been put already.
         """
         if is_away and self._presume is not None:
             unasked = NotReserved(Unavailable("redis", "breaker_open"), self._presume(request))
@@ -136,7 +141,8 @@ class BudgetGate:
         claimed = False
         for _ in range(_TRIES):
             try:
-                outcome = self._admission.admit(request, entry)
+                outcome = asked() if asked else self._admission.admit(request, entry)
+                asked = None
                 if isinstance(outcome, NeedsRebuild):
                     claimed = entry is not None
                     self._rebuild(request.organization_id, outcome.windows)
@@ -147,23 +153,33 @@ class BudgetGate:
                 self._on_unresolved(request.organization_id, outcome.dropped)
             if isinstance(outcome, Reservation):
                 return Admitted(outcome, entry)
-            if not isinstance(outcome, (Closed, Foreign)):
+            if not isinstance(outcome, Closed):
                 return outcome
             break
         # Its lease was ended by somebody else, or its window is lost again and again.
         given_up = Unavailable("ledger", "lost")
         return self._unanswered(request, entry, given_up, claimed=claimed)
 
+    def withdraw(self, request: Request, entry: Entry | None, error: Unavailable) -> None:
+        """The call does not go on, for another reason, and nobody knows whether it was admitted."""
+        self._undo(error, self._presumed(request, error), entry)
+
     def settle(
         self, admitted: Admitted, amounts: Amounts, reply: bytes | NotKept | None = None
     ) -> None:
         """Charge ``amounts`` and keep ``reply`` for duplicates; without one, the id is free again.
-        Redis away: later, and then duplicates learn only that the call was done."""
-        try:
-            self._end(admitted, amounts, reply)
-        except Unavailable:
-            kept = None if reply is None else NotKept()
-            self._deferred.later(lambda: self._end(admitted, amounts, kept))
+        Redis away: later, and then duplicates learn only that the call was done. A call that Redis
+        gave no answer at its beginning does not wait for it once more."""
+        if not admitted.unprotected:
+            try:
+                self._end(admitted, amounts, reply)
+                return
+            except Unavailable:
+                pass
+        elif admitted.entry is None and not admitted.reservation.windows:
+            return
+        kept = None if reply is None else NotKept()
+        self._deferred.later(lambda: self._end(admitted, amounts, kept))
 
     def release(self, admitted: Admitted) -> None:
         """Charge nothing and free the id."""
@@ -178,16 +194,30 @@ class BudgetGate:
     def _unanswered(
         self, request: Request, entry: Entry | None, error: Unavailable, *, claimed: bool
     ) -> Admitted:
-        reservation = Reservation(request.lease_id, request.organization_id, ())
-        if isinstance(error, NotReserved):
-            reservation = error.presumed
+        reservation = self._presumed(request, error)
         was_sent = claimed or error.reason not in NOT_SENT
         if self._may_pass(request, entry, error):
             # An id that cannot have been claimed needs no end. There may be a lot of them.
             return Admitted(reservation, entry if was_sent else None, unprotected=True)
-        if was_sent and not isinstance(error, NotProtected):
-            self._deferred.later(lambda: self._admission.undo(reservation, entry))
+        if not isinstance(error, NotProtected):
+            self._undo(error, reservation, entry, claimed=claimed)
         raise error
+
+    def _presumed(self, request: Request, error: Unavailable) -> Reservation:
+        if isinstance(error, NotReserved):
+            return error.presumed
+        return Reservation(request.lease_id, request.organization_id, ())
+
+    def _undo(
+        self,
+        error: Unavailable,
+        reservation: Reservation,
+        entry: Entry | None,
+        *,
+        claimed: bool = False,
+    ) -> None:
+        if claimed or error.reason not in NOT_SENT:
+            self._deferred.later(lambda: self._admission.undo(reservation, entry))
 
     def _may_pass(self, request: Request, entry: Entry | None, error: Unavailable) -> bool:
         """Whether the call goes on without what could not be asked."""

@@ -154,12 +154,7 @@ class Closed:
     lease_id: str
 
 
-@dataclass(frozen=True, slots=True)
-class Foreign:
-    """The idempotency entry does not belong to this call; nothing was reserved."""
-
-
-ReserveOutcome = Reservation | Denied | NeedsRebuild | Closed | Foreign
+ReserveOutcome = Reservation | Denied | NeedsRebuild | Closed
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from router.limits.breaker import Unavailable
-from router.limits.bucket import RateLimiter
+from router.limits.bucket import RateLimiter, RatePlan
 from router.limits.deferred import Deferred
 from router.limits.local import LocalLimiter
 from router.limits.rates import BucketSpec, Correction, RateDecision, SlotSpec, decide
@@ -48,14 +48,49 @@ class RateGate:
             if self._local.has_shares:
                 self._tell_redis(organization_id, buckets)
             decision = self._limiter.take(organization_id, buckets, slots, lease_id=lease_id)
-        except Unavailable:
-            if self._when_away == "closed":
-                raise
-            if self._when_away == "open":
-                return decide((), "open")
-            return self._local.take(organization_id, buckets, slots, lease_id=lease_id)
+        except Unavailable as error:
+            return self.unanswered(error, organization_id, buckets, slots, lease_id=lease_id)
         self._local.observe(organization_id, buckets, decision)
         return decision
+
+    @property
+    def may_be_joined(self) -> bool:
+        """Whether the rates can be asked for together with something else, by :meth:`plan`:
+        nothing was decided here of which Redis has to be told first."""
+        return not self._local.has_shares
+
+    def plan(
+        self,
+        organization_id: str,
+        buckets: Sequence[BucketSpec],
+        slots: Sequence[SlotSpec] = (),
+        *,
+        lease_id: str = "",
+    ) -> RatePlan:
+        """What :meth:`take` would send; then ask :meth:`answered`, or :meth:`unanswered`."""
+        return self._limiter.plan_take(organization_id, buckets, slots, lease_id=lease_id)
+
+    def answered(self, organization_id: str, plan: RatePlan, reply: object) -> RateDecision:
+        """What Redis made of a plan."""
+        decision = self._limiter.read_take(plan, reply)
+        self._local.observe(organization_id, plan.buckets, decision)
+        return decision
+
+    def unanswered(
+        self,
+        error: Unavailable,
+        organization_id: str,
+        buckets: Sequence[BucketSpec],
+        slots: Sequence[SlotSpec] = (),
+        *,
+        lease_id: str = "",
+    ) -> RateDecision:
+        """The decision without Redis; raises ``error`` where none is to be taken without it."""
+        if self._when_away == "closed":
+            raise error
+        if self._when_away == "open":
+            return decide((), "open")
+        return self._local.take(organization_id, buckets, slots, lease_id=lease_id)
 
     def peek(
         self, organization_id: str, buckets: Sequence[BucketSpec], slots: Sequence[SlotSpec] = ()

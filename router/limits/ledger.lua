@@ -3,12 +3,10 @@
 -- KEYS  1      lease: a string that is there from the reservation until it is settled and forgotten
 --       2      marks of the organization
 --       3, 4 ..  counter and leases of each window
---       last   the call's idempotency entry, only if ARGV 6 is not empty
 -- ARGV  1      reserve | read
 --       2      lease id, 3 its lifetime in ms, 4 how long after that it may still be settled, in ms
 --       5      number of windows
---       6      owner: reserve only if the idempotency entry belongs to it; empty = do not look
---       7 ..   seven a window: id, start ms, end ms (0 = never), ms at which the counter may go
+--       6 ..   seven a window: id, start ms, end ms (0 = never), ms at which the counter may go
 --              (0 = never), limit (-1 = none), amount, 1 enforced or 0 shadow
 --
 -- Rule: amount <= limit - settled - reserved, in every enforced window; an amount of 0 always fits.
@@ -16,21 +14,16 @@
 -- inside every window's period, or nothing is done and the caller looks up its periods again.
 -- A second reservation with a live lease changes nothing and answers like the first.
 --
--- Returns { 'reserved' | 'denied' | 'rebuild' | 'period' | 'closed' | 'foreign', ms now or ms when it
--- was reserved, epoch, ids of dropped leases, then (settled, reserved, state) for each window: what
--- was found, and '1' it fits, '0' it does not, '2' it is lost }. 'rebuild': none refuses, but one is
--- lost. 'closed': the lease was settled before it was reserved. 'foreign': not the owner.
+-- Returns { 'reserved' | 'denied' | 'rebuild' | 'period' | 'closed', ms now or ms when it was
+-- reserved, epoch, ids of dropped leases, then (settled, reserved, state) for each window: what was
+-- found, and '1' it fits, '0' it does not, '2' it is lost }. 'rebuild': none refuses, but one is lost.
+-- 'closed': the lease was settled before it was reserved.
 --
 -- Example: limit 10, settled 4, one live lease "a|3". reserve b 3: 3 <= 10 - 4 - 3, so leases gain
 -- "b|3", reserved becomes 6. reserve c 1: 1 > 10 - 4 - 6, denied with settled 4 and reserved 6.
 
 local mode, lease, ttl_ms, late_ms = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
-local windows, owner = tonumber(ARGV[5]), ARGV[6]
-local marks = KEYS[2]
-
-if owner ~= '' and redis.call('HGET', KEYS[#KEYS], 'owner') ~= owner then
-  return { 'foreign', now_ms, '', {} }
-end
+local windows, marks = tonumber(ARGV[5]), KEYS[2]
 
 local reserved_at
 if mode == 'reserve' then
@@ -46,7 +39,7 @@ end
 
 if not reserved_at then
   for i = 1, windows do
-    local start, finish = tonumber(ARGV[7 * i + 1]), tonumber(ARGV[7 * i + 2])
+    local start, finish = tonumber(ARGV[7 * i]), tonumber(ARGV[7 * i + 1])
     if now_ms < start or (finish > 0 and now_ms >= finish) then
       return { 'period', now_ms, '', {} }
     end
@@ -77,7 +70,7 @@ end
 local status, lost = 'reserved', false
 local rows, fresh = {}, {}
 for i = 1, windows do
-  local a = 7 * i
+  local a = 7 * i - 1
   local counter, leases = KEYS[2 * i + 1], KEYS[2 * i + 2]
   local settled, reserved, new = totals(counter, marks, ARGV[a], ARGV[a + 1])
   fresh[i] = new
@@ -107,7 +100,7 @@ elseif mode == 'reserve' and status == 'reserved' then
   reserved_at, epoch = now_ms, epoch_of(marks)
   redis.call('SET', KEYS[1], whole(now_ms), 'PX', whole(ttl_ms + late_ms))
   for i = 1, windows do
-    local a = 7 * i
+    local a = 7 * i - 1
     local counter, leases = KEYS[2 * i + 1], KEYS[2 * i + 2]
     if fresh[i] then
       open(counter, marks, ARGV[a], ARGV[a + 1], ARGV[a + 3], '0', '0')

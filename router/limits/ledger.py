@@ -14,7 +14,6 @@ from router.limits.budgets import (
     Amounts,
     Closed,
     Denied,
-    Foreign,
     HeldWindow,
     NeedsRebuild,
     NotReserved,
@@ -106,15 +105,10 @@ class Ledger:
         amounts: Amounts,
         *,
         ttl_ms: int,
-        entry_key: str = "",
-        owner: str = "",
     ) -> ReservePlan:
-        """What :meth:`reserve` would send. With ``entry_key`` it reserves only where that
-        idempotency entry belongs to ``owner``, and answers :class:`Foreign` otherwise."""
+        """What :meth:`reserve` would send."""
         held = self._held(windows, amounts)
-        call = self._reserve_call("reserve", organization_id, lease_id, held, ttl_ms, owner)
-        if entry_key:
-            call.keys.append(entry_key)
+        call = self._reserve_call("reserve", organization_id, lease_id, held, ttl_ms)
         return ReservePlan(call, Reservation(lease_id, organization_id, held))
 
     def read_reserve(self, plan: ReservePlan, reply: object) -> ReserveOutcome | None:
@@ -126,8 +120,6 @@ class Ledger:
             return None
         if status == b"closed":
             return Closed(presumed.lease_id)
-        if status == b"foreign":
-            return Foreign()
         dropped = tuple([lease.decode() for lease in dropped_ids])
         if status == b"reserved":
             return Reservation(
@@ -180,7 +172,7 @@ class Ledger:
         """What the enforcing counters say now, which is what the next refusal would say."""
         for _ in range(_TRIES):
             held = self._held(windows, NOTHING)
-            call = self._reserve_call("read", organization_id, "", held, 0, "")
+            call = self._reserve_call("read", organization_id, "", held, 0)
             reply = cast("list[Any]", self._redis.run(call))
             if reply[0] != b"period":
                 return _states(held, reply[4:])
@@ -219,11 +211,10 @@ class Ledger:
         lease_id: str,
         held: Sequence[HeldWindow],
         ttl_ms: int,
-        owner: str,
     ) -> ScriptCall:
         prefix = tag(organization_id)
         keys = [_lease_key(prefix, lease_id), marks_key(prefix)]
-        arguments: list[Argument] = [mode, lease_id, ttl_ms, self._late_ms, len(held), owner]
+        arguments: list[Argument] = [mode, lease_id, ttl_ms, self._late_ms, len(held)]
         for entry in held:
             window = entry.window
             keys += window_keys(prefix, window, entry.period)

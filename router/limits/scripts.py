@@ -26,10 +26,22 @@ class Script:
 Loader = Callable[..., Script]
 
 
-def load_script(*files: str) -> Script:
-    """The script made of these files of this folder, one after the other."""
+def load_script(*files: str, **parts: Sequence[str]) -> Script:
+    """The script made of these files of this folder, one after the other.
+
+    Each of ``parts`` is a script too, which they can call as a function of that name: with its own
+    KEYS and ARGV, and the reply as its result.
+    """
+    functions = [
+        f"local function {name}(KEYS, ARGV)\n{_text(made_of)}\nend\n"
+        for name, made_of in parts.items()
+    ]
+    return script("".join(functions) + _text(files))
+
+
+def _text(files: Sequence[str]) -> str:
     folder = Path(__file__).parent
-    return script("\n".join((folder / file).read_text("utf-8") for file in files))
+    return "\n".join([(folder / file).read_text("utf-8") for file in files])
 
 
 def script(source: str) -> Script:

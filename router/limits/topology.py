@@ -116,7 +116,9 @@ class SentinelMaster(_Fixed):
         self._breaker = Breaker("redis", probe=probe, on_change=on_change)
         self._master: HostPort | None = None
         self._node: Node | None = None
-        login = replace(options, login=address.sentinel_login, db=0, max_connections=2, gather=False)
+        login = replace(
+            options, login=address.sentinel_login, db=0, max_connections=2, gather=False
+        )
         self._sentinels = [
             _pool(_tcp(sentinel, login, resolve), login) for sentinel in address.hosts
         ]

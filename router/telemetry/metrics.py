@@ -29,7 +29,7 @@ RATE_SOURCES: Final = ("redis", "local", "open")
 DECISION_BUCKETS_S: Final = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.05, 0.25, 2.0)
 
 IdempotencyOutcome = Literal["replayed", "in_progress", "mismatch", "not_kept", "unprotected"]
-DecisionKind = Literal["rate", "budget"]
+DecisionKind = Literal["rate", "budget", "joint"]
 
 ATTEMPT_ERRORS: Final = (
     "none", "connect", "transport", "timeout", "status_4xx", "status_429", "status_5xx",

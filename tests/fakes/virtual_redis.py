@@ -53,9 +53,9 @@ class Client(Protocol):
     def execute_command(self, *arguments: Any) -> Any: ...
 
 
-def virtual_script(*files: str) -> Script:
+def virtual_script(*files: str, **parts: Sequence[str]) -> Script:
     """A script of the router that lives in the test's time, its last argument."""
-    return script(_PRELUDE + load_script(*files).source)
+    return script(_PRELUDE + load_script(*files, **parts).source)
 
 
 class VirtualRedis:

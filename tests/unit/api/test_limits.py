@@ -568,7 +568,8 @@ def test_without_redis_no_budget_is_spent(world: World) -> None:
 
 
 def test_a_call_waits_for_redis_once(world: World) -> None:
-    """P9: one timeout is all that an outage adds to a call, also where Redis is asked twice."""
+    """P9: one timeout is all that an outage adds to a call. Its id may have been claimed all the
+    same, so its end is told later."""
     stand = limited(world, budgets=(budget(limit=USD),))
     world.redis.away = "timeout"
     for send, asked in ((stand.chat, 1), (stand.inference, 1)):
@@ -579,7 +580,7 @@ def test_a_call_waits_for_redis_once(world: World) -> None:
     world.redis.away, world.redis.asked = "timeout", 0
     assert free.inference().status == 200
     assert world.redis.asked == 1
-    assert free.services.enforcement.figures().deferred == 0
+    assert free.services.enforcement.figures().deferred == 1
 
 
 def test_what_is_let_through_is_charged_later(world: World) -> None:
@@ -675,6 +676,7 @@ def test_the_record_of_a_rate_limit(world: World) -> None:
     assert event["context"] == {
         "api_key_id": "key-main",
         "endpoint": "native.inference",
+        "model": "gpt-4o",
         "status": 429,
         "limit_type": "rate_limit",
         "limit_name": "org-requests",

@@ -32,11 +32,11 @@ class Client(Protocol):
     def execute_command(self, *arguments: Any) -> Any: ...
 
 
-def frozen_script(*files: str) -> Script:
+def frozen_script(*files: str, **parts: Sequence[str]) -> Script:
     """A script of the router that is told the time, as its last two arguments."""
-    source = load_script(*files).source
-    assert source.count("redis.call('TIME')") <= 1
-    return script(source.replace("redis.call('TIME')", "{ ARGV[#ARGV - 1], ARGV[#ARGV] }"))
+    source = load_script(*files, **parts).source
+    frozen = "local frozen = { ARGV[#ARGV - 1], ARGV[#ARGV] }\n"
+    return script(frozen + source.replace("redis.call('TIME')", "frozen"))
 
 
 @dataclass

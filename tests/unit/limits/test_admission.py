@@ -17,7 +17,9 @@ from router.limits.budgets import (
     Reservation,
     WindowSpec,
 )
-from router.limits.idempotency import Entry, InFlight, Mismatch, New, Replay
+from router.limits.idempotency import Entry, InFlight, Mismatch, Replay
+from router.limits.rates import BucketSpec
+from tests.unit.limits.conftest import frozen_script
 
 SPEND = WindowSpec("spend", "usd", "daily", 1000)
 TTL_MS = 60_000
@@ -36,7 +38,7 @@ def entry_of(lease: str, *, body: bytes = b"body") -> Entry:
 @pytest.fixture
 def admission(stand: Any) -> Admission:
     stand.upkeep().rebuild("acme", [SPEND], lambda _lost: 0)
-    return Admission(stand, stand.ledger(), stand.idempotency())
+    return Admission(stand, stand.ledger(), stand.idempotency(), load=frozen_script)
 
 
 def reserved(stand: Any) -> int:
@@ -95,19 +97,61 @@ def test_without_windows_only_the_id_is_claimed(stand: Any, admission: Admission
     assert isinstance(second, InFlight)
 
 
-def test_a_reservation_that_lost_the_id_is_not_made(stand: Any) -> None:
-    """The server looks: a reservation that arrives without the claim has no effect."""
-    stand.upkeep().rebuild("acme", [SPEND], lambda _lost: 0)
-    ledger = stand.ledger()
-    entry = entry_of("a")
-    plan = ledger.plan_reserve(
-        "acme", "a", [SPEND], Amounts(1, 0), ttl_ms=TTL_MS, entry_key=entry.key, owner="a"
-    )
-    stand.run(plan.call)
-    assert reserved(stand) == 0
-    assert stand.idempotency().begin(replace(entry, owner="b"), lease_ms=TTL_MS) == New()
-    stand.run(plan.call)
-    assert reserved(stand) == 0
+RATE = BucketSpec("org-requests", (), 1.0, 2)
+
+
+def test_all_of_it_is_one_exchange(stand: Any, admission: Admission) -> None:
+    """Rates, id and budgets: the bucket is charged, the id claimed, the amount held."""
+    rates = stand.limiter().plan_take("acme", [RATE])
+    calls = stand.calls
+    rated, outcome = admission.enter(rates.call, request_of("a"), entry_of("a"))
+    assert stand.calls == calls + 1
+    decision = stand.limiter().read_take(rates, rated)
+    assert (decision.allowed, decision.statuses[0].remaining) == (True, 1)
+    assert isinstance(outcome, Reservation)
+    assert isinstance(admission.admit(request_of("b"), entry_of("b")), InFlight)
+    assert reserved(stand) == 100
+
+
+@pytest.mark.parametrize("with_entry", [True, False], ids=["with an id", "without"])
+def test_what_the_rates_refuse_touches_nothing_else(
+    stand: Any, admission: Admission, with_entry: bool
+) -> None:
+    """P8, R2: neither an id nor a budget is asked once a bucket has refused."""
+    rates = stand.limiter().plan_take("acme", [replace(RATE, burst=0)])
+    before = stand.dump()
+    entry = entry_of("a") if with_entry else None
+    rated, outcome = admission.enter(rates.call, request_of("a"), entry)
+    assert not stand.limiter().read_take(rates, rated).allowed
+    assert outcome is None
+    assert stand.dump() == before
+
+
+@pytest.mark.parametrize(
+    ("windows", "with_entry"), [((), True), ((SPEND,), False), ((SPEND,), True)]
+)
+def test_what_comes_after_the_rates_decides_as_without_them(
+    stand: Any, admission: Admission, windows: tuple[WindowSpec, ...], with_entry: bool
+) -> None:
+    """Rates that pass change nothing of what the others answer."""
+    rates = stand.limiter().plan_take("acme", [RATE])
+    entry = entry_of("a") if with_entry else None
+    rated, outcome = admission.enter(rates.call, request_of("a", windows=windows), entry)
+    assert stand.limiter().read_take(rates, rated).allowed
+    assert isinstance(outcome, Reservation)
+    assert len(outcome.windows) == len(windows)
+
+
+def test_rates_that_pass_are_charged_also_when_the_budget_refuses(
+    stand: Any, admission: Admission
+) -> None:
+    """R3: what counts is that a call was made, not what became of it."""
+    rates = stand.limiter().plan_take("acme", [RATE])
+    rated, outcome = admission.enter(rates.call, request_of("a", cost=1001), entry_of("a"))
+    assert stand.limiter().read_take(rates, rated).statuses[0].remaining == 1
+    assert isinstance(outcome, Denied)
+    assert stand.limiter().peek("acme", [RATE]).statuses[0].remaining == 1
+    assert isinstance(admission.admit(request_of("b"), entry_of("b")), Reservation)
 
 
 def test_no_answer_leaves_something_to_release(stand: Any, admission: Admission) -> None:
@@ -116,11 +160,13 @@ def test_no_answer_leaves_something_to_release(stand: Any, admission: Admission)
     class Lossy:
         is_away = False
 
-        def run_all(self, calls: Any) -> Any:
-            stand.run_all(calls)
+        def run(self, call: Any) -> Any:
+            stand.run(call)
             raise Unavailable("redis", "timeout")
 
-    lossy = Admission(Lossy(), stand.ledger(), stand.idempotency())  # type: ignore[arg-type]
+    lossy = Admission(  # type: ignore[arg-type]
+        Lossy(), stand.ledger(), stand.idempotency(), load=frozen_script
+    )
     with pytest.raises(NotReserved) as raised:
         lossy.admit(request_of("a"), entry_of("a"))
     assert reserved(stand) == 100

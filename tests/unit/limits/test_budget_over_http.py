@@ -33,6 +33,7 @@ from router.limits.budgets import (
 from router.limits.deferred import Deferred
 from router.limits.idempotency import Entry, Idempotency, InFlight, Replay
 from router.limits.remote_admission import RemoteAdmission
+from tests.unit.limits.conftest import frozen_script
 
 TTL_MS = 60_000
 TOKEN = "a token of the tests"
@@ -255,7 +256,7 @@ def test_exactly_as_many_as_fit_are_admitted_at_once(service: Service, stand: An
 
 def gates(service: Service, stand: Any, **options: Any) -> tuple[BudgetGate, BudgetGate]:
     entries = stand.idempotency()
-    local = Admission(stand, stand.ledger(), entries)
+    local = Admission(stand, stand.ledger(), entries, load=frozen_script)
     remote = RemoteAdmission(service.client, stand, entries, Deferred())
     return tuple(
         BudgetGate(
