@@ -7,18 +7,19 @@ import time
 from collections.abc import Callable
 from typing import Any, Final
 
-from flask import Flask, Request, Response, g, request
+from flask import Flask, Request, Response, request
 from flask.sessions import NullSession, SessionInterface
 from prometheus_flask_exporter.multiprocess import GunicornInternalPrometheusMetrics
 from werkzeug.exceptions import HTTPException
 from werkzeug.exceptions import MethodNotAllowed as WerkzeugMethodNotAllowed
 from werkzeug.exceptions import NotFound as WerkzeugNotFound
 from werkzeug.middleware.proxy_fix import ProxyFix
+from werkzeug.routing import MapAdapter
 
 from router import errors
 from router.api import limits, native, openai, records, status
 from router.api.replies import error_reply, finish
-from router.api.scope import Scope, current_scope, request_id_from
+from router.api.scope import Scope, current_scope, enter_scope, leave_scope, request_id_from
 from router.api.settlement import settle
 from router.api.target import refuse_ambiguous
 from router.call import Dialect
@@ -47,10 +48,19 @@ class _NoSession(SessionInterface):
 
 
 class RouterApp(Flask):
-    """Flask without the look at each function, on each call, whether it is a coroutine."""
+    """Flask without what each call would pay for and this application does not use: whether a
+    function is a coroutine, and what the host is called."""
 
     def ensure_sync(self, func: Callable[..., Any]) -> Callable[..., Any]:
         return func
+
+    def create_url_adapter(self, request: Request | None) -> MapAdapter | None:
+        """For the path alone: no route depends on the host, and none leads to another."""
+        if request is None:
+            return None
+        return MapAdapter(
+            self.url_map, "router", "/", "", request.scheme, request.path, request.method
+        )
 
 
 def create_app(wired: Services) -> Flask:
@@ -105,15 +115,17 @@ def open_scope(wired: Services) -> None:
     current: Request = request._get_current_object()  # type: ignore[attr-defined]
     environ = current.environ
     endpoint = current.endpoint or "unknown"
-    g.scope = Scope(
-        request=current,
-        services=wired,
-        request_id=request_id_from(environ.get("HTTP_X_REQUEST_ID")),
-        trace=open_trace(environ.get("HTTP_TRACEPARENT")),
-        started_s=time.monotonic(),
-        remote_addr=environ.get("REMOTE_ADDR", ""),
-        endpoint=endpoint,
-        dialect=_dialect(environ["PATH_INFO"]),
+    enter_scope(
+        Scope(
+            request=current,
+            services=wired,
+            request_id=request_id_from(environ.get("HTTP_X_REQUEST_ID")),
+            trace=open_trace(environ.get("HTTP_TRACEPARENT")),
+            started_s=time.monotonic(),
+            remote_addr=environ.get("REMOTE_ADDR", ""),
+            endpoint=endpoint,
+            dialect=_dialect(environ["PATH_INFO"]),
+        )
     )
     wired.metrics.running += 1
     refuse_ambiguous(environ)
@@ -135,7 +147,7 @@ def hand_over(response: Response) -> Response:
 
 def settle_what_is_left(_error: BaseException | None) -> None:
     """The backstop: an exception that produced no response, a greenlet that was killed."""
-    scope: Scope | None = g.get("scope")
+    scope = leave_scope()
     if scope is not None and not scope.handed_over:
         settle(scope)
 

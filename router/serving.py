@@ -8,12 +8,14 @@ import signal
 import socket
 import sys
 import time
+from email.utils import formatdate
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 
 import gevent
 import gunicorn.glogging
+import gunicorn.util
 import orjson
 from gunicorn.arbiter import Arbiter
 from gunicorn.config import Config
@@ -89,7 +91,11 @@ def configuration(settings: Settings) -> dict[str, Any]:
         "timeout": HEARTBEAT_TIMEOUT_S,
         "graceful_timeout": settings.drain_timeout_s,
         "worker_tmp_dir": str(shared_memory) if shared_memory.is_dir() else None,
+        # What a proxy may tell is read by ProxyFix (ROUTER_TRUSTED_PROXIES). gunicorn is to believe
+        # no header at all, and then need not compare addresses on each call.
         "forwarder_headers": "",
+        "secure_scheme_headers": {},
+        "forwarded_allow_ips": "*",
         "control_socket_disable": True,
         "accesslog": None,
         "errorlog": "-",
@@ -184,6 +190,7 @@ def post_fork(server: Arbiter, worker: RouterWorker) -> None:
     # changes them in a worker from here on, so they become plain attributes.
     current = {name: setting.get() for name, setting in worker.cfg.settings.items()}
     worker.cfg.__dict__.update(current)
+    gunicorn.util.http_date = _http_date
 
 
 def child_exit(server: Arbiter, worker: RouterWorker) -> None:
@@ -226,10 +233,12 @@ class RouterWorker(GeventWorker):  # type: ignore[misc]
         if self.redis_keeper is not None:
             self.redis_keeper.tick()
         if not self.alive:
-            now_s = time.monotonic()
-            for idle in tuple(self._idle):
-                if idle.may_end(now_s):
-                    idle.end()
+            may_end = _Idle.may_end
+        else:
+            may_end = _Idle.is_late
+        now_s = time.monotonic()
+        for idle in [idle for idle in self._idle if may_end(idle, now_s)]:
+            idle.end()
 
     def handle(self, listener: Any, client: Any, addr: Any) -> None:
         """Serve one connection, for as long as its client takes what it is sent."""
@@ -303,26 +312,52 @@ class RouterWorker(GeventWorker):  # type: ignore[misc]
         _refuse(client, status, reason, "MALFORMED_REQUEST")
 
 
-class _Idle(gevent.Timeout):  # type: ignore[misc]
-    """A wait for a request that can be ended early; ends without an exception either way."""
+_date: tuple[int, str] = (0, "")
+
+
+def _http_date() -> str:
+    """The ``Date`` of a reply, put into words once a second."""
+    global _date
+    second, now_s = _date[0], int(time.time())
+    if second != now_s:
+        _date = (now_s, formatdate(now_s, usegmt=True))
+    return _date[1]
+
+
+class _Ended(BaseException):
+    """Thrown into a wait that is over."""
+
+
+class _Idle:
+    """A wait for a request, of ``seconds`` at most; it ends without an exception.
+
+    No timer of its own: the worker looks through all waits once a second.
+    """
+
+    __slots__ = ("_ended", "_greenlet", "_late_s", "_may_end_s", "_waiting")
 
     def __init__(self, seconds: float, waiting: set[_Idle], *, fresh: bool) -> None:
-        super().__init__(seconds, False)
         self._waiting = waiting
+        now_s = time.monotonic()
+        self._late_s = now_s + seconds
         # A client that has just connected is about to ask; one that has been served before must
         # always reckon with the connection's end.
-        self._may_end_s = time.monotonic() + FIRST_REQUEST_S if fresh else 0.0
+        self._may_end_s = now_s + FIRST_REQUEST_S if fresh else 0.0
         self._greenlet: gevent.Greenlet | None = None
+        self._ended: _Ended | None = None
 
     def __enter__(self) -> _Idle:
         self._greenlet = gevent.getcurrent()
         self._waiting.add(self)
-        super().__enter__()
         return self
 
-    def __exit__(self, kind: Any, value: Any, traceback: Any) -> Any:
+    def __exit__(self, kind: Any, value: Any, traceback: Any) -> bool:
         self._waiting.discard(self)
-        return super().__exit__(kind, value, traceback)
+        return value is not None and value is self._ended
+
+    def is_late(self, now_s: float) -> bool:
+        """Whether no request has come for too long."""
+        return now_s >= self._late_s
 
     def may_end(self, now_s: float) -> bool:
         """Whether a worker that drains need not wait for this connection's next request."""
@@ -336,7 +371,8 @@ class _Idle(gevent.Timeout):  # type: ignore[misc]
         # Asked now and not when the end was decided: what is thrown at a greenlet that has left the
         # wait would hit the request that it serves.
         if self in self._waiting and self._greenlet is not None:
-            self._greenlet.throw(self)
+            self._ended = _Ended()
+            self._greenlet.throw(self._ended)
 
 
 class JsonLogger(gunicorn.glogging.Logger):  # type: ignore[misc]

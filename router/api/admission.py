@@ -206,22 +206,26 @@ def add_rate_headers(response: Response, decision: RateDecision) -> None:
     shown = [status for status in decision.statuses if status.enforced]
     if not shown:
         return
-    response.headers["RateLimit-Policy"] = ", ".join(
-        [_policy(status.name, status.limit, status.window_s) for status in shown]
-    )
-    response.headers["RateLimit"] = ", ".join(
-        [f'"{status.name}";r={status.remaining};t={status.reset_after_s}' for status in shown]
-    )
+    policies = [_policy(status.name, status.limit, status.window_s) for status in shown]
+    states = [f'"{status.name}";r={status.remaining};t={status.reset_after_s}' for status in shown]
+    response.headers.add("RateLimit-Policy", ", ".join(policies))
+    response.headers.add("RateLimit", ", ".join(states))
 
 
 def limit_scope(status: LimitStatus) -> LimitScope:
     """Whose limit it is."""
-    return cast(LimitScope, status.name.partition("-")[0])
+    return _parts(status.name)[0]
 
 
 def limit_unit(status: LimitStatus) -> LimitUnit:
     """What it counts."""
-    return cast(LimitUnit, status.name.partition("-")[2])
+    return _parts(status.name)[1]
+
+
+@lru_cache(maxsize=64)
+def _parts(name: str) -> tuple[LimitScope, LimitUnit]:
+    scope, _, unit = name.partition("-")
+    return cast(LimitScope, scope), cast(LimitUnit, unit)
 
 
 @lru_cache(maxsize=1024)

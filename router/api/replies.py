@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from typing import Final
+from typing import Any, Final
 
 from flask import Response
+from werkzeug.datastructures import Headers
 
 from router import errors
 from router.api.admission import add_rate_headers, kept_reply, read_kept
@@ -23,6 +24,14 @@ from router.telemetry.redaction import conceal_bytes
 JSON: Final = "application/json"
 LONG_ANSWER_BYTES: Final = 64 * 1024
 EVENT_STREAM: Final = "text/event-stream; charset=utf-8"
+
+
+class Reply(Response):
+    """A response whose headers are final: the framework need not look through them once more for
+    what it would have to correct."""
+
+    def get_wsgi_headers(self, environ: dict[str, Any]) -> Headers:
+        return self.headers
 
 
 class ClientStream:
@@ -147,14 +156,14 @@ def _record_whole(answer: bytes) -> None:
 
 def json_reply(body: bytes, status: int = 200) -> Response:
     """A JSON body of known length."""
-    return Response(body, status, content_type=JSON)
+    return Reply(body, status, content_type=JSON)
 
 
 def stream_reply(stream: ClientStream | bytes) -> Response:
     """Server-sent events, which nothing on the way may buffer."""
     # Not direct_passthrough: the server would then close the stream but never the response, and
     # what hangs on the response's end (settlement) would not happen.
-    response = Response(stream, 200, content_type=EVENT_STREAM)
+    response = Reply(stream, 200, content_type=EVENT_STREAM)
     response.headers["Cache-Control"] = "no-cache"
     response.headers["X-Accel-Buffering"] = "no"
     return response
@@ -198,13 +207,13 @@ def finish(scope: Scope, response: Response) -> Response:
     scope.status = response.status_code
     scope.answered_s = time.monotonic()
     scope.overhead_s = scope.answered_s - scope.started_s - scope.backend_s
-    headers = response.headers
-    headers["X-Request-ID"] = scope.request_id
+    add = response.headers.add  # none of them is there yet, so nothing is to be replaced
+    add("X-Request-ID", scope.request_id)
     if scope.delivery is not None:
-        headers["X-Routing-Backend"] = scope.delivery.backend_id
-        headers["X-Routing-Decision"] = decision(scope)
+        add("X-Routing-Backend", scope.delivery.backend_id)
+        add("X-Routing-Decision", decision(scope))
     if scope.delivery is not None or scope.standing.replay is not None:
-        headers["X-Router-Overhead-Ms"] = f"{scope.overhead_s * 1000:.2f}"
+        add("X-Router-Overhead-Ms", f"{scope.overhead_s * 1000:.2f}")
     if scope.standing.decision is not None:
         add_rate_headers(response, scope.standing.decision)
     if not response.is_streamed:

@@ -10,7 +10,8 @@ counters never fall and files do not pile up.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
@@ -30,6 +31,9 @@ DECISION_BUCKETS_S: Final = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01
 
 IdempotencyOutcome = Literal["replayed", "in_progress", "mismatch", "not_kept", "unprotected"]
 DecisionKind = Literal["rate", "budget", "joint"]
+
+Add = Callable[[float], None]
+"""Adds to a metric that has all its labels."""
 
 ATTEMPT_ERRORS: Final = (
     "none", "connect", "transport", "timeout", "status_4xx", "status_429", "status_5xx",
@@ -170,7 +174,7 @@ class Metrics:
         self._declare_limits(registry)
         self._declare_limit_health(registry)
         self._published: dict[str, float] = {}
-        self._children: dict[tuple[str, ...], Counter | Histogram] = {}
+        self._adds: dict[tuple[str, ...], Add] = {}
 
     def _declare_records(self, registry: CollectorRegistry) -> None:
         def gauge(name: str, text: str, mode: Literal["livemax", "livesum", "livemin"]) -> Gauge:
@@ -339,7 +343,7 @@ class Metrics:
         grown = total - self._published.get(key, 0)
         if grown:
             self._published[key] = total
-            (self._counter(family, *labels) if labels else family).inc(grown)
+            self._inc(family, *labels)(grown)
 
     def publish(self, revision: int) -> None:
         """Once a second: what is true now, rather than counted."""
@@ -348,76 +352,90 @@ class Metrics:
 
     def count_request(self, endpoint: str, status: int, outcome: str, duration_s: float) -> None:
         """One request has ended."""
-        self._counter(self._requests, endpoint, str(status), outcome).inc()
-        self._histogram(self._duration, endpoint).observe(duration_s)
+        self._inc(self._requests, endpoint, str(status), outcome)(1)
+        self._observe(self._duration, endpoint)(duration_s)
 
     def count_overhead(self, overhead_s: float) -> None:
         """One call spent ``overhead_s`` in the router."""
-        self._overhead.observe(overhead_s)
+        self._observe(self._overhead)(overhead_s)
 
     def count_usage(self, source: str, tokens_input: int, tokens_output: int) -> None:
         """One call's tokens; a call without usage counts too, with its source."""
-        self._counter(self._tokens, "input", source).inc(tokens_input)
-        self._counter(self._tokens, "output", source).inc(tokens_output)
+        self._inc(self._tokens, "input", source)(tokens_input)
+        self._inc(self._tokens, "output", source)(tokens_output)
 
     def count_cost(self, cost_nanos: int) -> None:
         """One call's cost."""
-        self._cost.inc(cost_nanos)
+        self._inc(self._cost)(cost_nanos)
 
     def count_lost_line(self) -> None:
         """One call has no line in the log."""
-        self._lost_lines.inc()
+        self._inc(self._lost_lines)(1)
 
     def count_auth_failure(self, reason: str) -> None:
         """One refused credential."""
-        self._counter(self._auth_failures, reason).inc()
+        self._inc(self._auth_failures, reason)(1)
 
     def count_rate_denial(self, limit: str) -> None:
         """One call refused by a rate limit; ``limit`` is its name, such as ``key-requests``."""
-        self._counter(self._rate_denials, limit).inc()
+        self._inc(self._rate_denials, limit)(1)
 
     def count_budget_denial(self, scope: str, period: str) -> None:
         """One call refused by a budget in USD."""
-        self._counter(self._budget_denials, scope, period).inc()
+        self._inc(self._budget_denials, scope, period)(1)
 
     def count_quota_denial(self, scope: str, unit: str, period: str) -> None:
         """One call refused by a quota."""
-        self._counter(self._quota_denials, scope, unit, period).inc()
+        self._inc(self._quota_denials, scope, unit, period)(1)
 
     def count_shadow_denial(self, limit_type: str) -> None:
         """One call that a limit in shadow mode would have refused."""
-        self._counter(self._shadow_denials, limit_type).inc()
+        self._inc(self._shadow_denials, limit_type)(1)
 
     def count_idempotency(self, outcome: IdempotencyOutcome) -> None:
         """One call that was not simply new."""
-        self._counter(self._idempotency, outcome).inc()
+        self._inc(self._idempotency, outcome)(1)
 
     def count_settled(self, cost_nanos: int) -> None:
         """One call was charged to budgets."""
-        self._settled.inc(cost_nanos)
+        self._inc(self._settled)(cost_nanos)
 
     def count_decision(self, kind: DecisionKind, duration_s: float) -> None:
         """One decision about the limits of a call."""
-        self._histogram(self._decision_duration, kind).observe(duration_s)
+        self._observe(self._decision_duration, kind)(duration_s)
 
     def count_attempt(self, backend_id: str, error: str, duration_s: float) -> None:
         """One try at a backend; ``error`` is one of ``ATTEMPT_ERRORS``."""
-        self._counter(self._backend_requests, backend_id, error).inc()
-        self._histogram(self._backend_duration, backend_id).observe(duration_s)
+        self._inc(self._backend_requests, backend_id, error)(1)
+        self._observe(self._backend_duration, backend_id)(duration_s)
 
-    def _counter(self, family: Counter, *labels: str) -> Counter:
-        child = self._child(family, labels)
-        assert isinstance(child, Counter)
-        return child
+    # A call counts a dozen things. The library looks at each of them whether it may be counted at
+    # all, which costs more than counting; so what counts is looked up once and kept.
 
-    def _histogram(self, family: Histogram, *labels: str) -> Histogram:
-        child = self._child(family, labels)
-        assert isinstance(child, Histogram)
-        return child
-
-    def _child(self, family: Counter | Histogram, labels: Sequence[str]) -> Counter | Histogram:
+    def _inc(self, family: Counter, *labels: str) -> Add:
         key = (family._name, *labels)
-        child = self._children.get(key)
-        if child is None:
-            child = self._children[key] = family.labels(*labels)
-        return child
+        add = self._adds.get(key)
+        if add is None:
+            child = family.labels(*labels) if labels else family
+            add = self._adds[key] = child._value.inc
+        return add
+
+    def _observe(self, family: Histogram, *labels: str) -> Add:
+        key = (family._name, *labels)
+        add = self._adds.get(key)
+        if add is None:
+            child = family.labels(*labels) if labels else family
+            add = self._adds[key] = _observer(child)
+        return add
+
+
+def _observer(child: Histogram) -> Add:
+    """What :meth:`Histogram.observe` does: to the sum, and to the bucket that the amount is in."""
+    bounds = child._upper_bounds
+    add_to_sum, add_to = child._sum.inc, [bucket.inc for bucket in child._buckets]
+
+    def observe(amount: float) -> None:
+        add_to_sum(amount)
+        add_to[bisect_left(bounds, amount)](1)
+
+    return observe

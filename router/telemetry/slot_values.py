@@ -19,6 +19,8 @@ from prometheus_client.mmap_dict import MmapedDict, mmap_key
 
 INITIAL_BYTES: Final = 1 << 16
 _HEADER_BYTES: Final = 8
+_VALUE: Final = struct.Struct("dd")
+"""Value and timestamp, as the library packs them."""
 _MIN_ENTRY_BYTES: Final = 24
 _MAX_PADDING_BYTES: Final = 8
 
@@ -28,11 +30,9 @@ _log = logging.getLogger(__name__)
 class _NoFile:
     """Stands in for a file that cannot be had: its values live in this process alone."""
 
-    def read_value(self, key: str) -> tuple[float, float]:
-        return 0.0, 0.0
-
-    def write_value(self, key: str, value: float, timestamp: float) -> None:
-        """There is nowhere to write to."""
+    def __init__(self) -> None:
+        self._m = bytearray(_VALUE.size)
+        """Takes what is written and keeps it from everybody."""
 
 
 class _SlotFiles:
@@ -135,17 +135,20 @@ def slot_value_class(slot: str, directory: Path) -> type:
         ) -> None:
             prefix = f"{typ}_{multiprocess_mode}" if typ == "gauge" else typ
             self._key = mmap_key(metric_name, name, list(labelnames), list(labelvalues), help_text)
-            self._file = files.with_room_for(prefix, self._key)
-            stored: tuple[float, float] = self._file.read_value(self._key)
-            self._value = stored[0]
+            self._file = file = files.with_room_for(prefix, self._key)
+            self._value, self._at = 0.0, 0
+            if isinstance(file, MmapedDict):
+                self._value, _ = file.read_value(self._key)  # type: ignore[no-untyped-call]
+                self._at = file._positions[self._key]
 
         def inc(self, amount: float) -> None:
             self._value += amount
-            self._file.write_value(self._key, self._value, 0.0)
+            # The map itself may be another one by now: it grows.
+            _VALUE.pack_into(self._file._m, self._at, self._value, 0.0)
 
         def set(self, value: float, timestamp: float | None = None) -> None:
             self._value = value
-            self._file.write_value(self._key, value, timestamp or 0.0)
+            _VALUE.pack_into(self._file._m, self._at, value, timestamp or 0.0)
 
         def get(self) -> float:
             return float(self._value)

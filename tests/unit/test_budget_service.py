@@ -18,7 +18,6 @@ from router.limits.budgets import (
     Closed,
     Crossing,
     Denied,
-    Foreign,
     HeldWindow,
     NeedsRebuild,
     Reservation,
@@ -270,7 +269,7 @@ def test_a_lost_window_is_rebuilt_before_it_is_shown(client: FlaskClient, ledger
     assert body["windows"][0]["settled"] == 7
 
 
-@pytest.mark.parametrize("outcome", [NeedsRebuild((SPEND,)), Foreign()])
+@pytest.mark.parametrize("outcome", [NeedsRebuild((SPEND,)), object()])
 def test_what_cannot_be_decided_is_not_admitted(
     client: FlaskClient, ledger: Ledger, outcome: Any
 ) -> None:

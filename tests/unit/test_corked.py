@@ -10,12 +10,18 @@ from router.corked import JOINED_BYTES, CorkedSocket
 class Wire:
     """Remembers what is sent, call by call."""
 
-    def __init__(self) -> None:
+    def __init__(self, takes: int = 1 << 30) -> None:
         self.sent: list[bytes] = []
         self.timeout: float | None = None
+        self._takes = takes
+
+    def send(self, data: bytes) -> int:
+        taken = data if len(data) <= self._takes else data[: self._takes]
+        self.sent.append(taken)
+        return len(taken)
 
     def sendall(self, data: bytes) -> None:
-        self.sent.append(data)
+        self.sent.append(bytes(data) if isinstance(data, memoryview) else data)
 
     def settimeout(self, timeout: float | None) -> None:
         self.timeout = timeout
@@ -41,6 +47,15 @@ def test_a_long_body_is_not_copied() -> None:
     corked.sendall(body)
     assert wire.sent[0] == b"head"
     assert wire.sent[1] is body
+
+
+def test_what_the_kernel_did_not_take_at_once_follows() -> None:
+    """A client that reads slowly gets every byte once."""
+    wire = Wire(takes=3)
+    corked = CorkedSocket(wire)
+    corked.sendall(b"head ")
+    corked.sendall(b"body")
+    assert wire.sent == [b"hea", b"d body"]
 
 
 @pytest.mark.parametrize("times", [1, 2])
