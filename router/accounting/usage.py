@@ -51,7 +51,7 @@ def text_chars(fields: dict[str, Any]) -> int:
         if isinstance(value, str):
             total += len(value)
         elif isinstance(value, dict):
-            pending.extend(value.get(name) for name in _TEXT_FIELDS)
+            pending += [part for name, part in value.items() if name in _TEXT_FIELDS]
             properties = value.get("properties")
             if isinstance(properties, dict):  # of a tool's parameters, named as the tool likes
                 pending.extend((*properties, *properties.values()))
@@ -62,17 +62,19 @@ def text_chars(fields: dict[str, Any]) -> int:
     return total
 
 
-_TEXT_FIELDS: Final = (
-    "content",
-    "text",
-    "name",
-    "arguments",
-    "function",
-    "tool_calls",
-    "description",
-    "parameters",
-    "items",
-    "enum",
+_TEXT_FIELDS: Final = frozenset(
+    {
+        "content",
+        "text",
+        "name",
+        "arguments",
+        "function",
+        "tool_calls",
+        "description",
+        "parameters",
+        "items",
+        "enum",
+    }
 )
 
 

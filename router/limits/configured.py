@@ -11,7 +11,7 @@ from router.config.document import Budget, KeyRecord, Organization, RateLimit
 from router.config.settings import Settings
 from router.limits.budgets import Amounts, Scope, WindowSpec
 from router.limits.rates import BucketSpec, SlotSpec
-from router.limits.reservations import Mode, Prices, ReservationRule
+from router.limits.reservations import Mode, ReservationRule
 
 Owner = Literal["org", "key", "model"]
 
@@ -93,15 +93,11 @@ def reserved_amounts(
     Raises :class:`router.limits.reservations.PriceUnknown` where there is a budget in USD.
     """
     budgets = organization.budgets + (() if key is None else key.budgets)
-    priced = None if prices is None else Prices(prices.input_nanos, prices.output_nanos)
     cost_rules, token_rules = _rules(budgets, rule)
-    cost_nanos = max(
-        found.amounts(priced, tokens_input, max_output).cost_nanos for found in cost_rules
+    return Amounts(
+        max([found.cost_nanos(prices, tokens_input, max_output) for found in cost_rules]),
+        max([found.tokens(tokens_input, max_output) for found in token_rules]),
     )
-    # Tokens have no price, so an unknown one is no reason to refuse them.
-    free = Prices(0, 0)
-    tokens = max(found.amounts(free, tokens_input, max_output).tokens for found in token_rules)
-    return Amounts(cost_nanos, tokens)
 
 
 @lru_cache(maxsize=_REMEMBERED)

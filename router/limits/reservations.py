@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from router.limits.budgets import MAX_AMOUNT, Amounts
+from router.config.document import Prices
+from router.limits.budgets import MAX_AMOUNT
 
 Mode = Literal["worst_case", "capped", "floor"]
 
@@ -14,14 +15,6 @@ _MILLION: Final = 1_000_000
 
 class PriceUnknown(Exception):
     """A model without a price, where such calls are refused."""
-
-
-@dataclass(frozen=True, slots=True)
-class Prices:
-    """Nano-USD per million tokens."""
-
-    input_nanos: int
-    output_nanos: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,20 +34,15 @@ class ReservationRule:
     refuse_unknown_price: bool = False
     """Else a call of a model without a price is held, and charged, the floor."""
 
-    def amounts(self, prices: Prices | None, tokens_input: int, max_output: int) -> Amounts:
-        """What to reserve for an estimated prompt and at most ``max_output`` tokens of answer.
+    def tokens(self, tokens_input: int, max_output: int) -> int:
+        """What to reserve for an estimated prompt and at most ``max_output`` tokens of answer."""
+        return self._sized(tokens_input + max_output, self.cap_tokens, self.floor_tokens)
 
-        Raises :class:`PriceUnknown`.
-        """
-        if prices is None and self.refuse_unknown_price:
-            raise PriceUnknown
-        return Amounts(
-            cost_nanos=self._cost(prices, tokens_input, max_output),
-            tokens=self._sized(tokens_input + max_output, self.cap_tokens, self.floor_tokens),
-        )
-
-    def _cost(self, prices: Prices | None, tokens_input: int, max_output: int) -> int:
+    def cost_nanos(self, prices: Prices | None, tokens_input: int, max_output: int) -> int:
+        """The same in nano-USD; raises :class:`PriceUnknown`."""
         if prices is None:
+            if self.refuse_unknown_price:
+                raise PriceUnknown
             return self.floor_nanos
         if prices.input_nanos == 0 and prices.output_nanos == 0:
             return 0

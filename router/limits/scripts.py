@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Final, cast
 
 import hiredis
 
@@ -71,4 +71,8 @@ class ScriptCall:
 
 def packed(arguments: Sequence[Argument]) -> bytes:
     """A command in the format that Redis reads."""
-    return cast(bytes, hiredis.pack_command(cast(Any, tuple(arguments))))
+    return _pack(tuple(arguments))
+
+
+# Its own types know of no whole numbers.
+_pack: Final = cast("Callable[[tuple[Argument, ...]], bytes]", hiredis.pack_command)

@@ -48,6 +48,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             processes.stopped_at_the_end() as children,
         ):
             stand = Stand(Path(directory), cores, children)
+            if not stand.has_redis:
+                _warn(
+                    "NO REDIS-SERVER ON PATH: the router's embedded one shares the gateway's core."
+                    " The router's figures are too low."
+                )
             if options.profile is not None:
                 for name in options.subjects or [_ROUTER]:
                     _profile(stand, name, options, Path(directory))

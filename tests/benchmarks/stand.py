@@ -14,6 +14,7 @@ from typing import Any
 from tests.benchmarks import processes
 from tests.benchmarks.messages import API_KEY, CALL_BODY, PATH
 from tests.benchmarks.processes import BenchmarkError, Child, Cores
+from tests.benchmarks.redis import PROGRAM as REDIS
 from tests.benchmarks.report import Round, round_of
 from tests.benchmarks.subjects import Launch, Subject
 
@@ -47,13 +48,22 @@ class Stand:
         self._backend = self._start_part("backend")
         self._backend_port = int(self._read_line(self._backend))
         self._load = self._start_part("load")
+        self._redis_url: str | None = None
+        if REDIS is not None:
+            redis = self._start_part("redis", str(directory))
+            self._redis_url = f"redis://127.0.0.1:{int(self._read_line(redis))}"
+
+    @property
+    def has_redis(self) -> bool:
+        """Whether there is a Redis beside the gateway; else it starts one of its own."""
+        return self._redis_url is not None
 
     def start(self, subject: Subject, *, profile: Path | None = None) -> Running:
         """Start a subject and return once it has answered a call; profiled into a file if given."""
         directory = self._directory / subject.name
         directory.mkdir()
         log = directory / "log"
-        launch = subject.launch(directory, self._backend_port)
+        launch = subject.launch(directory, self._backend_port, self._redis_url)
         self._prepare(subject, launch, log)
         environment = dict(launch.environment)
         if profile is not None:
@@ -92,10 +102,10 @@ class Stand:
             answer["latencies_ns"], answer["elapsed_s"], cpu_s=used, others_cpu_s=others_used
         )
 
-    def _start_part(self, name: str) -> Child:
+    def _start_part(self, name: str, *arguments: str) -> Child:
         child = Child(
             name,
-            ["-m", f"tests.benchmarks.{name}"],
+            ["-m", f"tests.benchmarks.{name}", *arguments],
             cores=self._cores.others,
             log=self._directory / f"{name}.log",
             piped=True,

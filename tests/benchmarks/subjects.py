@@ -42,15 +42,16 @@ class Subject:
 
     name: str
     forwards: bool
-    launch: Callable[[Path, int], Launch]
+    launch: Callable[[Path, int, str | None], Launch]
+    """From a directory of its own, the backend's port and the address of a Redis."""
 
 
-def _launch_control(directory: Path, backend_port: int) -> Launch:
+def _launch_control(directory: Path, backend_port: int, _redis_url: str | None) -> Launch:
     base_url = f"http://127.0.0.1:{backend_port}/v1"
     return _launch_plain(directory, f'tests.benchmarks.control_app:create_app("{base_url}")')
 
 
-def _launch_bare(directory: Path, backend_port: int) -> Launch:
+def _launch_bare(directory: Path, _backend_port: int, _redis_url: str | None) -> Launch:
     return _launch_plain(directory, "tests.benchmarks.bare_app:app")
 
 
@@ -64,7 +65,7 @@ def _launch_plain(directory: Path, application: str) -> Launch:
     return Launch(port, application, ("-c", str(configuration)))
 
 
-def _launch_router(directory: Path, backend_port: int) -> Launch:
+def _launch_router(directory: Path, backend_port: int, redis_url: str | None) -> Launch:
     port, ops_port = free_ports(2)
     data_dir = directory / "data"
     data_dir.mkdir()
@@ -77,6 +78,8 @@ def _launch_router(directory: Path, backend_port: int) -> Launch:
         "ROUTER_DEMO": "1",
         "WEB_CONCURRENCY": "1",
     }
+    if redis_url is not None:
+        environment["RATE_LIMIT_REDIS_ADDR"] = redis_url
     in_checkout = (ROOT / "gunicorn.conf.py").exists()
     configuration = "gunicorn.conf.py" if in_checkout else "python:router.gunicorn_conf"
     return Launch(

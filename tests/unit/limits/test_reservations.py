@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from router.limits.budgets import MAX_AMOUNT, Amounts
-from router.limits.reservations import Prices, PriceUnknown, ReservationRule
+from router.config.document import Prices
+from router.limits.budgets import MAX_AMOUNT
+from router.limits.reservations import PriceUnknown, ReservationRule
 
 PRICES = Prices(input_nanos=2_500_000_000, output_nanos=10_000_000_000)
 RULES = {
@@ -21,39 +22,39 @@ RULES = {
 )
 def test_modes(mode: str, cost_nanos: int, tokens: int) -> None:
     """B7: 1 000 tokens in and 4 000 out, held whole, up to the cap, or the floor."""
-    assert RULES[mode].amounts(PRICES, 1_000, 4_000) == Amounts(cost_nanos, tokens)
+    assert RULES[mode].cost_nanos(PRICES, 1_000, 4_000) == cost_nanos
+    assert RULES[mode].tokens(1_000, 4_000) == tokens
 
 
 def test_fractions_are_rounded_up() -> None:
     """P6: worst case is never a nano-USD too little."""
     rule = ReservationRule(mode="worst_case", floor_nanos=0)
-    assert rule.amounts(Prices(1, 0), 1, 0).cost_nanos == 1
+    assert rule.cost_nanos(Prices(1, 0), 1, 0) == 1
 
 
 @pytest.mark.parametrize("mode", list(RULES))
 def test_every_call_that_is_not_free_holds_the_floor(mode: str) -> None:
-    """B2: however short the prompt; and one call is one request."""
-    amounts = RULES[mode].amounts(PRICES, 0, 0)
-    assert amounts.cost_nanos >= RULES[mode].floor_nanos > 0
-    assert (amounts.tokens, amounts.requests) == (RULES[mode].floor_tokens, 1)
+    """B2: however short the prompt."""
+    assert RULES[mode].cost_nanos(PRICES, 0, 0) >= RULES[mode].floor_nanos > 0
+    assert RULES[mode].tokens(0, 0) == RULES[mode].floor_tokens
 
 
 @pytest.mark.parametrize("mode", list(RULES))
 def test_what_is_free_holds_no_money(mode: str) -> None:
     """B11: a model with price zero passes an exhausted budget; its tokens count."""
-    amounts = RULES[mode].amounts(Prices(0, 0), 1_000, 10)
-    assert amounts.cost_nanos == 0
-    assert amounts.tokens > 0
+    assert RULES[mode].cost_nanos(Prices(0, 0), 1_000, 10) == 0
+    assert RULES[mode].tokens(1_000, 10) > 0
 
 
 def test_an_unknown_price_is_held_at_the_floor_or_refused() -> None:
     """B2: never silently free."""
-    assert ReservationRule(floor_nanos=77).amounts(None, 1_000, 1_000).cost_nanos == 77
+    assert ReservationRule(floor_nanos=77).cost_nanos(None, 1_000, 1_000) == 77
     with pytest.raises(PriceUnknown):
-        ReservationRule(refuse_unknown_price=True).amounts(None, 1, 1)
+        ReservationRule(refuse_unknown_price=True).cost_nanos(None, 1, 1)
 
 
 def test_nothing_held_leaves_what_lua_can_count() -> None:
     """B9: absurd requests are held at the most that can be."""
-    amounts = ReservationRule(mode="worst_case").amounts(Prices(10**15, 10**15), 10**9, 10**18)
-    assert amounts == Amounts(MAX_AMOUNT, MAX_AMOUNT)
+    rule = ReservationRule(mode="worst_case")
+    assert rule.cost_nanos(Prices(10**15, 10**15), 10**9, 10**18) == MAX_AMOUNT
+    assert rule.tokens(10**9, 10**18) == MAX_AMOUNT
