@@ -24,7 +24,7 @@ OUTCOMES: Final[tuple[Outcome, ...]] = (
 )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Caller:
     """An authenticated key and the organization that pays for it."""
 
@@ -38,7 +38,7 @@ class Caller:
     """True once a request signature of this very request was verified."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Call:
     """One inference call in the shape of the OpenAI dialect, whatever dialect it came in."""
 
@@ -58,7 +58,7 @@ class Call:
     metadata: dict[str, str] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Usage:
     """Tokens of one call; ``tokens_cached`` is the part of the input billed as cached."""
 

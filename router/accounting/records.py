@@ -55,7 +55,7 @@ AuditAction = Literal[
 AUDIT_ACTIONS: Final[tuple[AuditAction, ...]] = get_args(AuditAction)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class AttemptRecord:
     """One try at one backend, as it stands in the record of its call."""
 
@@ -69,7 +69,7 @@ class AttemptRecord:
     """The tokens and the cost of the record were spent here."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class UsageRecord:
     """One client call: what was asked, who served it, what it used and cost, how it ended.
 
@@ -110,7 +110,7 @@ class UsageRecord:
     schema_version: int = SCHEMA_VERSION
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class AuditEvent:
     """One decision or change that somebody may have to answer for.
 

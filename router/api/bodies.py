@@ -6,7 +6,7 @@ import socket
 from collections.abc import Mapping
 from io import BytesIO
 from json.decoder import JSONDecoder
-from typing import Any, Final, cast
+from typing import Any, Final
 
 import gevent
 import orjson
@@ -46,7 +46,8 @@ def read_body(request: Request, limit_bytes: int, timeout_s: float) -> bytes:
     if expected is not None and expected > limit_bytes:
         raise BodyTooLarge(limit_bytes)
     if expected is not None and _has_arrived(environ, expected):
-        return cast(bytes, environ["wsgi.input"].read(expected)) if expected else b""
+        body: bytes = environ["wsgi.input"].read(expected) if expected else b""
+        return body
     limit = gevent.Timeout.start_new(timeout_s)
     try:
         body = _read(environ["wsgi.input"], expected, limit_bytes)

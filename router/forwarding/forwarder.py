@@ -37,7 +37,7 @@ ERROR_BODY_S: Final = 1.0
 MAX_RETRY_AFTER_S: Final = 3600
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Passage:
     """What travels with a call besides its body."""
 

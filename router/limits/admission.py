@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 from router.limits.breaker import Unavailable
 from router.limits.bucket import Runner
@@ -35,7 +35,7 @@ from router.limits.scripts import Argument, Loader, ScriptCall, load_script
 AdmitOutcome = Reservation | Denied | NeedsRebuild | Closed | InFlight | Replay | NotKept | Mismatch
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Request:
     """What a call asks of the ledger."""
 
@@ -99,7 +99,7 @@ class Admission:
             )
         call = self._joined(rates, claim, None if plan is None else plan.call)
         try:
-            reply = cast("list[Any]", self._redis.run(call))
+            reply = self._redis.run(call)
         except Unavailable as cause:
             presumed = self._nothing(request) if plan is None else plan.presumed
             raise NotReserved(cause, presumed) from cause

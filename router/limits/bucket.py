@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final, Protocol, cast
+from typing import Any, Final, Protocol
 
 from router.limits.keys import tag
 from router.limits.rates import (
@@ -31,14 +31,14 @@ class Runner(Protocol):
     def is_away(self) -> bool:
         """Whether Redis is not asked at present."""
 
-    def run(self, call: ScriptCall) -> object:
-        """The reply of one script."""
+    def run(self, call: ScriptCall) -> Any:
+        """The reply of one script: whole numbers, bytes, ``None``, lists of them."""
 
-    def run_all(self, calls: Sequence[ScriptCall]) -> list[object]:
+    def run_all(self, calls: Sequence[ScriptCall]) -> list[Any]:
         """The replies of several scripts, sent together."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class RatePlan:
     """A question about rates ready to be sent, alone or together with others."""
 
@@ -92,11 +92,11 @@ class RateLimiter:
         """What :meth:`take` would send."""
         return self._plan("take", organization_id, buckets, slots, lease_id)
 
-    def read_take(self, plan: RatePlan, reply: object) -> RateDecision:
+    def read_take(self, plan: RatePlan, reply: Any) -> RateDecision:
         """What Redis made of it."""
         if plan.call is None:
             return decide(())
-        return decide(_statuses(cast("list[int]", reply), plan.buckets, plan.slots))
+        return decide(_statuses(reply, plan.buckets, plan.slots))
 
     def peek(
         self, organization_id: str, buckets: Sequence[BucketSpec], slots: Sequence[SlotSpec] = ()
@@ -157,8 +157,7 @@ class RateLimiter:
             return RatePlan((), (), None)
         arguments: list[Argument] = []
         for bucket in buckets:
-            arguments += (bucket.rate_micro, bucket.burst * MICRO)
-            arguments += (bucket.cost * MICRO, int(bucket.enforced))
+            arguments += bucket.arguments
         call = self._call(mode, organization_id, buckets, arguments, slots, lease_id)
         return RatePlan(buckets, slots, call)
 

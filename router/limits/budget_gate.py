@@ -50,7 +50,7 @@ Presume = Callable[[Request], Reservation]
 """What a ledger that was not asked would have reserved."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Admitted:
     """A call that may go on. To be settled or released once, however it ends."""
 

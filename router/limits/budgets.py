@@ -17,7 +17,7 @@ MAX_AMOUNT: Final = 9_000_000 * 10**9
 """9 000 000 USD in nano-USD. Above it sums would leave the 53 bits in which Lua counts exactly."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Amounts:
     """What one call uses, or may use, in each unit."""
 
@@ -102,7 +102,7 @@ class WindowState:
         return None if self.period.end_ms is None else self.period.end_ms // 1000
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class HeldWindow:
     """A window in the period in which a call was admitted, and what was reserved in it."""
 
@@ -111,7 +111,7 @@ class HeldWindow:
     amount: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Reservation:
     """A lease on every window of a call; to be settled or released, whatever becomes of it.
 
@@ -165,7 +165,7 @@ class Crossing:
     percent: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Settlement:
     """``booked`` is false when the lease had been settled or released before."""
 

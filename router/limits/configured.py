@@ -19,7 +19,7 @@ _REMEMBERED: Final = 8192
 _MINUTE_S: Final = 60
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class RateSpecs:
     """Every rate limit of one call, for :meth:`router.limits.fallback.RateGate.take`."""
 

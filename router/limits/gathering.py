@@ -2,21 +2,23 @@
 
 A worker under load wakes many calls at once, and each of them has a question. On connections of
 their own every question costs a send, a wait and a receive; together they cost that once. Nobody
-waits for it: what is gathered is what has been asked by the time the loop comes round.
+waits for it: what is gathered is what has been asked by the time the loop comes round, or until
+there is enough of it.
 """
 
 from __future__ import annotations
 
 import time
-from typing import Final, Protocol, cast
+from typing import Final, Protocol
 
 import gevent
 from gevent.hub import Waiter
 
 from router.limits.breaker import Unavailable
 
-MOST: Final = 64
-"""Questions in one exchange. Redis answers in order, so each waits for all before it."""
+MOST: Final = 16
+"""Questions in one exchange. Redis works on one bunch while the next is being made, and answers in
+order, so that each waits for all before it: with more of them the worker would stand idle."""
 
 LARGE_BYTES: Final = 16 * 1024
 """A question above this size goes alone: the others need not wait until it is transferred."""
@@ -49,7 +51,7 @@ class Gathering:
 
     def __init__(self, pool: Exchanger) -> None:
         self._pool = pool
-        self._open_bunch: _Bunch | None = None
+        self._open_bunch: list[_Question] | None = None
 
     @property
     def in_use(self) -> int:
@@ -66,75 +68,82 @@ class Gathering:
         count: it is our own, not Redis'."""
         if len(commands) > LARGE_BYTES:
             return self._pool.exchange(commands, count, deadline_s)
-        left_s = deadline_s - time.monotonic()
+        question = _Question(commands, count, deadline_s - time.monotonic())
         bunch = self._open_bunch
-        if bunch is not None:
-            return self._join(bunch, commands, count, left_s)
-        bunch = self._open_bunch = _Bunch(commands, count, left_s)
-        try:
-            gevent.sleep(0)
-            self._close(bunch)
-            return bunch.exchanged_over(self._pool)
-        finally:  # whatever ended it, a killed greenlet included
-            self._close(bunch)
-            bunch.fail_who_waits(Unavailable("redis", "lost", "its exchange was ended", echo=True))
+        if bunch is None:
+            bunch = self._open_bunch = [question]
+            self._let_others_join(bunch)
+        else:
+            bunch.append(question)
+            if len(bunch) < MOST:
+                return question.answer()
+        if self._open_bunch is not bunch:  # whoever filled it has sent it
+            return question.answer()
+        self._open_bunch = None
+        return self._carried_out(bunch, question)
 
     def close(self) -> None:
         """Close the connections."""
         self._pool.close()
 
-    def _join(self, bunch: _Bunch, commands: bytes, count: int, left_s: float) -> list[object]:
-        waiter = bunch.joined(commands, count, left_s)
-        if len(bunch.waiting) == MOST - 1:
-            self._close(bunch)
-        return cast("list[object]", waiter.get())
+    def _let_others_join(self, bunch: list[_Question]) -> None:
+        try:
+            gevent.sleep(0)
+        except BaseException:
+            if self._open_bunch is bunch:
+                self._open_bunch = None
+                _fail(bunch, Unavailable("redis", "lost", "its sender has ended"))
+            raise
 
-    def _close(self, bunch: _Bunch) -> None:
-        if self._open_bunch is bunch:
-            self._open_bunch = None
+    def _carried_out(self, bunch: list[_Question], own: _Question) -> list[object]:
+        """The replies to ``own``, once all others have theirs on the way."""
+        others = [question for question in bunch if question is not own]
+        count = sum([question.count for question in bunch])
+        deadline_s = time.monotonic() + min([question.left_s for question in bunch])
+        failure: Unavailable | None = Unavailable("redis", "lost", "its exchange was ended")
+        try:
+            commands = b"".join([question.commands for question in bunch])
+            replies = self._pool.exchange(commands, count, deadline_s)
+            failure = None
+        except Unavailable as error:
+            failure = error
+            raise
+        finally:  # whatever ended it, a killed greenlet included
+            if failure is not None:
+                _fail(others, failure)
+        at, mine = 0, replies
+        for question in bunch:
+            found = replies[at : at + question.count]
+            at += question.count
+            if question is own:
+                mine = found
+            else:
+                _soon(question.waiter.switch, found)
+        return mine
 
 
-class _Bunch:
-    """The questions of one exchange; the first is that of the greenlet which carries it out."""
+class _Question:
+    """What one greenlet asks, and what it waits on."""
+
+    __slots__ = ("commands", "count", "left_s", "waiter")
 
     def __init__(self, commands: bytes, count: int, left_s: float) -> None:
-        self._commands = [commands]
-        self._count = count
-        self._left_s = left_s
-        self.waiting: list[tuple[Waiter, int]] = []
-        """Whoever waits for an answer, and for how many replies."""
+        self.commands = commands
+        self.count = count
+        self.left_s = left_s
+        self.waiter = Waiter()
 
-    def joined(self, commands: bytes, count: int, left_s: float) -> Waiter:
-        """What the next one has to wait on."""
-        waiter = Waiter()
-        self._commands.append(commands)
-        self.waiting.append((waiter, count))
-        if left_s < self._left_s:
-            self._left_s = left_s
-        return waiter
+    def answer(self) -> list[object]:
+        """The replies, once they are there; raises :class:`Unavailable`."""
+        replies: list[object] = self.waiter.get()
+        return replies
 
-    def exchanged_over(self, pool: Exchanger) -> list[object]:
-        """The replies to the first question, once all others have theirs on the way."""
-        count = self._count + sum([count for _, count in self.waiting])
-        deadline_s = time.monotonic() + self._left_s
-        try:
-            replies = pool.exchange(b"".join(self._commands), count, deadline_s)
-        except Unavailable as error:
-            self.fail_who_waits(Unavailable(error.name, error.reason, error.detail, echo=True))
-            raise
-        at = self._count
-        for waiter, count in self.waiting:
-            _soon(waiter.switch, replies[at : at + count])
-            at += count
-        self.waiting = []
-        return replies[: self._count]
 
-    def fail_who_waits(self, error: Unavailable) -> None:
-        """Tell everybody who has no answer."""
-        for waiter, _ in self.waiting:
-            # One for each: a raised exception gathers the traceback of whoever raises it.
-            _soon(waiter.throw, Unavailable(error.name, error.reason, error.detail, echo=True))
-        self.waiting = []
+def _fail(questions: list[_Question], error: Unavailable) -> None:
+    for question in questions:
+        # One for each: a raised exception gathers the traceback of whoever raises it.
+        echo = Unavailable(error.name, error.reason, error.detail, echo=True)
+        _soon(question.waiter.throw, echo)
 
 
 def _soon(wake: object, value: object) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from typing import Any, Final, cast
+from typing import Any, Final
 
 from router.limits.breaker import Unavailable
 from router.limits.bucket import Runner
@@ -15,7 +15,7 @@ KEEP_S: Final = 86_400.0
 MAX_REPLY_BYTES: Final = 1024 * 1024
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Entry:
     """One request id of one organization, as claimed by one call."""
 
@@ -51,7 +51,7 @@ class Replay:
     reply: bytes
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class NotKept:
     """It was served before, and its reply was too large to be kept."""
 
@@ -102,9 +102,9 @@ class Idempotency:
         """What :meth:`begin` would send."""
         return ScriptCall(self._begin, [entry.key], [entry.fingerprint, entry.owner, lease_ms])
 
-    def read_begin(self, reply: object) -> BeginOutcome:
+    def read_begin(self, reply: Any) -> BeginOutcome:
         """What Redis made of it."""
-        status, *facts = cast("list[Any]", reply)
+        status, *facts = reply
         if status == b"new":
             return New()
         if status == b"in_flight":
@@ -115,11 +115,11 @@ class Idempotency:
 
     def complete(self, entry: Entry, reply: bytes) -> bool:
         """Keep the reply for replays; false when the id was no longer this call's."""
-        return self._redis.run(self.plan_end(entry, reply)) == 1
+        return bool(self._redis.run(self.plan_end(entry, reply)) == 1)
 
     def abandon(self, entry: Entry) -> bool:
         """Free the id: nothing was done under it."""
-        return self._redis.run(self.plan_end(entry, None)) == 1
+        return bool(self._redis.run(self.plan_end(entry, None)) == 1)
 
     def plan_end(self, entry: Entry, reply: bytes | NotKept | None) -> ScriptCall:
         """What :meth:`complete` would send, or without a reply :meth:`abandon`. ``NotKept`` tells

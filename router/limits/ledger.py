@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Final, cast
+from typing import Any, Final
 
 from router.clock import Clock
 from router.limits.breaker import Unavailable
@@ -38,7 +38,7 @@ LATE_S: Final = 86_400.0
 _TRIES: Final = 3
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class ReservePlan:
     """A reservation ready to be sent, alone or together with other scripts."""
 
@@ -111,9 +111,9 @@ class Ledger:
         call = self._reserve_call("reserve", organization_id, lease_id, held, ttl_ms)
         return ReservePlan(call, Reservation(lease_id, organization_id, held))
 
-    def read_reserve(self, plan: ReservePlan, reply: object) -> ReserveOutcome | None:
+    def read_reserve(self, plan: ReservePlan, reply: Any) -> ReserveOutcome | None:
         """What Redis made of a plan; ``None`` when it has to be planned anew in another period."""
-        status, now_ms, epoch, dropped_ids, *rows = cast("list[Any]", reply)
+        status, now_ms, epoch, dropped_ids, *rows = reply
         presumed = plan.presumed
         if status == b"period":
             self._calendar.learn(now_ms)
@@ -158,9 +158,9 @@ class Ledger:
             arguments += (entry.amount, amounts.of(window.unit), window.marks)
         return ScriptCall(self._settle, keys, arguments)
 
-    def read_settle(self, reservation: Reservation, reply: object) -> Settlement:
+    def read_settle(self, reservation: Reservation, reply: Any) -> Settlement:
         """What Redis made of it."""
-        status, *crossed = cast("list[Any]", reply)
+        status, *crossed = reply
         windows = [held.window for held in reservation.windows]
         return Settlement(status == b"booked", read_crossings(windows, crossed))
 
@@ -173,7 +173,7 @@ class Ledger:
         for _ in range(_TRIES):
             held = self._held(windows, NOTHING)
             call = self._reserve_call("read", organization_id, "", held, 0)
-            reply = cast("list[Any]", self._redis.run(call))
+            reply = self._redis.run(call)
             if reply[0] != b"period":
                 return _states(held, reply[4:])
             self._calendar.learn(reply[1])

@@ -38,6 +38,8 @@ class BucketSpec:
     """The bucket's part of its Redis key."""
     rate_micro: int = field(init=False, repr=False, compare=False)
     """Millionths of a token a second, rounded down so that a limit is never exceeded."""
+    arguments: tuple[bytes, ...] = field(init=False, repr=False, compare=False)
+    """What the script is told of it: rate, burst, cost and whether it is enforced."""
     window_s: int | None = field(init=False, repr=False, compare=False)
     """In how long an empty bucket fills, rounded up; ``None`` where it does not."""
 
@@ -50,6 +52,8 @@ class BucketSpec:
         object.__setattr__(self, "rate_micro", rate_micro)
         fills_s = -(-self.burst * MICRO // rate_micro) if rate_micro and self.burst else None
         object.__setattr__(self, "window_s", fills_s)
+        told = (rate_micro, self.burst * MICRO, self.cost * MICRO, int(self.enforced))
+        object.__setattr__(self, "arguments", tuple([b"%d" % number for number in told]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +102,7 @@ class LimitStatus(NamedTuple):
     """In how long the whole limit flows in, rounded up; ``None`` where time brings nothing."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class RateDecision:
     """Whether a call may go on. All limits were charged when ``allowed``, none otherwise."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final
 
 from redis.exceptions import AskError, MovedError, NoScriptError, ResponseError
 
@@ -46,11 +46,11 @@ class RedisClient:
         breakers = self.breakers()
         return bool(breakers) and all(breaker.state != "closed" for breaker in breakers)
 
-    def run(self, call: ScriptCall) -> object:
+    def run(self, call: ScriptCall) -> Any:
         """The reply of one script."""
         return self.run_all((call,))[0]
 
-    def run_all(self, calls: Sequence[ScriptCall]) -> list[object]:
+    def run_all(self, calls: Sequence[ScriptCall]) -> list[Any]:
         """The replies of scripts sent together, in order, over one connection.
 
         When Redis knows one of them no longer, that one and all after it are run (again): a script

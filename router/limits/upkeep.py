@@ -143,7 +143,8 @@ class Upkeep:
         keys = [marks_key(prefix), *window_keys(prefix, window, period)]
         arguments: list[Argument] = [mode, *window_times(window, period)]
         arguments += (settled, generation, window.marks)
-        return cast("list[Any]", self._redis.run(ScriptCall(self._seed, keys, arguments)))
+        found: list[Any] = self._redis.run(ScriptCall(self._seed, keys, arguments))
+        return found
 
     def _ask_adjust(
         self, mode: str, organization_id: str, window: WindowSpec, amount: int, correction_id: str
@@ -154,7 +155,8 @@ class Upkeep:
         keys = [correction_key(organization_id, correction_id), marks_key(prefix), counter]
         arguments: list[Argument] = [mode, amount, int(REMEMBER_CORRECTION_S * 1000)]
         arguments += (*window_times(window, period), window.marks)
-        return cast("list[Any]", self._redis.run(ScriptCall(self._adjust, keys, arguments)))
+        found: list[Any] = self._redis.run(ScriptCall(self._adjust, keys, arguments))
+        return found
 
 
 def correction_key(organization_id: str, correction_id: str) -> str:

@@ -15,7 +15,7 @@ _ZERO_TRACE: Final = "0" * 32
 _ZERO_SPAN: Final = "0" * 16
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class TraceContext:
     """Ids of this call's span: ``trace_id`` 32 and ``span_id`` 16 lowercase hex digits."""
 
