@@ -22,6 +22,7 @@ test: $(VENV)/.tox ## lint, contracts and the test matrix (TOX_ARGS="-e py311-fa
 
 proof: $(VENV)/.tox ## the long forms of the tests that have a short form in `make test`
 	ROUTER_TEST_PROOF=1 ROUTER_TEST_PROCESSES=0 $(BIN)/tox run -e servers-locked $(TOX_ARGS)
+	$(BIN)/tox run -e servers-lowest -- -m "servers and not endurance"
 
 lint: $(VENV)/.tox ## formatter, linter and strict typing, changing nothing
 	$(BIN)/tox run -e lint

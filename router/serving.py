@@ -91,11 +91,7 @@ def configuration(settings: Settings) -> dict[str, Any]:
         "timeout": HEARTBEAT_TIMEOUT_S,
         "graceful_timeout": settings.drain_timeout_s,
         "worker_tmp_dir": str(shared_memory) if shared_memory.is_dir() else None,
-        # What a proxy may tell is read by ProxyFix (ROUTER_TRUSTED_PROXIES). gunicorn is to believe
-        # no header at all, and then need not compare addresses on each call.
         "forwarder_headers": "",
-        "secure_scheme_headers": {},
-        "forwarded_allow_ips": "*",
         "control_socket_disable": True,
         "accesslog": None,
         "errorlog": "-",

@@ -21,6 +21,16 @@ ENDURANCE_TESTS = frozenset(
         "test_drained_records.py", "test_full_disk.py", "test_spool_crash.py",
     }
 )  # fmt: skip
+# Together they use each dependency as the router does: gunicorn and gevent, Redis, Kafka, both
+# record stores, the parser of replies.
+BOUNDS_TESTS = frozenset(
+    {
+        "test_behind_nginx.py", "test_budget_service.py", "test_canary.py", "test_entry_point.py",
+        "test_limits.py", "test_limits_models.py", "test_openai_sdk.py", "test_settlement.py",
+        "test_spool_command.py", "test_store_postgres.py", "test_streaming.py", "test_usage.py",
+        "test_visibility.py",
+    }
+)  # fmt: skip
 
 # At the end of the path: `tests.fakes` is found here, `router` still where pip put it.
 if str(ROOT) not in sys.path:
@@ -55,3 +65,5 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.servers)
             if item.path.name in ENDURANCE_TESTS:
                 item.add_marker(pytest.mark.endurance)
+            if item.path.name in BOUNDS_TESTS:
+                item.add_marker(pytest.mark.bounds)

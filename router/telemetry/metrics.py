@@ -27,7 +27,7 @@ LATENCY_BUCKETS_S: Final = (
 OVERHEAD_BUCKETS_S: Final = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0)
 RATE_SOURCES: Final = ("redis", "local", "open")
 
-DECISION_BUCKETS_S: Final = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.05, 0.25, 2.0)
+DECISION_BUCKETS_S: Final = (0.0001, 0.00025, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.05, 0.25, 2.0)
 
 IdempotencyOutcome = Literal["replayed", "in_progress", "mismatch", "not_kept", "unprotected"]
 DecisionKind = Literal["rate", "budget", "joint"]

@@ -23,7 +23,7 @@ DEAD = "gpt-dead"
 """A model whose only backend is a port on which nobody listens."""
 SECOND = "gpt-second"
 """A model that the second mock backend serves, which is given little time."""
-IMPATIENT = {"connect_s": 0.5, "first_byte_s": 0.6, "idle_s": 0.6, "total_s": 1.5}
+IMPATIENT = {"connect_s": 0.5, "first_byte_s": 0.9, "idle_s": 0.9, "total_s": 1.8}
 
 HELLO = [{"role": "user", "content": "Tell me of the sea"}]
 

@@ -21,12 +21,15 @@ import pytest
 
 from tests.benchmarks.framing import MessageError
 from tests.benchmarks.load import LoadError, run_load
+from tests.benchmarks.redis import PROGRAM as REDIS
 
 ROOT = Path(__file__).resolve().parents[2]
 ROUND_FIELDS = {
     *("calls", "elapsed_s", "requests_per_s", "p50_ms", "p99_ms"),
     *("cpu_us_per_call", "others_busy"),
 }
+
+HAS_REDIS = int(REDIS is not None)
 
 pytestmark = pytest.mark.servers
 
@@ -131,10 +134,10 @@ def test_table_names_every_subject(finished: tuple[dict[str, Any], str, str]) ->
 
 
 def test_nothing_is_left_running(finished: tuple[dict[str, Any], str, str]) -> None:
-    """Backend, load generator and both subjects are gone when the run ends."""
+    """Backend, load generator, Redis and both subjects are gone when the run ends."""
     pids = started_pids(finished[2])
 
-    assert len(pids) == 4
+    assert len(pids) == 4 + HAS_REDIS
     assert [pid for pid in pids if alive(pid)] == []
 
 
@@ -154,8 +157,28 @@ def test_an_interrupted_run_leaves_nothing_running(sent: signal.Signals, status:
         process.communicate(timeout=30)
 
     assert process.returncode == status
-    assert len(started_pids(seen)) == 3
+    assert len(started_pids(seen)) == 3 + HAS_REDIS
     assert [pid for pid in started_pids(seen) if alive(pid)] == []
+
+
+@pytest.mark.skipif(REDIS is None, reason="REDIS-SERVER IS NOT INSTALLED")
+def test_decisions_are_measured_against_a_control() -> None:
+    """Each kind of decision has a line of its own, beside what the same server needs for a PING."""
+    finished = subprocess.run(
+        [sys.executable, "-m", "tests.benchmarks.decisions", "--decisions", "50"],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert finished.returncode == 0, finished.stderr
+    head, *lines = finished.stdout.splitlines()
+    assert head.split()[:4] == ["p50", "us", "p99", "us"]
+    names = [" ".join(line.split()[4:]) for line in lines]
+    assert names == ["control: PING", "rates", "rates, id, budgets"]
+    assert all(0 < float(line.split()[0]) <= float(line.split()[1]) for line in lines)
 
 
 def test_profile_shows_the_view_and_keeps_the_stacks(tmp_path: Path) -> None:

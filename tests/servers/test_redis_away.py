@@ -1,16 +1,17 @@
 """P9: Redis paused, killed, black-holed, slow, emptied and restarted under a router that serves.
 
-The load of each scenario lasts 2 s, or 15 s with ``ROUTER_TEST_PROOF=1``. On a busy machine a call
-may wait for the processor longer than for Redis, so the bounds on latency are generous here; the
-benchmark has the figures.
+The load of each scenario lasts 2 s, or 15 s with ``ROUTER_TEST_PROOF=1``. What an outage adds to a
+call is measured twice: by clients, against the same calls before it, and by the router's own
+histogram of decisions. On a machine that is busy with other tests a call may wait for the processor
+longer than for Redis, so the short form grants some slack.
 """
 
 from __future__ import annotations
 
 import os
-import statistics
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,6 +36,7 @@ from tests.servers.limited_routers import (
     statuses,
 )
 from tests.servers.router_process import wait_until
+from tests.servers.scrapes import samples
 
 pytestmark = pytest.mark.skipif(BINARY is None, reason="REDIS-SERVER IS NOT INSTALLED")
 
@@ -42,9 +44,12 @@ PROOF = bool(os.environ.get("ROUTER_TEST_PROOF"))
 LASTS_S = 15.0 if PROOF else 2.0
 CLIENTS = 4
 REDIS_TIMEOUT_S = 0.1
-SLACK_S = 0.5
+SLACK_S = 0.1 if PROOF else 0.5
 """What a call may take on a machine that is busy with other tests."""
 BACK_S = 2.0
+QUICK_S = 0.002
+QUICK_SHARE = 0.99 if PROOF else 0.9
+"""So many decisions are that quick once it is known that Redis is away."""
 RATE, BURST = 20, 20
 
 KEYS = [
@@ -90,6 +95,20 @@ def calling(limited: LimitedRouters, used: str) -> Iterator[list[Answer]]:
         stopping.set()
         for thread in threads:
             thread.join()
+
+
+def p99_s(answers: list[Answer]) -> float:
+    taken_s = sorted(answer.took_s for answer in answers)
+    return taken_s[len(taken_s) * 99 // 100]
+
+
+def decisions(limited: LimitedRouters) -> Counter[str]:
+    """How many decisions have taken at most so long; ``+Inf`` counts all of them."""
+    found: Counter[str] = Counter()
+    for (name, labels), value in samples(limited.router.metrics()).items():
+        if name == "api_router_limit_decision_seconds_bucket":
+            found[dict(labels)["le"]] += int(value)
+    return found
 
 
 def transitions(limited: LimitedRouters, state: str) -> int:
@@ -151,15 +170,18 @@ def test_redis_is_away(tmp_path: Path, outage: Outage) -> None:
     with limited_routers(tmp_path, outage.proxy.url, KEYS, workers=2, **settings) as limited:
         for used in ("plain", "metered", "paying"):
             wait_until(lambda used=used: limited.call(used).status == 200, 10.0, "it serves")  # type: ignore[misc]
+        with calling(limited, "plain") as before:
+            time.sleep(LASTS_S / 2)
         outage.begin()
         with calling(limited, "plain") as plain:
             wait_until(lambda: transitions(limited, "open") >= 2, 10.0, "both workers know")
-            known_s = time.monotonic()
+            known = decisions(limited)
             time.sleep(LASTS_S)
+            late = decisions(limited) - known
         assert set(statuses(plain)) == {200}
-        late = [answer.took_s for answer in plain if answer.began_s > known_s]
+        assert p99_s(plain) - p99_s(before) <= REDIS_TIMEOUT_S + SLACK_S
         assert max(answer.took_s for answer in plain) <= 2 * REDIS_TIMEOUT_S + SLACK_S
-        assert statistics.median(late) <= REDIS_TIMEOUT_S
+        assert late[str(QUICK_S)] >= QUICK_SHARE * late["+Inf"] > 0
 
         limited.backend.forget_requests()
         refused = limited.call("paying")
@@ -229,6 +251,7 @@ def test_redis_is_emptied(tmp_path: Path, redis: RedisServer) -> None:
         command(redis, "FLUSHALL")
         assert limited.state("counted").lost
         assert limited.call("counted").status == 200
+        wait_until(lambda: limited.state("counted").reserved == 0, 5.0, "it is settled")
         after = limited.state("counted")
         assert after.settled == before.settled // 10 * 11
         assert not after.lost

@@ -89,7 +89,7 @@ def story(stand: RouterStand) -> list[Any]:
 
 
 def test_a_service_answers_like_the_ledger(world: World, endpoint: str) -> None:
-    """Issue 4, must show 9: statuses, bodies, headers and figures are the same."""
+    """Must show 9: statuses, bodies, headers and figures are the same."""
     budgets = (budget(limit=10**9), budget("tokens", None, "total"), budget("requests", 3))
     here = story(limited(world, budgets=budgets))
     enforcement = elsewhere(world, endpoint)
