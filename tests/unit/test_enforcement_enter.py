@@ -130,22 +130,21 @@ def test_without_redis_rates_are_decided_here_and_budgets_refuse(
 
 @pytest.mark.parametrize(("reason", "waiting"), [("timeout", 1), ("breaker_open", 0)])
 def test_a_refusal_without_redis_takes_back_what_may_be_held(
-    redis: FrozenRedis, tmp_path: Path, reason: Any, waiting: int
+    desk: Desk, reason: Any, waiting: int
 ) -> None:
-    """The share is exhausted: 429; the budget, of which nobody knows, must not stay held."""
-    desk = desk_of(redis, tmp_path, budget_fallback="open")
-    redis.away = reason
+    """Redis last said that nothing is left: 429; its budget, if it is held, must not stay so."""
+    wide = replace(CALLS, limit=None)
     for _ in range(2):
-        assert isinstance(desk.enter(), Admitted)
-    assert desk.waiting == 0
+        desk.enter(windows=(wide,))
+    desk.redis.away = reason
     with pytest.raises(RefusedError):
-        desk.enter()
-    assert [decision.source for decision in desk.decisions] == ["local"] * 3
+        desk.enter(windows=(wide,), id="order")
+    assert [decision.source for decision in desk.decisions] == ["redis", "redis", "local"]
     assert desk.waiting == waiting
-    redis.away = None
+    desk.redis.away = None
     desk.enforcement._deferred.run()
     assert desk.waiting == 0
-    assert desk.held()[1] == 0
+    assert desk.held() == (0, 2)
 
 
 @pytest.mark.parametrize(("reason", "waiting"), [("timeout", 1), ("breaker_open", 0)])
