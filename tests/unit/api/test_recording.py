@@ -318,7 +318,7 @@ def test_the_event_tells_the_tokens(stand: RouterStand) -> None:
 
 # --- what a backend that failed leaves ------------------------------------------------------
 
-_OVERLOADED = b'data: {"error":{"message":"db7: overloaded by hello","type":"x"}}\n\n'
+_OVERLOADED = b'data: {"error":{"message":"host-zx7: overloaded by hello","type":"x"}}\n\n'
 _DELTA = b'data: {"choices":[{"index":0,"delta":{"content":"some"}}]}\n\n'
 _CUT = b"HTTP/1.1 200 OK\r\nContent-Type: %s\r\nContent-Length: 1000\r\n\r\n"
 _EVENTS = b"text/event-stream"
@@ -331,7 +331,7 @@ def test_a_stream_that_breaks_says_how(stand: RouterStand) -> None:
     [attempt] = stand.record["attempts"]
     assert attempt["error"] == stand.line["backend_error"] == "error event in stream"
     assert (stand.event["reason"], stand.line["code"]) == ("BACKEND_FAILED", "BACKEND_FAILED")
-    assert "db7" not in json.dumps([stand.record, stand.event, stand.line])
+    assert "host-zx7" not in json.dumps([stand.record, stand.event, stand.line])
     assert (stand.record["usage_source"], attempt["billed"]) == ("estimated", True)
     labels = {"backend": "plain", "error": "transport"}
     assert stand.metric("backend_requests_total", **labels) == 1.0
