@@ -15,7 +15,7 @@ from router.accounting.records import parse_timestamp_us
 from router.accounting.spool_format import USAGE, Position
 from router.accounting.spool_reader import SpoolReader
 from router.accounting.store import MOST_LEFT_OUT, RecordStore
-from router.accounting.store_errors import StoreUnavailable
+from router.accounting.store_errors import StoreAbsent, StoreUnavailable
 from router.accounting.store_queries import SERVED, Spend
 from router.config.settings import Settings
 from router.errors import RouterError
@@ -29,6 +29,7 @@ MOST_UNSTORED_BYTES: Final = 16 * 1024 * 1024
 """Of the spool; reading more would take longer than calls wait."""
 
 _READ_BYTES: Final = 1024 * 1024
+_TRIES: Final = 3
 _NOTHING: Final = Spend(0, 0, 0, 0)
 
 Fields = Mapping[str, Any]
@@ -129,18 +130,23 @@ def _stored(
     without: set[str],
 ) -> Spend:
     start_ms, end_ms = lost.period
-    try:
-        return store.spend(
-            organization_id,
-            lost.window.subject or None,
-            from_s=start_ms / 1000,
-            to_s=None if end_ms is None else end_ms / 1000,
-            without=without,
-        )
-    except StoreUnavailable:
-        if not (tail.may_lack_store() and store.is_new()):
-            raise
-        return _NOTHING  # a new router: nothing is recorded yet, or all of it is in the spool
+    for tries_left in reversed(range(_TRIES)):
+        try:
+            return store.spend(
+                organization_id,
+                lost.window.subject or None,
+                from_s=start_ms / 1000,
+                to_s=None if end_ms is None else end_ms / 1000,
+                without=without,
+            )
+        except StoreUnavailable as error:
+            may_lack = tail.may_lack_store()
+            if may_lack and store.is_new():
+                break  # a new router: nothing is recorded yet, or all of it is in the spool
+            # An agent that has just begun may have made it in between: then it can be asked.
+            if not tries_left or not (may_lack or isinstance(error, StoreAbsent)):
+                raise
+    return _NOTHING
 
 
 def _is_of(record: Fields, organization_id: str, lost: LostWindow) -> bool:

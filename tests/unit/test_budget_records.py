@@ -146,6 +146,30 @@ def test_a_new_router_needs_no_store(records: Records) -> None:
     assert records.sum("acme", lost()) == 3
 
 
+@pytest.mark.parametrize("ships", [False, True], ids=["made", "made, and shipped to"])
+def test_a_store_that_is_made_meanwhile_is_asked(
+    records: Records, monkeypatch: pytest.MonkeyPatch, ships: bool
+) -> None:
+    """The first calls of a new router used to get 503 when its agent began in the same moment."""
+    own = records.spooled(cost_nanos=3)
+    ask = RecordStore.spend
+    asked = []
+
+    def spend(store: RecordStore, *args: Any, **options: Any) -> Any:
+        asked.append(options)
+        try:
+            return ask(store, *args, **options)
+        finally:
+            if len(asked) == 1:
+                records.stored(own)
+                if ships:
+                    records.acknowledge()
+
+    monkeypatch.setattr(RecordStore, "spend", spend)
+    assert records.sum("acme", lost()) == 3
+    assert len(asked) == 2
+
+
 def test_who_is_no_router_needs_a_store(records: Records) -> None:
     """B3: a budget service that looks in the wrong place must not begin every window at 0."""
     ask = sum_records_of(records.queries, records.settings, may_be_new=False)
