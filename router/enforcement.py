@@ -199,7 +199,7 @@ class Enforcement:
         try:
             outcome = self._budgets.admit(request, entry, is_away=is_away, asked=asked)
         except Unavailable:
-            if request.windows or self.asks_always:
+            if request.is_limited or self.asks_always:
                 raise BudgetUnavailable from None
             raise LimitsUnavailable from None
         if isinstance(outcome, Admitted):
@@ -234,6 +234,12 @@ class Enforcement:
         except Unavailable as caught:
             error = caught
             decision = self._without_redis(organization_id, specs, request, entry, error)
+        except Exception:
+            raise
+        except BaseException:  # killed while it asked: what it may hold is nobody's
+            self._rates.forget(organization_id, specs.slots, request.lease_id)
+            self._budgets.forget(request, entry)
+            raise
         self._sources[decision.source] += 1
         try:
             decided(decision)

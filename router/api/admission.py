@@ -67,9 +67,9 @@ def reserve(scope: Scope) -> None:
     is_rated = standing.decision is not None
     try:
         request, entry = _asked(scope)
-    except errors.PriceUnknown:
+    except Exception:
         if not is_rated:
-            take_rates(scope)
+            take_rates(scope)  # whatever is wrong with it, it was a call
         raise
     if not (request.windows or entry or wired.enforcement.asks_always):
         if not is_rated:
@@ -138,10 +138,10 @@ def _asked(scope: Scope) -> tuple[Request, Entry | None]:
     amounts = NOTHING
     if windows or enforcement.asks_always:
         amounts = scope.standing.amounts = _amounts(scope, call)
-    return (
-        Request(organization.id, scope.record_id, windows, amounts, enforcement.lease_ms),
-        _entry(scope, call),
+    asked = Request(
+        organization.id, scope.record_id, windows, amounts, enforcement.lease_ms, key.id
     )
+    return asked, _entry(scope, call)
 
 
 def _conclude(scope: Scope, outcome: GateOutcome) -> None:
@@ -263,11 +263,13 @@ def _tokens_asked(call: Call, organization: Organization, key: KeyRecord) -> int
 
 def _bounded_output(call: Call) -> int | None:
     """Tokens of output that the client asks for at most."""
-    fields = call.fields
     if call.operation == "embeddings":
         return 0
-    bound = fields.get("max_completion_tokens") or fields.get("max_tokens")
-    return None if bound is None else int(bound) * _choices(call)
+    bounds = [call.fields.get("max_tokens")]
+    if call.operation == "chat":  # a backend may heed either
+        bounds.append(call.fields.get("max_completion_tokens"))
+    given = [int(bound) for bound in bounds if bound is not None]
+    return max(given) * _choices(call) if given else None
 
 
 def _choices(call: Call) -> int:

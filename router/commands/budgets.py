@@ -324,6 +324,7 @@ def _correct(
 ) -> None:
     """Written down first: a correction that is in no trail is not made."""
     from router.limits.breaker import Unavailable
+    from router.limits.budgets import WindowLost
 
     if not reason.strip():
         raise click.BadParameter("must say something", param_hint="--reason")
@@ -346,10 +347,24 @@ def _correct(
                 f"no answer ({error}): nobody knows whether it was made; the same command with"
                 f" --correction-id {made_id} makes it once"
             ) from None
+        except WindowLost:
+            raise click.ClickException(
+                f"nothing was changed: {window.name} was lost in this moment; try once more"
+            ) from None
     journal.cross(owner, done.crossings)
     if done.done_before:
         click.echo(f"correction {made_id} was made before: nothing changed")
         return
+    if (done.before, done.after) != (before, after):
+        # Calls were settled in between: the trail has what was meant, and now what was done.
+        journal.correct(
+            owner,
+            window,
+            action,
+            reason=reason,
+            correction_id=made_id,
+            settled=(done.before, done.after),
+        )
     values = [_shown(value, window) for value in (done.before, done.after)]
     click.echo(f"{window.name}: settled {values[0]} -> {values[1]} (correction {made_id})")
 

@@ -44,6 +44,13 @@ class Request:
     windows: Sequence[WindowSpec]
     amounts: Amounts
     ttl_ms: int
+    key_id: str | None = None
+    """Whose call it is: a budget service may know of budgets of this key."""
+
+    @property
+    def is_limited(self) -> bool:
+        """Whether one of its windows can refuse it."""
+        return any(window.enforced and window.limit is not None for window in self.windows)
 
 
 class Admission:

@@ -14,6 +14,9 @@ logger = logging.getLogger(__name__)
 State = Literal["closed", "open", "half_open"]
 Reason = Literal["connect", "timeout", "lost", "pool_wait", "script", "topology", "breaker_open"]
 
+NOT_SENT: Final = frozenset({"breaker_open", "connect", "pool_wait"})
+"""Reasons for which the dependency cannot have done anything that would have to be undone."""
+
 FAILURES: Final = 3
 """How many failures in a row open the breaker; one success in between starts the count again."""
 
@@ -32,6 +35,10 @@ class Unavailable(Exception):
         self.detail = detail
         self.echo = echo
         """Somebody else has met with the very same failure and counts it."""
+
+
+class Refused(Unavailable):
+    """It answered that it will never do this: to ask once more is of no use."""
 
 
 class Breaker:

@@ -15,7 +15,7 @@ from marshmallow import Schema, ValidationError
 
 from router.clock import Clock
 from router.limits import budget_contract, budget_wire
-from router.limits.breaker import Breaker, State, Unavailable
+from router.limits.breaker import Breaker, Refused, State, Unavailable
 from router.limits.budget_plain import plain_amounts, plain_reservation, plain_windows
 from router.limits.budget_session import NAME, BudgetSession
 from router.limits.budget_wire import Check
@@ -40,6 +40,8 @@ ASK_AGAIN_S: Final = 60.0
 """For how long a service that only checks is not asked whether it reserves by now."""
 
 _CANNOT: Final = frozenset({404, 405, 501})
+_NOT_NOW: Final = frozenset({401, 403, 408, 425, 429})
+"""Refusals that another try may not meet with."""
 
 _CHECK: Final = budget_wire.CheckReply()
 _RESERVED: Final = budget_wire.ReserveReply()
@@ -204,7 +206,11 @@ class BudgetClient:
 
     def _useless(self, status: int, what: str = "") -> Unavailable:
         """An answer that is none. That a question was refused (4xx) says nothing about others."""
-        error = Unavailable(NAME, "lost", f"answered {status} {what}".strip())
+        detail = f"answered {status} {what}".strip()
+        if status in _NOT_NOW or not 400 <= status < 500:
+            error = Unavailable(NAME, "lost", detail)
+        else:
+            error = Refused(NAME, "lost", detail)
         if 400 <= status < 500:
             self.breaker.succeeded()
         else:

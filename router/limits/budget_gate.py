@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Final, Literal, Protocol
 
 from router.limits.admission import AdmitOutcome, Request
-from router.limits.breaker import Breaker, Unavailable
+from router.limits.breaker import NOT_SENT, Breaker, Unavailable
 from router.limits.budgets import (
     NOTHING,
     Amounts,
@@ -35,9 +35,6 @@ from router.limits.upkeep import Upkeep
 
 WhenAway = Literal["closed", "open"]
 
-NOT_SENT: Final = frozenset({"breaker_open", "connect", "pool_wait"})
-"""Reasons for which Redis cannot have done anything that would have to be undone."""
-
 PATIENCE_S: Final = 2.0
 _TRIES: Final = 3
 
@@ -59,6 +56,8 @@ class Admitted:
     unprotected: bool = False
     """Redis gave no answer and the call was let through: without its budget, without replay
     protection, or without both."""
+    is_late: bool = False
+    """It has waited for Redis in vain: what there is to tell at its end is told later."""
 
 
 class Admitting(Protocol):
@@ -86,7 +85,8 @@ GateOutcome = Admitted | Denied | InFlight | Replay | NotKept | Mismatch
 
 class BudgetGate:
     """Admits calls and ends them. Redis away: ``closed`` admits nothing that has a budget,
-    ``open`` admits all and charges later. A call without a budget only loses replay protection,
+    ``open`` admits all and charges later. A call without a budget, or with one that is in shadow or
+    has no limit, is charged later too, and only loses replay protection,
     unless ``entries_when_away`` is ``closed``: then a call with an id is not admitted either.
 
     With ``asks_always`` there may be budgets that the router does not know of, at a service.
@@ -141,7 +141,7 @@ class BudgetGate:
         claimed = False
         for _ in range(_TRIES):
             try:
-                outcome = asked() if asked else self._admission.admit(request, entry)
+                outcome = asked() if asked else self._ask(request, entry)
                 asked = None
                 if isinstance(outcome, NeedsRebuild):
                     claimed = entry is not None
@@ -152,7 +152,9 @@ class BudgetGate:
             if isinstance(outcome, (Reservation, Denied)) and outcome.dropped:
                 self._on_unresolved(request.organization_id, outcome.dropped)
             if isinstance(outcome, Reservation):
-                return Admitted(outcome, entry)
+                unclaimed = outcome.unclaimed
+                owned = None if unclaimed in NOT_SENT else entry
+                return Admitted(outcome, owned, unprotected=unclaimed is not None)
             if not isinstance(outcome, Closed):
                 return outcome
             break
@@ -170,16 +172,19 @@ class BudgetGate:
         """Charge ``amounts`` and keep ``reply`` for duplicates; without one, the id is free again.
         Redis away: later, and then duplicates learn only that the call was done. A call that Redis
         gave no answer at its beginning does not wait for it once more."""
-        if not admitted.unprotected:
-            try:
-                self._end(admitted, amounts, reply)
-                return
-            except Unavailable:
-                pass
-        elif admitted.entry is None and not admitted.reservation.windows:
+        if admitted.is_late and admitted.entry is None and not admitted.reservation.windows:
             return
         kept = None if reply is None else NotKept()
-        self._deferred.later(lambda: self._end(admitted, amounts, kept))
+        told = False
+        try:
+            if not admitted.is_late:
+                self._end(admitted, amounts, reply)
+                told = True
+        except Unavailable:
+            pass
+        finally:  # a killed greenlet, too, owes what its call has used
+            if not told:
+                self._deferred.later(lambda: self._end(admitted, amounts, kept))
 
     def release(self, admitted: Admitted) -> None:
         """Charge nothing and free the id."""
@@ -198,10 +203,27 @@ class BudgetGate:
         was_sent = claimed or error.reason not in NOT_SENT
         if self._may_pass(request, entry, error):
             # An id that cannot have been claimed needs no end. There may be a lot of them.
-            return Admitted(reservation, entry if was_sent else None, unprotected=True)
+            owned = entry if was_sent else None
+            return Admitted(reservation, owned, unprotected=True, is_late=True)
         if not isinstance(error, NotProtected):
             self._undo(error, reservation, entry, claimed=claimed)
         raise error
+
+    def _ask(self, request: Request, entry: Entry | None) -> AdmitOutcome:
+        try:
+            return self._admission.admit(request, entry)
+        except Exception:
+            raise
+        except BaseException:
+            self.forget(request, entry)
+            raise
+
+    def forget(self, request: Request, entry: Entry | None) -> None:
+        """Whoever asked was killed meanwhile: what it may hold is given back."""
+        presumed = Reservation(request.lease_id, request.organization_id, ())
+        if self._presume is not None and request.windows:
+            presumed = self._presume(request)
+        self._deferred.later(lambda: self._admission.undo(presumed, entry))
 
     def _presumed(self, request: Request, error: Unavailable) -> Reservation:
         if isinstance(error, NotReserved):
@@ -225,7 +247,7 @@ class BudgetGate:
             # Budgets elsewhere: then it is only Redis that knows of the id.
             if not self._asks_always or isinstance(error, NotProtected):
                 return False
-        has_budget = bool(request.windows) or self._asks_always
+        has_budget = request.is_limited or self._asks_always
         return not has_budget or self._when_away == "open"
 
     def _rebuild(self, organization_id: str, windows: tuple[WindowSpec, ...]) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Final, Literal
 from zoneinfo import ZoneInfo
 
-from router.limits.breaker import Unavailable
+from router.limits.breaker import Reason, Unavailable
 from router.limits.keys import quoted
 from router.limits.periods import Period, PeriodKind
 
@@ -128,6 +128,8 @@ class Reservation:
     """Leases of calls that never ended, which expired and were found by this reservation."""
     shadow_denied: tuple[WindowState, ...] = ()
     """Windows that would have refused, had they been enforced."""
+    unclaimed: Reason | None = None
+    """Why the call's id is not claimed, where it has one and goes on all the same."""
 
 
 @dataclass(frozen=True, slots=True)

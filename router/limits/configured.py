@@ -157,6 +157,8 @@ def _rules(
 
 def _rule(budget: Budget, rule: ReservationRule) -> ReservationRule:
     held = budget.reservation
+    if budget.shadow:  # it refuses nothing, an unknown price neither
+        rule = replace(rule, refuse_unknown_price=False)
     if held is None:
         return rule
     cap = held.cap

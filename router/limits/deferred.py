@@ -1,4 +1,4 @@
-"""What Redis has to be told once it is back: settlements, releases, ids that are free again."""
+"""What Redis or a budget service has to be told once it is back: settlements, freed ids …"""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final
 
-from router.limits.breaker import Unavailable
+from router.limits.breaker import Refused, Unavailable
 
 logger = logging.getLogger(__name__)
 
 MAX_WAITING: Final = 20_000
+MOST_FAILURES: Final = 3
+"""In one run; as many open a breaker, and while one is open a failure costs next to nothing."""
 
 Work = Callable[[], None]
 """Tells Redis something, raises :class:`Unavailable` if it cannot. It may have told it all the
@@ -19,7 +21,7 @@ same, so it must do no harm to tell it twice."""
 
 
 class Deferred:
-    """Work that waits for Redis, in this worker's memory, in order, bounded.
+    """Work that waits for Redis or a budget service, in this worker's memory, bounded.
 
     What does not fit, and what a killed worker held, is not lost for ever: leases end by
     themselves, and what was spent is in the record store, from which a window can be rebuilt.
@@ -30,7 +32,7 @@ class Deferred:
         self._waiting: deque[Work] = deque()
         self._running = False
         self.dropped = 0
-        """How much did not fit, since the worker began."""
+        """How much did not fit, or was refused, since the worker began."""
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -52,30 +54,44 @@ class Deferred:
             self.later(work)
 
     def run(self) -> int:
-        """Do what waits until Redis fails again; returns how much was done. Raises nothing.
+        """Do what waits, each once, until it has failed often; returns how much was done. Raises
+        nothing. What failed waits behind the rest: it may be another dependency that is away.
 
         For whoever comes by about once a second, and once more before the worker ends.
         """
         if self._running:
             return 0
         self._running = True
-        done = 0
+        done = failed = 0
         try:
-            while self._waiting and self._is_done(self._waiting[0]):
-                done += 1
+            for _ in range(len(self._waiting)):
+                if not self._waiting or failed == MOST_FAILURES:
+                    break
+                work = self._waiting.popleft()
+                if self._is_done(work):
+                    done += 1
+                else:
+                    failed += 1
         finally:
             self._running = False
         return done
 
     def _is_done(self, work: Work) -> bool:
+        done = False
         try:
             work()
+            done = True
+        except Refused as error:
+            # It would be refused for ever.
+            self.dropped += 1
+            done = True
+            logger.error("deferred work was refused: %s", error)
         except Unavailable:
-            return False
+            pass
         except Exception:
-            # It would fail for ever, and nothing behind it would ever be done.
+            done = True
             logger.exception("deferred work failed")
-        # Another call may have dropped it meanwhile, being the oldest.
-        if self._waiting and self._waiting[0] is work:
-            self._waiting.popleft()
-        return True
+        finally:  # a killed greenlet does not take it along
+            if not done:
+                self._waiting.append(work)
+        return done

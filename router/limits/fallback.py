@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-from router.limits.breaker import Unavailable
+from router.limits.breaker import NOT_SENT, Unavailable
 from router.limits.bucket import RateLimiter, RatePlan
 from router.limits.deferred import Deferred
 from router.limits.local import LocalLimiter
@@ -50,6 +50,11 @@ class RateGate:
             decision = self._limiter.take(organization_id, buckets, slots, lease_id=lease_id)
         except Unavailable as error:
             return self.unanswered(error, organization_id, buckets, slots, lease_id=lease_id)
+        except Exception:
+            raise
+        except BaseException:
+            self.forget(organization_id, slots, lease_id)
+            raise
         self._local.observe(organization_id, buckets, decision)
         return decision
 
@@ -85,12 +90,27 @@ class RateGate:
         *,
         lease_id: str = "",
     ) -> RateDecision:
-        """The decision without Redis; raises ``error`` where none is to be taken without it."""
-        if self._when_away == "closed":
-            raise error
+        """The decision without Redis; raises ``error`` where none is to be taken without it.
+
+        Redis may have given the call its slots all the same. Where nobody will give them back at
+        the call's end, that is done as soon as Redis is there.
+        """
+        decision = None
         if self._when_away == "open":
-            return decide((), "open")
-        return self._local.take(organization_id, buckets, slots, lease_id=lease_id)
+            decision = decide((), "open")
+        elif self._when_away == "local":
+            decision = self._local.take(organization_id, buckets, slots, lease_id=lease_id)
+        gives_back = decision is not None and decision.allowed and decision.source == "local"
+        if not gives_back and error.reason not in NOT_SENT:
+            self.forget(organization_id, slots, lease_id)
+        if decision is None:
+            raise error
+        return decision
+
+    def forget(self, organization_id: str, slots: Sequence[SlotSpec], lease_id: str) -> None:
+        """Have the slots given back that a call may hold of which nobody knows."""
+        if any(slot.limit is not None for slot in slots):
+            self._deferred.later(lambda: self._limiter.release(organization_id, slots, lease_id))
 
     def peek(
         self, organization_id: str, buckets: Sequence[BucketSpec], slots: Sequence[SlotSpec] = ()
@@ -114,6 +134,7 @@ class RateGate:
         slots are given back later."""
         try:
             self._limiter.finish(organization_id, corrections, slots, lease_id=lease_id)
+            self._local.finish(organization_id, (), slots, lease_id=lease_id)
         except Unavailable:
             self._local.finish(organization_id, corrections, slots, lease_id=lease_id)
             if slots:

@@ -20,6 +20,9 @@ MOST: Final = 16
 """Questions in one exchange. Redis works on one bunch while the next is being made, and answers in
 order, so that each waits for all before it: with more of them the worker would stand idle."""
 
+FRESH: Final = 0.9
+"""Of the time for an exchange; a second hop has less left."""
+
 LARGE_BYTES: Final = 16 * 1024
 """A question above this size goes alone: the others need not wait until it is transferred."""
 
@@ -49,8 +52,9 @@ class Gathering:
     hears as such, the others as ``echo``, so that it counts once.
     """
 
-    def __init__(self, pool: Exchanger) -> None:
+    def __init__(self, pool: Exchanger, *, timeout_s: float) -> None:
         self._pool = pool
+        self._timeout_s = timeout_s
         self._open_bunch: list[_Question] | None = None
 
     @property
@@ -65,10 +69,11 @@ class Gathering:
 
     def exchange(self, commands: bytes, count: int, deadline_s: float) -> list[object]:
         """As :meth:`router.limits.pool.Pool.exchange`. The time in which others may join does not
-        count: it is our own, not Redis'."""
-        if len(commands) > LARGE_BYTES:
+        count: it is our own, not Redis'. Who has less time left than the others goes alone."""
+        is_late = deadline_s - time.monotonic() < self._timeout_s * FRESH
+        if is_late or len(commands) > LARGE_BYTES:
             return self._pool.exchange(commands, count, deadline_s)
-        question = _Question(commands, count, deadline_s - time.monotonic())
+        question = _Question(commands, count)
         bunch = self._open_bunch
         if bunch is None:
             bunch = self._open_bunch = [question]
@@ -99,7 +104,7 @@ class Gathering:
         """The replies to ``own``, once all others have theirs on the way."""
         others = [question for question in bunch if question is not own]
         count = sum([question.count for question in bunch])
-        deadline_s = time.monotonic() + min([question.left_s for question in bunch])
+        deadline_s = time.monotonic() + self._timeout_s
         failure: Unavailable | None = Unavailable("redis", "lost", "its exchange was ended")
         try:
             commands = b"".join([question.commands for question in bunch])
@@ -125,12 +130,11 @@ class Gathering:
 class _Question:
     """What one greenlet asks, and what it waits on."""
 
-    __slots__ = ("commands", "count", "left_s", "waiter")
+    __slots__ = ("commands", "count", "waiter")
 
-    def __init__(self, commands: bytes, count: int, left_s: float) -> None:
+    def __init__(self, commands: bytes, count: int) -> None:
         self.commands = commands
         self.count = count
-        self.left_s = left_s
         self.waiter = Waiter()
 
     def answer(self) -> list[object]:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import replace
 from typing import Literal
 
 from router.limits.admission import AdmitOutcome, Request
-from router.limits.breaker import Unavailable
+from router.limits.breaker import NOT_SENT, Reason, Unavailable
 from router.limits.bucket import Runner
 from router.limits.budget_client import BudgetClient
-from router.limits.budget_gate import NOT_SENT
 from router.limits.budgets import NOTHING, Amounts, NotReserved, Reservation, Settlement
 from router.limits.deferred import Deferred
 from router.limits.idempotency import Entry, Idempotency, New, NotKept, NotProtected
@@ -19,7 +18,7 @@ class RemoteAdmission:
     """What :class:`router.limits.admission.Admission` is, in two exchanges instead of one.
 
     The id is claimed in Redis first, then the service is asked. Redis away: the call goes on
-    without protection against duplicates, which ``on_unprotected`` hears of, or with
+    without protection against duplicates, which its reservation tells (``unclaimed``), or with
     ``entries_when_away`` ``closed`` it does not.
     """
 
@@ -31,14 +30,12 @@ class RemoteAdmission:
         deferred: Deferred,
         *,
         entries_when_away: Literal["closed", "open"] = "open",
-        on_unprotected: Callable[[], None] = lambda: None,
     ) -> None:
         self._client = client
         self._redis = redis
         self._idempotency = idempotency
         self._deferred = deferred
         self._entries_when_away = entries_when_away
-        self._on_unprotected = on_unprotected
 
     def admit(self, request: Request, entry: Entry | None) -> AdmitOutcome:
         """The reservation, or what stands against it. ``entry.owner`` is the request's lease id.
@@ -46,6 +43,7 @@ class RemoteAdmission:
         Raises :class:`NotReserved` when nobody knows what the service has done, the id free again,
         and :class:`NotProtected`.
         """
+        unclaimed: Reason | None = None
         if entry is not None:
             try:
                 claim = self._idempotency.begin(entry, lease_ms=request.ttl_ms)
@@ -54,7 +52,7 @@ class RemoteAdmission:
                     if error.reason not in NOT_SENT:  # it may have been claimed all the same
                         self._deferred.later(lambda: self._tell(entry, None))
                     raise NotProtected(error.name, error.reason, error.detail) from error
-                self._on_unprotected()
+                unclaimed = error.reason
             else:
                 if not isinstance(claim, New):
                     return claim
@@ -65,13 +63,14 @@ class RemoteAdmission:
                 request.windows,
                 request.amounts,
                 ttl_ms=request.ttl_ms,
-                key_id=_key_of(request),
+                key_id=request.key_id,
             )
         except NotReserved:
-            self._finish(entry, None)
+            self._free(entry, unclaimed)
             raise
-        if not isinstance(outcome, Reservation):
-            self._finish(entry, None)
+        if isinstance(outcome, Reservation):
+            return replace(outcome, unclaimed=unclaimed)
+        self._free(entry, unclaimed)
         return outcome
 
     def end(
@@ -94,6 +93,10 @@ class RemoteAdmission:
         self._finish(entry, None)
         self._client.settle(reservation, NOTHING)
 
+    def _free(self, entry: Entry | None, unclaimed: Reason | None) -> None:
+        if unclaimed not in NOT_SENT:  # else there is nothing that could be freed
+            self._finish(entry, None)
+
     def _finish(self, entry: Entry | None, reply: bytes | NotKept | None) -> None:
         if entry is None:
             return
@@ -106,8 +109,3 @@ class RemoteAdmission:
 
     def _tell(self, entry: Entry, reply: bytes | NotKept | None) -> None:
         self._redis.run(self._idempotency.plan_end(entry, reply))
-
-
-def _key_of(request: Request) -> str | None:
-    """The caller's key, where one of its budgets names it."""
-    return next((spec.subject for spec in request.windows if spec.scope == "key"), None)

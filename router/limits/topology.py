@@ -266,7 +266,8 @@ class Cluster:
                 until_s = min(deadline_s, time.monotonic() + share_s)
                 [reply] = node.pool.exchange(_CLUSTER_SLOTS, 1, until_s)
             except Unavailable as error:
-                node.breaker.failed(error.reason, error.detail)
+                if not error.echo:
+                    node.breaker.failed(error.reason, error.detail)
                 continue
             if isinstance(reply, list):
                 self._learn(reply, address[0])
@@ -326,7 +327,7 @@ def _tcp(address: HostPort, options: ConnectionOptions, resolve: Resolve) -> Con
 
 def _pool(connect: Connect, options: ConnectionOptions) -> Exchanger:
     pool = Pool(connect, timeout_s=options.timeout_s, max_connections=options.max_connections)
-    return Gathering(pool) if options.gather else pool
+    return Gathering(pool, timeout_s=options.timeout_s) if options.gather else pool
 
 
 def _probe(key: str) -> bytes:

@@ -273,7 +273,7 @@ class Metrics:
         )
         self._deferred_dropped = Counter(
             "api_router_limits_deferred_dropped_total",
-            "What it will never be told: too much waited.",
+            "What it will never be told: too much waited, or it was refused.",
             (),
             registry=registry,
         )

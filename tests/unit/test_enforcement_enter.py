@@ -160,6 +160,48 @@ def test_closed_rates_admit_nothing(
     assert desk.waiting == waiting
 
 
+class Killed(BaseException):
+    """What the end of a worker throws at whatever runs."""
+
+
+def killing(redis: FrozenRedis, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Redis does as it is told, and whoever has told it is gone."""
+    run_all = redis.run_all
+
+    def run_and_die(calls: Any) -> Any:
+        run_all(calls)
+        raise Killed
+
+    monkeypatch.setattr(redis, "run_all", run_and_die)
+
+
+def test_a_call_killed_while_it_enters_leaves_nothing_held(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """B5: the worker ends; what Redis did for the call is undone, its id is free."""
+    with monkeypatch.context() as patched:
+        killing(desk.redis, patched)
+        with pytest.raises(Killed):
+            desk.enter(id="order")
+    desk.enforcement._deferred.run()
+    assert desk.held() == (0, 0)
+    assert isinstance(desk.enter(id="order"), Admitted)
+
+
+def test_a_call_killed_while_it_is_settled_is_charged(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """D5: it was served; told once more it is charged once."""
+    outcome = desk.enter()
+    with monkeypatch.context() as patched:
+        killing(desk.redis, patched)
+        with pytest.raises(Killed):
+            desk.enforcement.settle(outcome, Amounts(0, 0))
+    assert desk.waiting == 1
+    desk.enforcement._deferred.run()
+    assert desk.held() == (1, 0)
+
+
 def test_after_an_outage_redis_is_told_first(desk: Desk) -> None:
     """What was decided here is charged before anything is asked, and then it is one exchange."""
     desk.redis.away = "breaker_open"

@@ -285,7 +285,7 @@ def ask(stand: RouterStand, method: str, path: str) -> Reply:
 
 
 def test_every_route_that_reaches_a_backend_has_a_budget(world: World) -> None:
-    """B14, issue 4 must show 7: found out by asking each of them, not from a list."""
+    """B14, Must show 7: found out by asking each of them, not from a list."""
     gateway = CountingGateway(world)
     stand = limited(world, parts={"gateway": gateway})
     reaching = []

@@ -12,7 +12,9 @@ from werkzeug.serving import WSGIRequestHandler, make_server
 
 from router.budget_service import create_app
 from router.enforcement import Enforcement, build_enforcement
+from router.limits.breaker import Unavailable
 from router.limits.budget_book import BudgetBook
+from router.limits.budget_client import BudgetClient
 from router.limits.budgets import WindowSpec
 from router.limits.ledger import Ledger
 from router.limits.upkeep import Upkeep
@@ -52,7 +54,7 @@ def endpoint(world: World) -> Iterator[str]:
     server.server_close()
 
 
-def elsewhere(world: World, endpoint: str, **settings: Any) -> Enforcement:
+def elsewhere(world: World, endpoint: str, *, redis: Any = None, **settings: Any) -> Enforcement:
     changed = replace(
         world.settings,
         budget_service_endpoint=endpoint,
@@ -61,7 +63,7 @@ def elsewhere(world: World, endpoint: str, **settings: Any) -> Enforcement:
         **settings,
     )
     return build_enforcement(
-        changed, lambda _organization_id, _lost: 0, clock=world.clock, runner=world.redis
+        changed, lambda _organization_id, _lost: 0, clock=world.clock, runner=redis or world.redis
     )
 
 
@@ -108,6 +110,47 @@ def test_a_service_has_budgets_of_its_own(world: World, endpoint: str) -> None:
     assert [stand.chat().status, stand.chat().status] == [200, 402]
     [shown] = stand.call("GET", "/v1/limits").json["budgets"]
     assert (shown["name"], shown["settled"], shown["remaining"]) == (OWN.name, 1, 0)
+    enforcement.close(stand.services.recorder)
+
+
+def test_a_service_hears_whose_call_it_is(
+    world: World, endpoint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the router knows of no budget: it used to hear of the organization alone, and
+    what only it knew of a key was never enforced."""
+    enforcement = elsewhere(world, endpoint)
+    asked = []
+    reserve = BudgetClient.reserve
+
+    def heard(client: BudgetClient, *args: Any, **options: Any) -> Any:
+        asked.append(options["key_id"])
+        return reserve(client, *args, **options)
+
+    monkeypatch.setattr(BudgetClient, "reserve", heard)
+    stand = limited(world, parts={"enforcement": enforcement})
+    stand.chat()
+    assert asked == ["key-main"]
+    enforcement.close(stand.services.recorder)
+
+
+@pytest.mark.parametrize("reason", ["timeout", "breaker_open"])
+def test_a_service_without_redis_protects_no_ids(world: World, endpoint: str, reason: Any) -> None:
+    """Counted; and what was never sent to Redis is not told to it later either: in a long outage
+    that would push settlements out."""
+
+    class Away:
+        is_away = False
+
+        def run(self, _call: Any) -> Any:
+            raise Unavailable("redis", reason)
+
+        run_all = run
+
+    enforcement = elsewhere(world, endpoint, redis=Away())
+    stand = limited(world, parts={"enforcement": enforcement})
+    assert stand.inference().status == 200
+    assert stand.metric("idempotency_total", outcome="unprotected") == 1
+    assert enforcement.figures().deferred == (1 if reason == "timeout" else 0)
     enforcement.close(stand.services.recorder)
 
 

@@ -17,6 +17,7 @@ from router.accounting.spool_format import AUDIT, USAGE
 from router.accounting.spool_reader import SpoolReader
 from router.cli import cli
 from router.clock import Clock
+from router.commands import budgets
 from router.config.loader import load_plain
 from router.config.settings import Settings
 from router.config.state import StateWriter
@@ -214,6 +215,43 @@ def test_a_correction_counts_once(run: Run, ledger: Ledger, tmp_path: Path) -> N
     assert len(events(tmp_path)) == 1
     succeeded(run(*once[:-1], "c2"))
     assert settled(ledger) == 2 * 10**9
+
+
+def test_calls_settled_in_between_are_in_the_trail(
+    run: Run, ledger: Ledger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """B10: the trail has what was meant and, where it differs, what was done."""
+    spend(ledger, "a", Amounts(10, 1))
+    correct = budgets._Desk.correct
+
+    def late(desk: Any, *args: Any, **options: Any) -> Any:
+        spend(ledger, "b", Amounts(2, 1))
+        return correct(desk, *args, **options)
+
+    monkeypatch.setattr(budgets._Desk, "correct", late)
+    succeeded(run("adjust", "acme", "spend", "--amount=-0.000000005", "--reason", "r"))
+    found = [(event["before"], event["after"]) for event in events(tmp_path)]
+    assert found == [
+        ({"settled": 10}, {"settled": 5}),
+        ({"settled": 12}, {"settled": 7}),
+    ]
+    assert settled(ledger) == 7
+
+
+def test_a_window_that_is_lost_meanwhile_is_a_line(
+    run: Run, ledger: Ledger, client: RedisClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is changed, and it says so."""
+    spend(ledger, "a", Amounts(10, 1))
+    correct = budgets._Desk.correct
+
+    def late(desk: Any, *args: Any, **options: Any) -> Any:
+        client.command("FLUSHALL")
+        return correct(desk, *args, **options)
+
+    monkeypatch.setattr(budgets._Desk, "correct", late)
+    text = refused(run("adjust", "acme", "spend", "--amount", "1", "--reason", "r"))
+    assert "nothing was changed" in text
 
 
 def test_a_reset_begins_the_period_again(run: Run, ledger: Ledger, tmp_path: Path) -> None:

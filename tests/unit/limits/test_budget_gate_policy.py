@@ -149,7 +149,8 @@ def test_who_has_waited_in_vain_does_not_wait_again(budgets: WhenAway) -> None:
     )
     request = Request("acme", "a", (SPEND,), NOTHING, 1000)
     if budgets == "open":
-        assert gate.admit(request, ENTRY, is_away=True) == Admitted(held, None, unprotected=True)
+        expected = Admitted(held, None, unprotected=True, is_late=True)
+        assert gate.admit(request, ENTRY, is_away=True) == expected
     else:
         with pytest.raises(Unavailable, match="breaker_open"):
             gate.admit(request, ENTRY, is_away=True)

@@ -361,7 +361,8 @@ def test_a_lost_settlement_is_made_up_for_once(service: Service, stand: Any) -> 
 
 
 def test_without_redis_ids_are_not_protected_but_budgets_hold(service: Service, stand: Any) -> None:
-    """The idempotency store is away and the service is not: counted, and the id done with later."""
+    """The idempotency store is away and the service is not: its reservation tells, and an id that
+    may have been claimed is done with later."""
     stand.upkeep().rebuild("acme", WINDOWS, lambda _lost: 0)
 
     class Away:
@@ -373,19 +374,18 @@ def test_without_redis_ids_are_not_protected_but_budgets_hold(service: Service, 
                 raise Unavailable("redis", "connect")
             return stand.run(call)
 
-    redis, deferred, counted = Away(), Deferred(), []
+    redis, deferred = Away(), Deferred()
     admission = RemoteAdmission(
         service.client,
         redis,  # type: ignore[arg-type]
         Idempotency(redis),  # type: ignore[arg-type]
         deferred,
-        on_unprotected=lambda: counted.append(1),
     )
     entry = Entry("acme", "o", b"body", "a")
     request = Request("acme", "a", WINDOWS, Amounts(100, 5), TTL_MS)
     held = admission.admit(request, entry)
     assert isinstance(held, Reservation)
-    assert counted == [1]
+    assert held.unclaimed == "connect"
     assert admission.end(held, Amounts(30, 5), entry, b"reply").booked
     assert len(deferred) == 1
     redis.works = True

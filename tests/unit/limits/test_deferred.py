@@ -6,8 +6,8 @@ import logging
 
 import pytest
 
-from router.limits.breaker import Unavailable
-from router.limits.deferred import Deferred, Work
+from router.limits.breaker import Refused, Unavailable
+from router.limits.deferred import MOST_FAILURES, Deferred, Work
 
 
 class Log:
@@ -99,5 +99,72 @@ def test_what_is_dropped_while_it_is_done_is_not_taken_for_the_next() -> None:
     log, deferred = Log(), Deferred(max_waiting=1)
     log.away = False
     deferred.later(lambda: deferred.later(log.work(2)))
-    assert deferred.run() == 2
+    assert deferred.run() == 1
+    assert deferred.run() == 1
     assert log.told == [2]
+
+
+def test_one_dependency_does_not_wait_for_another() -> None:
+    """What fails goes behind the rest; it used to hold up everything, for as long as it failed."""
+    away, here, deferred = Log(), Log(), Deferred()
+    here.away = False
+    for number in range(2):
+        deferred.later(away.work(number))
+    for number in range(2, 5):
+        deferred.later(here.work(number))
+    assert deferred.run() == 3
+    assert here.told == [2, 3, 4]
+    away.away = False
+    assert deferred.run() == 2
+    assert away.told == [0, 1]
+
+
+def test_an_outage_costs_no_more_than_it_takes_to_see_it() -> None:
+    """However much waits: each failure may have taken a whole timeout."""
+    log, deferred = Log(), Deferred()
+    tried: list[int] = []
+
+    def work(number: int) -> Work:
+        def tell() -> None:
+            tried.append(number)
+            log.work(number)()
+
+        return tell
+
+    for number in range(10):
+        deferred.later(work(number))
+    assert deferred.run() == 0
+    assert tried == list(range(MOST_FAILURES))
+    assert len(deferred) == 10
+
+
+def test_what_is_refused_is_given_up(caplog: pytest.LogCaptureFixture) -> None:
+    """A service that will never book it is not asked for ever; the log and a metric tell."""
+    log, deferred = Log(), Deferred()
+    log.away = False
+
+    def refused() -> None:
+        raise Refused("budget service", "lost", "answered 422")
+
+    deferred.later(refused)
+    deferred.later(log.work(1))
+    assert deferred.run() == 2
+    assert (log.told, len(deferred), deferred.dropped) == ([1], 0, 1)
+    assert "answered 422" in caplog.text
+
+
+def test_a_killed_greenlet_takes_nothing_along() -> None:
+    """The worker ends while something is told: it is told once more at the very end."""
+    deferred = Deferred()
+    told: list[int] = []
+
+    def killed() -> None:
+        if not told:
+            told.append(1)
+            raise SystemExit
+
+    deferred.later(killed)
+    with pytest.raises(SystemExit):
+        deferred.run()
+    assert len(deferred) == 1
+    assert deferred.run() == 1

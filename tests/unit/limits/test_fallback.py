@@ -154,3 +154,58 @@ def test_estimates_are_corrected_here_or_there(subject: Fixture) -> None:
     # Half of the 19 that Redis named when it last decided, less the correction.
     assert subject.admitted(20) == 6
     assert len(subject.deferred) == 0
+
+
+HELD = [SlotSpec("org-concurrent", (), 8)]
+
+
+@pytest.mark.parametrize("when_away", ["open", "closed", "local"])
+def test_slots_that_redis_gave_unheard_are_given_back(stand: Any, when_away: WhenAway) -> None:
+    """R8: it was late, and has done it all the same. They used to be held for a whole lease."""
+    subject = Fixture(stand, when_away)
+    if when_away == "local":  # nothing is left, so the share refuses
+        subject.admitted(20)
+    subject.redis.failing = subject.redis.executes = True
+    try:
+        decision = subject.gate.take("acme", [ORG], HELD, lease_id="a")
+        assert decision.source == when_away
+        assert decision.allowed is (when_away == "open")
+    except Unavailable:
+        assert when_away == "closed"
+    subject.redis.failing = False
+    subject.deferred.run()
+    [status] = subject.limiter.peek("acme", [], HELD).statuses
+    assert status.remaining == 8
+    assert len(subject.deferred) == 0
+
+
+def test_a_call_killed_while_it_asks_gives_its_slots_back(stand: Any) -> None:
+    """The end of a worker interrupts it anywhere."""
+    subject = Fixture(stand)
+
+    class Killed(BaseException):
+        pass
+
+    def killed(call: Any) -> object:
+        stand.run(call)
+        raise Killed
+
+    run, subject.redis.run = subject.redis.run, killed  # type: ignore[method-assign]
+    with pytest.raises(Killed):
+        subject.gate.take("acme", [ORG], HELD, lease_id="a")
+    subject.redis.run = run  # type: ignore[method-assign]
+    subject.deferred.run()
+    [status] = subject.limiter.peek("acme", [], HELD).statuses
+    assert status.remaining == 8
+
+
+def test_a_slot_held_here_is_free_here_too_when_redis_is_back(stand: Any) -> None:
+    """The call began without Redis and ends with it; the next outage finds nothing held."""
+    subject = Fixture(stand, workers=8)
+    subject.redis.failing = True
+    assert subject.gate.take("acme", [], HELD, lease_id="a").allowed
+    assert not subject.gate.take("acme", [], HELD, lease_id="b").allowed
+    subject.redis.failing = False
+    subject.gate.finish("acme", [], HELD, lease_id="a")
+    subject.redis.failing = True
+    assert subject.gate.take("acme", [], HELD, lease_id="b").allowed
