@@ -19,9 +19,10 @@ class PriceUnknown(Exception):
 
 @dataclass(frozen=True, slots=True)
 class ReservationRule:
-    """``worst_case`` holds what the call may use at most, as far as that is known before. ``capped``
-    holds no more than the cap, ``floor`` the floor whatever is asked for: more calls run at once,
-    and a budget can be overspent by what they use above what was held, all of them together.
+    """``worst_case`` holds what the call may use at most, as far as that is known before.
+    ``capped`` holds no more than the cap, ``floor`` the floor whatever is asked for: more calls run
+    at once, and a budget can be overspent by what they use above what was held, all of them
+    together.
 
     A floor is held for every call that is not free.
     """
