@@ -11,13 +11,14 @@ import pytest
 
 from router.clock import FrozenClock
 from router.config.settings import Settings, SettingsError
-from router.enforcement import MAX_NOTICES, Enforcement, Notices, build_enforcement
+from router.enforcement import Enforcement, build_enforcement
 from router.errors import BudgetUnavailable, LimitsUnavailable, RecordsUnavailable
 from router.limits.admission import Request
 from router.limits.breaker import Unavailable
 from router.limits.budgets import NOTHING, Crossing, WindowSpec
 from router.limits.configured import RateSpecs
 from router.limits.rates import BucketSpec
+from router.notices import MAX_NOTICES, Notices
 
 SPEND = WindowSpec("spend", "usd", "daily", 1000, scope="key", subject="key-1")
 SPECS = RateSpecs((BucketSpec("org-requests", (), 1.0, 1),), ())

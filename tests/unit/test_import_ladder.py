@@ -38,6 +38,7 @@ RUNGS: tuple[frozenset[str], ...] = (
     frozenset({"telemetry"}),
     frozenset({"config"}),
     frozenset({"auth", "limits", "routing", "forwarding", "accounting"}),
+    frozenset({"notices"}),
     frozenset({"gateway", "queries", "watch", "enforcement"}),
     frozenset({"budget_records"}),
     frozenset({"services"}),
