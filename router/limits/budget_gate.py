@@ -172,7 +172,9 @@ class BudgetGate:
         """Charge ``amounts`` and keep ``reply`` for duplicates; without one, the id is free again.
         Redis away: later, and then duplicates learn only that the call was done. A call that Redis
         gave no answer at its beginning does not wait for it once more."""
-        if admitted.is_late and admitted.entry is None and not admitted.reservation.windows:
+        reservation = admitted.reservation
+        has_end = reservation.windows or admitted.entry is not None or self._asks_always
+        if admitted.is_late and not has_end:
             return
         kept = None if reply is None else NotKept()
         told = False

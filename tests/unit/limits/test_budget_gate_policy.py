@@ -157,6 +157,27 @@ def test_who_has_waited_in_vain_does_not_wait_again(budgets: WhenAway) -> None:
     assert len(deferred) == 0
 
 
+@pytest.mark.parametrize("asks_always", [True, False])
+def test_what_only_a_service_may_have_held_is_settled_there(asks_always: bool) -> None:
+    """`open`: the router knows of no budget, and the service may know the lease; without a service
+    there is nothing to tell."""
+    admission, deferred, ended = Failing(not_answered()), Deferred(), []
+    admission.end = lambda *told: ended.append(told) or Settlement(True)  # type: ignore[method-assign,func-returns-value]
+    gate = BudgetGate(
+        admission,
+        None,  # type: ignore[arg-type]
+        deferred,
+        sum_records=lambda _organization_id, _lost: 0,
+        when_away="open",
+        asks_always=asks_always,
+    )
+    admitted = gate.admit(Request("acme", "a", (), NOTHING, 1000))
+    assert isinstance(admitted, Admitted)
+    gate.settle(admitted, NOTHING)
+    deferred.run()
+    assert [told[0].lease_id for told in ended] == (["a"] if asks_always else [])
+
+
 class Away:
     """A Redis that gives no answer."""
 
