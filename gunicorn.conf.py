@@ -4,4 +4,4 @@ Everything is set through the environment (docs/configuration.md). Whatever guni
 assigned below the import overrides the router's choice.
 """
 
-from router.gunicorn_conf import *  # noqa: F403
+from router.server.gunicorn_conf import *  # noqa: F403

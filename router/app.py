@@ -17,11 +17,14 @@ from werkzeug.middleware.proxy_fix import ProxyFix
 from werkzeug.routing import MapAdapter
 
 from router import errors
-from router.api import limits, native, openai, records, status
+from router.api.dialects import native, openai
 from router.api.replies import error_reply, finish
 from router.api.scope import Scope, current_scope, enter_scope, leave_scope, request_id_from
 from router.api.settlement import settle
 from router.api.target import refuse_ambiguous
+from router.api.views import health as status
+from router.api.views import own_limits as limits
+from router.api.views import own_records as records
 from router.call import Dialect
 from router.services import Services
 from router.telemetry import scrape

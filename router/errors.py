@@ -141,7 +141,7 @@ class IdempotencyMismatch(RouterError):
         super().__init__("this id was used for another request; use a new one")
 
 
-class ReplyNotKept(RouterError):
+class ReplyNotStored(RouterError):
     """The call was served before; its reply was a stream or too large to be kept."""
 
     def __init__(self) -> None:

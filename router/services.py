@@ -7,29 +7,29 @@ from dataclasses import dataclass
 from gevent.threadpool import ThreadPool
 from prometheus_client import CollectorRegistry
 
-from router.accounting.recorder import Recorder
-from router.accounting.spool import SpoolWriter
-from router.accounting.store import RecordStore
 from router.auth.authenticator import Authenticator
 from router.auth.nonces import NonceStore
-from router.budget_records import sum_records_of
 from router.clock import Clock
 from router.config.pepper import load_pepper, pepper_fingerprint
 from router.config.settings import Settings, resolve_credential
-from router.config.state import StateReader
-from router.enforcement import Enforcement, build_enforcement
+from router.config.state.access import StateReader
 from router.errors import NotConfigured
-from router.forwarding.forwarder import Forwarder
-from router.forwarding.resolver import Resolver
-from router.forwarding.retry_budget import PER_SECOND, RetryBudget
-from router.forwarding.session import BackendSession
-from router.gateway import Gateway
-from router.limits.bucket import Runner
-from router.queries import Queries
+from router.limits.enforcement import Enforcement, build_enforcement
+from router.limits.rates.limiter import Runner
+from router.readiness import Surroundings, Watch, looking_at
+from router.records.recorder import Recorder
 from router.routing.engine import RoutingEngine
+from router.routing.models import Gateway
+from router.spool.writer import SpoolWriter
+from router.store.query_pool import Queries
+from router.store.record_store import RecordStore
+from router.store.spend import sum_records_of
 from router.telemetry.logs import CallLog
 from router.telemetry.metrics import Metrics, RecordFigures, ShippingFigures
-from router.watch import Surroundings, Watch, looking_at
+from router.upstream.forwarder import Forwarder
+from router.upstream.resolver import Resolver
+from router.upstream.retry_budget import PER_SECOND, RetryBudget
+from router.upstream.session import BackendSession
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,9 +9,9 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import BinaryIO, Final
 
-from router.accounting.records import format_timestamp
 from router.clock import Clock
-from router.telemetry.redaction import conceal_bytes
+from router.records.record_types import format_timestamp
+from router.telemetry.redaction import redact_bytes
 
 _ATOMIC_BYTES: Final = 4096
 """What a pipe takes in one piece, so that no other process's line gets in between."""
@@ -70,7 +70,7 @@ class AuditLog:
         ).encode()
         lines, piece = 0, b""
         for event in events:
-            line = b"%b%b}\n" % (head, conceal_bytes(event))
+            line = b"%b%b}\n" % (head, redact_bytes(event))
             if piece and len(piece) + len(line) > _ATOMIC_BYTES:
                 yield lines, piece
                 lines, piece = 0, b""

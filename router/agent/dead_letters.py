@@ -9,10 +9,10 @@ from typing import Any, Final
 
 import orjson
 
-from router.accounting.records import format_timestamp
-from router.accounting.spool_format import AUDIT, USAGE
-from router.agent.parcels import Parcel
+from router.agent.decoded_frames import DecodedFrame
 from router.clock import Clock
+from router.records.record_types import format_timestamp
+from router.spool.frames import AUDIT, USAGE
 
 DIRECTORY_NAME: Final = "dead-letter"
 _KINDS: Final = {USAGE: "usage", AUDIT: "audit"}
@@ -26,9 +26,9 @@ class DeadLetters:
         self._sink = sink
         self._clock = clock or Clock()
 
-    def put(self, parcel: Parcel, reason: str) -> None:
+    def put(self, decoded: DecodedFrame, reason: str) -> None:
         """Add a line; when it returns the line survives a power failure. Raises ``OSError``."""
-        line = orjson.dumps(self._letter(parcel, reason), option=orjson.OPT_APPEND_NEWLINE)
+        line = orjson.dumps(self._letter(decoded, reason), option=orjson.OPT_APPEND_NEWLINE)
         self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         # Unbuffered, so that a full disk is noticed here; a torn line is ended by the next one.
         with open(self._path, "ab+", buffering=0, opener=_open_private) as file:
@@ -38,18 +38,18 @@ class DeadLetters:
                 line = line[file.write(line) :]
             os.fsync(file.fileno())
 
-    def _letter(self, parcel: Parcel, reason: str) -> dict[str, Any]:
-        position = parcel.position_after
+    def _letter(self, decoded: DecodedFrame, reason: str) -> dict[str, Any]:
+        position = decoded.position_after
         return {
             "ts": format_timestamp(self._clock.now_s()),
             "sink": self._sink,
             "reason": reason,
-            "kind": _KINDS.get(parcel.kind, parcel.kind),
-            "id": parcel.id,
+            "kind": _KINDS.get(decoded.kind, decoded.kind),
+            "id": decoded.id,
             "writer_id": position.writer_id,
             "segment": position.segment,
             "end_offset": position.offset,
-            **_content(parcel.payload),
+            **_content(decoded.payload),
         }
 
     @staticmethod

@@ -10,11 +10,11 @@ from typing import Any, Final, Protocol
 
 import orjson
 
-from router.accounting.records import format_timestamp
-from router.accounting.shipping import AGENT_REPORT
-from router.accounting.spool_format import Position
-from router.accounting.spool_reader import WriterInfo
 from router.agent.shipper import Progress
+from router.agent.status import AGENT_REPORT
+from router.records.record_types import format_timestamp
+from router.spool.frames import Position
+from router.spool.reader import WriterInfo
 
 REPORT_NAME: Final = AGENT_REPORT
 _BLOCK_BYTES: Final = 4096

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from router.accounting.shipping import AGENT_LOCK
+from router.agent.status import AGENT_LOCK
 
 FILE_NAME: Final = AGENT_LOCK
 KEEPER_FILE_NAME: Final = "run/agent.keeper"

@@ -9,13 +9,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from router.accounting.checkpoints import Checkpoints
-from router.accounting.spool_format import Position
 from router.agent.dead_letters import DeadLetters
-from router.agent.inflow import Inflow
-from router.agent.parcels import Parcel
+from router.agent.decoded_frames import DecodedFrame
+from router.agent.merge import MergedFrames
 from router.agent.sinks import Sink, SinkUnavailable
 from router.clock import Clock
+from router.spool.checkpoints import Checkpoints
+from router.spool.frames import Position
 
 MAX_PARCELS: Final = 2000
 MAX_BATCH_BYTES: Final = 768 * 1024
@@ -50,7 +50,7 @@ class Shipper:
     def __init__(
         self,
         sink: Sink,
-        inflow: Inflow,
+        merged: MergedFrames,
         checkpoints: Checkpoints,
         dead_letters: DeadLetters,
         *,
@@ -60,18 +60,18 @@ class Shipper:
     ) -> None:
         self.sink = sink
         self.progress = Progress()
-        self._inflow = inflow
+        self._merged = merged
         self._checkpoints = checkpoints
         self._dead_letters = dead_letters
         self._stop = stop
         self._clock = clock or Clock()
         self._vary = vary
-        self._pending: list[Parcel] | None = None
+        self._pending: list[DecodedFrame] | None = None
         self._failures = 0
         self._remind_at_s = 0.0
         self._saved_at_s = 0.0
         self._unsaved_bytes = 0
-        self._saved = dict(inflow.positions)
+        self._saved = dict(merged.positions)
         self._saving_fails = False
 
     @property
@@ -94,22 +94,22 @@ class Shipper:
                 self._stop.wait(delay_s)
         self.save()
 
-    def step(self) -> list[Parcel]:
+    def step(self) -> list[DecodedFrame]:
         """Deliver one batch, all or nothing; the batch, empty when there was none.
 
         Raises :class:`SinkUnavailable`; the next step then tries the same batch again.
         """
         if self._pending is None:
-            self._pending = self._inflow.take(MAX_PARCELS, MAX_BATCH_BYTES)
+            self._pending = self._merged.take(MAX_PARCELS, MAX_BATCH_BYTES)
         batch = self._pending
         if batch:
             self._deliver(batch)
-        self._inflow.acknowledge(batch)
+        self._merged.acknowledge(batch)
         self._pending = None
-        for writer_id in self._inflow.ended():
+        for writer_id in self._merged.ended():
             self.sink.finish_writer(writer_id)
-            self._inflow.retire(writer_id)
-        self.sink.tend()
+            self._merged.finalize(writer_id)
+        self.sink.maintain()
         self._recovered()
         self._save_if_due()
         return batch
@@ -134,7 +134,7 @@ class Shipper:
         Nothing is lost by an old checkpoint: what it misses is delivered again. ``unmoved``: also
         when it says what was saved before.
         """
-        positions = dict(self._inflow.positions)
+        positions = dict(self._merged.positions)
         if positions == self._saved and not unmoved:
             return
         try:
@@ -149,28 +149,28 @@ class Shipper:
         self._saved = positions
         self._unsaved_bytes = 0
 
-    def _deliver(self, batch: list[Parcel]) -> None:
+    def _deliver(self, batch: list[DecodedFrame]) -> None:
         refused = self.sink.deliver(batch)
         for place, reason in refused:
             self._bury(batch[place], reason)
         self.progress.delivered += len(batch) - len(refused)
         self.progress.dead_lettered += len(refused)
         self.progress.last_delivery_s = self._clock.now_s()
-        self._unsaved_bytes += sum(len(parcel.payload) for parcel in batch)
+        self._unsaved_bytes += sum(len(decoded.payload) for decoded in batch)
 
-    def _bury(self, parcel: Parcel, reason: str) -> None:
+    def _bury(self, decoded: DecodedFrame, reason: str) -> None:
         try:
-            self._dead_letters.put(parcel, reason)
+            self._dead_letters.put(decoded, reason)
         except OSError as error:
             raise SinkUnavailable(f"dead letters cannot be written: {error}") from error
-        facts = {"sink": self.sink.name, "record_id": parcel.id, "reason": reason}
+        facts = {"sink": self.sink.name, "record_id": decoded.id, "reason": reason}
         _logger.error("record dead-lettered", extra=facts)
 
     def _recovered(self) -> None:
         if self._failures:
             since_s = self.progress.failing_since_s or 0.0
-            away_s = round(self._clock.now_s() - since_s, 3)
-            _logger.info("sink available", extra={"sink": self.sink.name, "away_s": away_s})
+            unavailable_s = round(self._clock.now_s() - since_s, 3)
+            _logger.info("sink available", extra={"sink": self.sink.name, "away_s": unavailable_s})
         self._failures = 0
         self.progress.failing = None
         self.progress.failing_since_s = None
@@ -182,8 +182,9 @@ class Shipper:
             self.save()
 
 
-def _is_full(batch: list[Parcel]) -> bool:
+def _is_full(batch: list[DecodedFrame]) -> bool:
     """Tell whether more may be waiting than was taken."""
     return (
-        len(batch) >= MAX_PARCELS or sum(len(parcel.payload) for parcel in batch) >= MAX_BATCH_BYTES
+        len(batch) >= MAX_PARCELS
+        or sum(len(decoded.payload) for decoded in batch) >= MAX_BATCH_BYTES
     )

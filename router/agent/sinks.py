@@ -7,11 +7,11 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, NamedTuple, Protocol, TypeVar
 
-from router.accounting.spool_format import AUDIT, USAGE
-from router.accounting.store_errors import StoreError, UnstorableRecord
 from router.agent.audit_log import AuditLog
-from router.agent.parcels import Parcel
+from router.agent.decoded_frames import DecodedFrame
 from router.clock import Clock
+from router.spool.frames import AUDIT, USAGE
+from router.store.store_errors import StoreError, UnstorableRecord
 
 Answer = TypeVar("Answer")
 Fields = Mapping[str, Any]
@@ -40,7 +40,7 @@ class Sink(Protocol):
     def name(self) -> str:
         """Names its checkpoint and its dead letters."""
 
-    def deliver(self, parcels: Sequence[Parcel]) -> list[Refused]:
+    def deliver(self, decoded_frames: Sequence[DecodedFrame]) -> list[Refused]:
         """Return when the sink has all of them for good, but those that it refuses.
 
         Raises :class:`SinkUnavailable`.
@@ -52,7 +52,7 @@ class Sink(Protocol):
         Raises :class:`SinkUnavailable`.
         """
 
-    def tend(self) -> None:
+    def maintain(self) -> None:
         """Upkeep that must not run beside a delivery; called several times a second.
 
         Raises :class:`SinkUnavailable`.
@@ -108,11 +108,15 @@ class StoreSink:
         self._migrated = False
         self._prune_at_s = clock.monotonic_s() + self._PRUNE_EVERY_S
 
-    def deliver(self, parcels: Sequence[Parcel]) -> list[Refused]:
+    def deliver(self, decoded_frames: Sequence[DecodedFrame]) -> list[Refused]:
         """Store all in one transaction, those that cannot be stored left out."""
         self._migrate()
-        sound = [(place, parcel) for place, parcel in enumerate(parcels) if parcel.fault is None]
-        return [*faulty(parcels), *self._store_all(sound)]
+        sound = [
+            (place, decoded)
+            for place, decoded in enumerate(decoded_frames)
+            if decoded.fault is None
+        ]
+        return [*faulty(decoded_frames), *self._store_all(sound)]
 
     def finish_writer(self, writer_id: str) -> None:
         """Close the writer's audit chain: from now on nobody can cut off its end unseen."""
@@ -122,7 +126,7 @@ class StoreSink:
         chain = moved[1] if moved else writer_id
         _ask(lambda: self._store.close_writers([chain]))
 
-    def tend(self) -> None:
+    def maintain(self) -> None:
         """Have the tables there before the first question, and drop what is too old."""
         self._migrate()
         now_s = self._clock.monotonic_s()
@@ -139,7 +143,7 @@ class StoreSink:
             _ask(self._store.migrate)
             self._migrated = True
 
-    def _store_all(self, batch: list[tuple[int, Parcel]]) -> list[Refused]:
+    def _store_all(self, batch: list[tuple[int, DecodedFrame]]) -> list[Refused]:
         refused: list[Refused] = []
         rest = list(batch)
         for _ in range(self._TRIES_AT_ONCE):
@@ -153,12 +157,12 @@ class StoreSink:
             refused += self._store_all(half)
         return refused
 
-    def _try(self, batch: list[tuple[int, Parcel]]) -> tuple[int, str] | None:
+    def _try(self, batch: list[tuple[int, DecodedFrame]]) -> tuple[int, str] | None:
         """Store a batch; else where in it a record is that cannot be stored, and why."""
         if not batch:
             return None
-        usage = [where for where, (_, parcel) in enumerate(batch) if parcel.kind == USAGE]
-        audit = [where for where, (_, parcel) in enumerate(batch) if parcel.kind == AUDIT]
+        usage = [where for where, (_, decoded) in enumerate(batch) if decoded.kind == USAGE]
+        audit = [where for where, (_, decoded) in enumerate(batch) if decoded.kind == AUDIT]
         records, events = ([batch[where][1].fields for where in kind] for kind in (usage, audit))
         try:
             written = _ask(lambda: self._store.write(records, events))
@@ -195,9 +199,9 @@ class LogSink:
         self.dropped = 0
         """Events that are not in the log because it could not be written in time."""
 
-    def deliver(self, parcels: Sequence[Parcel]) -> list[Refused]:
+    def deliver(self, decoded_frames: Sequence[DecodedFrame]) -> list[Refused]:
         """One line for each event; what cannot be read was refused by the store."""
-        events = [one.payload for one in parcels if one.kind == AUDIT and one.fault is None]
+        events = [one.payload for one in decoded_frames if one.kind == AUDIT and one.fault is None]
         if events:
             self._note(self._log.write(events))
         return []
@@ -213,7 +217,7 @@ class LogSink:
             _logger.error("audit events are missing in the log", extra={"events": self._missing})
             self._missing = 0
 
-    def tend(self) -> None:
+    def maintain(self) -> None:
         """Nothing is to be done."""
 
     def close(self) -> None:
@@ -221,12 +225,12 @@ class LogSink:
         self._log.close()
 
 
-def faulty(parcels: Sequence[Parcel]) -> list[Refused]:
+def faulty(decoded_frames: Sequence[DecodedFrame]) -> list[Refused]:
     """The parcels that no sink can take."""
     return [
-        Refused(place, parcel.fault)
-        for place, parcel in enumerate(parcels)
-        if parcel.fault is not None
+        Refused(place, decoded.fault)
+        for place, decoded in enumerate(decoded_frames)
+        if decoded.fault is not None
     ]
 
 

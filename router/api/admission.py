@@ -11,19 +11,33 @@ import orjson
 from flask import Response
 
 from router import errors
-from router.accounting.store_queries import SERVED
-from router.accounting.usage import estimate
-from router.api.scope import Scope, Standing
+from router.api.scope import LimitContext, Scope
 from router.call import Call, Outcome, Usage
 from router.config.document import KeyRecord, Organization
 from router.errors import Denial
 from router.limits.admission import Request
-from router.limits.budget_gate import Admitted, GateOutcome
-from router.limits.budgets import MAX_AMOUNT, NOTHING, Amounts, Denied, Reservation, WindowState
+from router.limits.budgets.gate import Admitted, GateOutcome
+from router.limits.budgets.reservation_rule import PriceUnknown
+from router.limits.budgets.windows import (
+    MAX_AMOUNT,
+    NOTHING,
+    Amounts,
+    Denied,
+    Reservation,
+    WindowState,
+)
 from router.limits.configured import RateSpecs, rate_specs, reserved_amounts, window_specs
-from router.limits.idempotency import Entry, InFlight, Mismatch, NotKept, Replay, fingerprint
-from router.limits.rates import MAX_TOKENS, Correction, LimitStatus, RateDecision
-from router.limits.reservations import PriceUnknown
+from router.limits.idempotency.entries import (
+    Entry,
+    InFlight,
+    Mismatch,
+    NotStored,
+    Replay,
+    fingerprint,
+)
+from router.limits.rates.decision import MAX_TOKENS, Correction, LimitStatus, RateDecision
+from router.pricing.cost import estimate
+from router.store.sql_queries import SERVED
 
 _UNITS: Final = {"concurrent": "concurrent-requests", "tokens": "tokens"}
 
@@ -31,7 +45,7 @@ LimitScope = Literal["org", "key", "model"]
 LimitUnit = Literal["usd", "tokens", "requests", "concurrent"]
 
 
-def payer(scope: Scope) -> tuple[Organization, KeyRecord]:
+def org_and_key(scope: Scope) -> tuple[Organization, KeyRecord]:
     """The caller's organization and key as the document has them."""
     assert scope.key is not None and scope.document is not None
     return scope.document.organizations[scope.key.organization_id], scope.key
@@ -39,7 +53,7 @@ def payer(scope: Scope) -> tuple[Organization, KeyRecord]:
 
 def needs_call(scope: Scope) -> bool:
     """Whether a rate limit of the caller depends on what it asks, so that the body comes first."""
-    organization, key = payer(scope)
+    organization, key = org_and_key(scope)
     default = scope.services.enforcement.default_rate
     return bool(organization.model_rate_limits) or any(
         limit.tokens_per_minute is not None or limit.concurrent is not None
@@ -63,8 +77,8 @@ def reserve(scope: Scope) -> None:
 
     Where they were not charged yet, the rate limits are asked first, in the same exchange.
     """
-    standing, wired = scope.standing, scope.services
-    is_rated = standing.decision is not None
+    limits, wired = scope.limits, scope.services
+    is_rated = limits.decision is not None
     try:
         request, entry = _asked(scope)
     except Exception:
@@ -74,14 +88,14 @@ def reserve(scope: Scope) -> None:
     if not (request.windows or entry or wired.enforcement.asks_always):
         if not is_rated:
             take_rates(scope)
-        standing.admitted = Admitted(
-            Reservation(request.lease_id, request.organization_id, ()), None
-        )
+        limits.admitted = Admitted(Reservation(request.lease_id, request.organization_id, ()), None)
         return
     began_s = time.monotonic()
     try:
         if is_rated:
-            outcome = wired.enforcement.admit(request, entry, is_away=_waited_in_vain(standing))
+            outcome = wired.enforcement.admit(
+                request, entry, is_unavailable=_waited_in_vain(limits)
+            )
         else:
             specs = _rate_specs(scope)
             outcome = wired.enforcement.enter(
@@ -98,16 +112,16 @@ def reserve(scope: Scope) -> None:
 
 def _rate_specs(scope: Scope) -> RateSpecs:
     """The caller's rate limits, those of its call too when that is known already."""
-    organization, key = payer(scope)
-    call, standing = scope.call, scope.standing
+    organization, key = org_and_key(scope)
+    call, limits = scope.call, scope.limits
     if call is not None:
-        standing.tokens = _tokens_asked(call, organization, key)
+        limits.tokens = _tokens_asked(call, organization, key)
     specs = rate_specs(
         organization,
         key,
         None if call is None else call.model,
         default=scope.services.enforcement.default_rate,
-        tokens=standing.tokens,
+        tokens=limits.tokens,
     )
     # What holds a slot is a call that runs.
     return specs if call is not None or not specs.slots else RateSpecs(specs.buckets, ())
@@ -115,29 +129,29 @@ def _rate_specs(scope: Scope) -> RateSpecs:
 
 def _decided(scope: Scope, specs: RateSpecs, decision: RateDecision) -> None:
     """Note what the rate limits say; raises ``RateLimited``."""
-    standing, metrics = scope.standing, scope.services.metrics
-    standing.decision = decision
-    standing.shadow_denied += [status.name for status in decision.shadow_denied]
+    limits, metrics = scope.limits, scope.services.metrics
+    limits.decision = decision
+    limits.shadow_denied += [status.name for status in decision.shadow_denied]
     for _ in decision.shadow_denied:
         metrics.count_shadow_denial("rate_limit")
     if decision.allowed:
-        standing.rates = specs
+        limits.rates = specs
         return
     assert decision.binding is not None
     metrics.count_rate_denial(decision.binding.name)
-    standing.denial = _rate_denial(decision.binding, standing.tokens)
-    raise errors.RateLimited(standing.denial)
+    limits.denial = _rate_denial(decision.binding, limits.tokens)
+    raise errors.RateLimited(limits.denial)
 
 
 def _asked(scope: Scope) -> tuple[Request, Entry | None]:
     """What the budgets are asked, and the call's id; raises ``PriceUnknown``."""
-    organization, key = payer(scope)
+    organization, key = org_and_key(scope)
     call, enforcement = scope.call, scope.services.enforcement
     assert call is not None
     windows = window_specs(organization, key)
     amounts = NOTHING
     if windows or enforcement.asks_always:
-        amounts = scope.standing.amounts = _amounts(scope, call)
+        amounts = scope.limits.amounts = _amounts(scope, call)
     asked = Request(
         organization.id, scope.record_id, windows, amounts, enforcement.lease_ms, key.id
     )
@@ -153,7 +167,7 @@ def _conclude(scope: Scope, outcome: GateOutcome) -> None:
         raise _budget_refusal(scope, outcome)
     elif isinstance(outcome, Replay):
         metrics.count_idempotency("replayed")
-        scope.standing.replay = outcome.reply
+        scope.limits.replay = outcome.reply
     elif isinstance(outcome, InFlight):
         metrics.count_idempotency("in_progress")
         raise errors.InProgress
@@ -162,20 +176,20 @@ def _conclude(scope: Scope, outcome: GateOutcome) -> None:
         raise errors.IdempotencyMismatch
     else:
         metrics.count_idempotency("not_kept")
-        raise errors.ReplyNotKept
+        raise errors.ReplyNotStored
 
 
-def _waited_in_vain(standing: Standing) -> bool:
+def _waited_in_vain(limits: LimitContext) -> bool:
     """Redis gave no answer about the rate limits of this very call."""
-    return standing.decision is not None and standing.decision.source != "redis"
+    return limits.decision is not None and limits.decision.source != "redis"
 
 
-def kept_reply(backend_id: str, decision: str, body: bytes) -> bytes:
+def stored_reply(backend_id: str, decision: str, body: bytes) -> bytes:
     """A whole reply as it is kept for duplicates."""
     return f"{backend_id}\n{decision}\n".encode() + body
 
 
-def read_kept(reply: bytes) -> tuple[str, str, bytes]:
+def read_stored(reply: bytes) -> tuple[str, str, bytes]:
     """Backend, decision and body of a reply that was kept."""
     backend_id, decision, body = reply.split(b"\n", 2)
     return backend_id.decode(), decision.decode(), body
@@ -183,22 +197,22 @@ def read_kept(reply: bytes) -> tuple[str, str, bytes]:
 
 def settle_limits(scope: Scope, usage: Usage, cost: int | None, outcome: Outcome) -> None:
     """Charge what the call used and give back what it held; after its record is written."""
-    standing, enforcement = scope.standing, scope.services.enforcement
+    limits, enforcement = scope.limits, scope.services.enforcement
     used = _used(scope, usage, cost, outcome)
-    admitted = standing.admitted
+    admitted = limits.admitted
     if admitted is not None:
-        reply: bytes | NotKept | None = standing.kept
+        reply: bytes | NotStored | None = limits.kept
         if reply is None and outcome == "completed":
-            reply = NotKept()
+            reply = NotStored()
         enforcement.settle(admitted, used, reply if admitted.entry is not None else None)
         scope.services.metrics.count_settled(used.cost_nanos if admitted.reservation.windows else 0)
-    specs, decision = standing.rates, standing.decision
+    specs, decision = limits.rates, limits.decision
     if specs is None or decision is None or decision.source == "open":
         return
     corrections = _corrections(scope, decision, used.tokens)
     if corrections or specs.slots:
         enforcement.finish(_organization_id(scope), corrections, specs, scope.record_id)
-    enforcement.notices.tell(scope.services.recorder)
+    enforcement.audit_outbox.tell(scope.services.recorder)
 
 
 def add_rate_headers(response: Response, decision: RateDecision) -> None:
@@ -284,7 +298,7 @@ def _choices(call: Call) -> int:
 
 
 def _amounts(scope: Scope, call: Call) -> Amounts:
-    organization, key = payer(scope)
+    organization, key = org_and_key(scope)
     assert scope.document is not None
     model = scope.document.models[call.model]
     most = _bounded_output(call)
@@ -314,19 +328,19 @@ def _entry(scope: Scope, call: Call) -> Entry | None:
 
 
 def _admitted(scope: Scope, admitted: Admitted) -> None:
-    standing, metrics = scope.standing, scope.services.metrics
-    standing.admitted = admitted
+    limits, metrics = scope.limits, scope.services.metrics
+    limits.admitted = admitted
     if admitted.unprotected:
         metrics.count_idempotency("unprotected")
     for state in admitted.reservation.shadow_denied:
-        standing.shadow_denied.append(state.window.id)
+        limits.shadow_denied.append(state.window.id)
         metrics.count_shadow_denial("budget" if state.window.unit == "usd" else "quota")
 
 
 def _budget_refusal(scope: Scope, denied: Denied) -> errors.RouterError:
     state, metrics = denied.binding, scope.services.metrics
     window = state.window
-    scope.standing.denial = denial = _budget_denial(scope, state, denied.this_request)
+    scope.limits.denial = denial = _budget_denial(scope, state, denied.this_request)
     if window.unit == "usd":
         metrics.count_budget_denial(window.scope, window.period)
         return errors.BudgetExceeded(denial)
@@ -372,7 +386,7 @@ def _within(amount: int) -> int:
 
 def _corrections(scope: Scope, decision: RateDecision, tokens: int) -> list[Correction]:
     """By how much the buckets of tokens were charged wrongly."""
-    specs = scope.standing.rates
+    specs = scope.limits.rates
     assert specs is not None
     tokens = min(tokens, MAX_TOKENS)
     limited = [bucket for bucket in specs.buckets if bucket.rate_per_s is not None]

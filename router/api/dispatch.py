@@ -6,16 +6,16 @@ from collections.abc import Callable
 
 from router.api.scope import Scope, current_scope
 from router.call import Decision
-from router.forwarding.forwarder import Delivery, Passage
-from router.forwarding.headers import forwardable
-from router.forwarding.transport import at_end
+from router.upstream.forwarder import Delivery, ForwardContext
+from router.upstream.headers import forwardable
+from router.upstream.transport import at_end
 
 
 def serve() -> Delivery:
     """Forward the current call; every route that can reach a backend ends up here."""
     scope = current_scope()
     assert scope.document is not None and scope.caller is not None and scope.call is not None
-    if scope.standing.admitted is None:  # a route that forgot its limits; never unlimited
+    if scope.limits.admitted is None:  # a route that forgot its limits; never unlimited
         raise RuntimeError(f"{scope.endpoint} would forward a call that was not admitted")
     # Before anything is spent: a call that could not be recorded is not made.
     scope.services.recorder.check()
@@ -25,9 +25,9 @@ def serve() -> Delivery:
         headers = [header for header in headers if header[0] != "Tracestate"]
     headers.append(("X-Request-ID", scope.request_id))
     headers.append(("traceparent", scope.trace.traceparent))
-    passage = Passage(headers, _client_probe(scope))
+    context = ForwardContext(headers, _client_probe(scope))
     scope.delivery = scope.services.gateway.serve(
-        scope.document, scope.caller, scope.call, passage, scope.attempts
+        scope.document, scope.caller, scope.call, context, scope.attempts
     )
     return scope.delivery
 

@@ -102,7 +102,7 @@ def read_call(scope: Scope) -> None:
             _verify_body_signature(scope, fields, body)
         scope.call = reader(scope, fields, body)
     except RouterError:
-        if scope.standing.decision is None:
+        if scope.limits.decision is None:
             take_rates(scope)  # what cannot be read counts like what can
         raise
 
@@ -126,7 +126,7 @@ def walk() -> Response | None:
     scope = current_scope()
     for step in STEPS:
         step(scope)
-    return None if scope.standing.replay is None else replay_reply(scope)
+    return None if scope.limits.replay is None else replay_reply(scope)
 
 
 def install(blueprint: Blueprint) -> None:

@@ -14,8 +14,13 @@ from collections.abc import Callable
 
 import orjson
 
-from router.accounting.recorder import Entry
-from router.accounting.records import (
+from router.api.call_usage import call_outcome, call_usage
+from router.api.dispatch import decision
+from router.api.error_specs import error_spec_of
+from router.api.scope import LimitContext, Scope, new_uuid
+from router.call import Attempt, Outcome, Usage
+from router.errors import RecordsUnavailable
+from router.records.record_types import (
     AttemptRecord,
     AuditEvent,
     DecisionReason,
@@ -23,12 +28,7 @@ from router.accounting.records import (
     degraded_usage,
     encode_usage,
 )
-from router.api.dispatch import decision
-from router.api.errors import face_of
-from router.api.scope import Scope, Standing, new_uuid
-from router.api.usage import call_outcome, call_usage
-from router.call import Attempt, Outcome, Usage
-from router.errors import RecordsUnavailable
+from router.records.recorder import Entry
 
 log = logging.getLogger("router.records")
 
@@ -51,7 +51,7 @@ def record_answer(scope: Scope, withhold: Withhold) -> None:
 
 def note_refusal(scope: Scope, error: RecordsUnavailable) -> None:
     """Code and outcome of a call whose answer is withheld."""
-    face = face_of(error)
+    face = error_spec_of(error)
     scope.code, scope.failed_outcome = face.code, face.outcome
 
 
@@ -170,7 +170,7 @@ def _usage(scope: Scope, outcome: Outcome, ended_s: float) -> UsageRecord:
         stream=call is not None and call.stream,
         status=scope.status,
         outcome=outcome,
-        limit_state=scope.standing.limit_state,
+        limit_state=scope.limits.limit_state,
         decision_reason=_reason(scope),
         usage_source=usage.source,
         tokens_input=usage.tokens_input,
@@ -188,7 +188,7 @@ def _usage(scope: Scope, outcome: Outcome, ended_s: float) -> UsageRecord:
 
 
 def _reason(scope: Scope) -> DecisionReason | None:
-    if scope.standing.limit_state == "RATE_LIMITED":
+    if scope.limits.limit_state == "RATE_LIMITED":
         return "RATE_LIMIT"
     return decision(scope) if scope.attempts else None
 
@@ -243,7 +243,7 @@ def _event(scope: Scope, record: UsageRecord | None) -> AuditEvent:
         context["model"] = model
     if scope.attempts:
         context["backend_id"] = scope.attempts[-1].backend_id
-    context |= _limit_context(scope.standing)
+    context |= _limit_context(scope.limits)
     if record is not None and record.usage_source != "none":
         context["tokens"] = record.tokens_input + record.tokens_output
     return _decided(scope, context)
@@ -251,7 +251,7 @@ def _event(scope: Scope, record: UsageRecord | None) -> AuditEvent:
 
 def _decided(scope: Scope, context: Context) -> AuditEvent:
     key_id, organization_id = _caller(scope)
-    allowed = bool(scope.attempts) or scope.standing.replay is not None
+    allowed = bool(scope.attempts) or scope.limits.replay is not None
     return AuditEvent(
         event_id=new_uuid(),
         action="REQUEST_ALLOWED" if allowed else "REQUEST_DENIED",
@@ -267,17 +267,17 @@ def _decided(scope: Scope, context: Context) -> AuditEvent:
     )
 
 
-def _limit_context(standing: Standing) -> Context:
+def _limit_context(limits: LimitContext) -> Context:
     """What limits had to say; amounts are nano-USD, tokens or calls, exact."""
     context: Context = {}
-    if standing.replay is not None:
+    if limits.replay is not None:
         context["replayed"] = True
-    if standing.shadow_denied:
-        context["shadow_denied"] = ",".join(standing.shadow_denied)
-    denial = standing.denial
+    if limits.shadow_denied:
+        context["shadow_denied"] = ",".join(limits.shadow_denied)
+    denial = limits.denial
     if denial is None:
         return context
-    amounts = standing.amounts
+    amounts = limits.amounts
     context |= {
         "limit_type": denial.limit_type,
         "limit_name": denial.name,
@@ -286,7 +286,7 @@ def _limit_context(standing: Standing) -> Context:
         "limit": denial.limit,
         "usage": denial.usage,
         "reservation": denial.this_request,
-        "tokens": standing.tokens if amounts is None else amounts.tokens,
+        "tokens": limits.tokens if amounts is None else amounts.tokens,
     }
     if denial.period is not None:
         context |= {"settled": denial.settled, "reserved": denial.reserved}

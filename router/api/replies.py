@@ -10,16 +10,16 @@ from flask import Response
 from werkzeug.datastructures import Headers
 
 from router import errors
-from router.api.admission import add_rate_headers, kept_reply, read_kept
+from router.api.admission import add_rate_headers, read_stored, stored_reply
+from router.api.call_usage import call_outcome
 from router.api.dispatch import decision
-from router.api.errors import face_of, render, retry_after_s, status_of
+from router.api.error_specs import error_spec_of, render, retry_after_s, status_of
 from router.api.recording import note_refusal, record_answer, record_end
 from router.api.scope import Scope, current_scope
-from router.api.usage import call_outcome
 from router.call import Dialect
-from router.forwarding.forwarder import Delivery
-from router.forwarding.stream import ReplyStream
-from router.telemetry.redaction import conceal_bytes
+from router.telemetry.redaction import redact_bytes
+from router.upstream.forwarder import Delivery
+from router.upstream.reply_stream import ReplyStream
 
 JSON: Final = "application/json"
 LONG_ANSWER_BYTES: Final = 64 * 1024
@@ -70,7 +70,7 @@ class ClientStream:
         if outcome not in ("completed", "client_aborted"):
             error = stream_error(self._stream)
             last = self._on_failure(error)
-            self._scope.code = face_of(error).code
+            self._scope.code = error_spec_of(error).code
             self._scope.bytes_sent += len(last)
             record_end(self._scope, call_outcome(self._scope), time.monotonic())
         if not last:
@@ -118,16 +118,16 @@ def answer(body: bytes) -> Response:
     """A whole answer, recorded before it goes out; raises ``RecordsUnavailable``."""
     _record_whole(body)
     scope = current_scope()
-    admitted = scope.standing.admitted
+    admitted = scope.limits.admitted
     if admitted is not None and admitted.entry is not None and scope.delivery is not None:
-        scope.standing.kept = kept_reply(scope.delivery.backend_id, decision(scope), body)
+        scope.limits.kept = stored_reply(scope.delivery.backend_id, decision(scope), body)
     return json_reply(body)
 
 
 def replay_reply(scope: Scope) -> Response:
     """The reply that the same call had before, byte for byte; recorded, and free."""
-    assert scope.standing.replay is not None
-    backend_id, decided, body = read_kept(scope.standing.replay)
+    assert scope.limits.replay is not None
+    backend_id, decided, body = read_stored(scope.limits.replay)
     _record_whole(body)
     response = json_reply(body)
     response.headers["X-Routing-Backend"] = backend_id
@@ -172,7 +172,7 @@ def stream_reply(stream: ClientStream | bytes) -> Response:
 def error_reply(error: Exception, dialect: Dialect) -> Response:
     """The error as the client's dialect shows it."""
     scope = current_scope()
-    face = face_of(error)
+    face = error_spec_of(error)
     scope.code = face.code
     scope.failed_outcome = face.outcome
     response = json_reply(_error_body(scope, error, dialect), status_of(error))
@@ -188,7 +188,7 @@ def error_reply(error: Exception, dialect: Dialect) -> Response:
 
 def _error_body(scope: Scope, error: Exception, dialect: Dialect) -> bytes:
     # It may name what the client sent: a model, a field. Keys have been seen in both places.
-    return conceal_bytes(render(error, dialect, trace_id=scope.trace.trace_id))
+    return redact_bytes(render(error, dialect, trace_id=scope.trace.trace_id))
 
 
 def bound_writes(scope: Scope, response: Response) -> None:
@@ -212,10 +212,10 @@ def finish(scope: Scope, response: Response) -> Response:
     if scope.delivery is not None:
         add("X-Routing-Backend", scope.delivery.backend_id)
         add("X-Routing-Decision", decision(scope))
-    if scope.delivery is not None or scope.standing.replay is not None:
+    if scope.delivery is not None or scope.limits.replay is not None:
         add("X-Router-Overhead-Ms", f"{scope.overhead_s * 1000:.2f}")
-    if scope.standing.decision is not None:
-        add_rate_headers(response, scope.standing.decision)
+    if scope.limits.decision is not None:
+        add_rate_headers(response, scope.limits.decision)
     if not response.is_streamed:
         scope.bytes_sent = response.content_length or 0
     bound_writes(scope, response)

@@ -15,14 +15,14 @@ from flask import Request
 from router.call import Attempt, Call, Caller, Dialect, LimitState, Outcome
 from router.config.document import Document, KeyRecord
 from router.errors import Denial
-from router.forwarding.forwarder import Delivery
-from router.limits.budget_gate import Admitted
-from router.limits.budgets import Amounts
+from router.limits.budgets.gate import Admitted
+from router.limits.budgets.windows import Amounts
 from router.limits.configured import RateSpecs
-from router.limits.rates import RateDecision
+from router.limits.rates.decision import RateDecision
 from router.services import Services
 from router.telemetry.redaction import holds_secret
 from router.telemetry.traces import TraceContext
+from router.upstream.forwarder import Delivery
 
 CALL_ENDPOINTS: Final = frozenset(
     {
@@ -38,7 +38,7 @@ _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
 
 
 @dataclass(slots=True)
-class Standing:
+class LimitContext:
     """How one request stands to the limits of its caller."""
 
     decision: RateDecision | None = None
@@ -111,7 +111,7 @@ class Scope:
     """Its usage record and audit event are in the spool."""
     record_id: str = field(default_factory=lambda: new_uuid())
     """Of the usage record, and of whatever the call holds: who finds one finds the other."""
-    standing: Standing = field(default_factory=Standing)
+    limits: LimitContext = field(default_factory=LimitContext)
     entered: Token[Scope | None] | None = None
     """For :func:`leave_scope`."""
 

@@ -11,10 +11,10 @@ import time
 from typing import Any, Final
 
 from router.api.admission import settle_limits
+from router.api.call_usage import call_outcome, call_usage
 from router.api.dispatch import decision
 from router.api.recording import record_end, streamed_s
 from router.api.scope import Scope
-from router.api.usage import call_outcome, call_usage
 from router.call import Attempt, Outcome, Usage
 
 log = logging.getLogger("router")
@@ -131,9 +131,9 @@ def _line(
     if scope.call is not None:
         line["model"] = scope.call.model
         line["stream"] = scope.call.stream
-    if scope.standing.denial is not None:
-        line["limit"] = scope.standing.denial.name
-    if scope.standing.replay is not None:
+    if scope.limits.denial is not None:
+        line["limit"] = scope.limits.denial.name
+    if scope.limits.replay is not None:
         line["replayed"] = True
     if scope.attempts:
         line.update(_attempts(scope))

@@ -26,8 +26,8 @@ from router.config.document import (
 )
 from router.config.faults import DocumentError
 from router.config.parsing import Parsed, parse_json, parse_yaml, read_text
-from router.config.references import reference_problems
-from router.config.schema import DOCUMENT_SCHEMA, KeyEntry
+from router.config.schema.parts import DOCUMENT_SCHEMA, KeyEntry
+from router.config.schema.references import reference_problems
 
 _PLAIN_NAME: Final = re.compile(r"[A-Za-z0-9._:/*-]{1,128}")
 _MAX_SHOWN: Final = 60

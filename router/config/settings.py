@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final, TypeVar
 from urllib.parse import urlsplit
 
-from router.config.base_url import normalize_base_url
+from router.config.schema.base_url import normalize_base_url
 
 T = TypeVar("T")
 

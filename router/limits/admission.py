@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from router.limits.breaker import Unavailable
-from router.limits.bucket import Runner
-from router.limits.budgets import (
+from router.breaker import Unavailable
+from router.limits.budgets.ledger import Ledger, ReservePlan
+from router.limits.budgets.windows import (
     NOTHING,
     Amounts,
     Closed,
@@ -20,19 +20,21 @@ from router.limits.budgets import (
     Settlement,
     WindowSpec,
 )
-from router.limits.idempotency import (
+from router.limits.idempotency.entries import (
     Entry,
     Idempotency,
     InFlight,
     Mismatch,
     New,
-    NotKept,
+    NotStored,
     Replay,
 )
-from router.limits.ledger import Ledger, ReservePlan
-from router.limits.scripts import Argument, Loader, ScriptCall, load_script
+from router.limits.rates.limiter import Runner
+from router.redis.scripts import Argument, Loader, ScriptCall, load_script
 
-AdmitOutcome = Reservation | Denied | NeedsRebuild | Closed | InFlight | Replay | NotKept | Mismatch
+AdmitOutcome = (
+    Reservation | Denied | NeedsRebuild | Closed | InFlight | Replay | NotStored | Mismatch
+)
 
 
 @dataclass(slots=True)
@@ -71,10 +73,10 @@ class Admission:
         self._ledger = ledger
         self._idempotency = idempotency
         self._script = load(
-            "passage.lua",
-            rates=("bucket.lua",),
-            claim=("idempotency.lua",),
-            hold=("ledger_window.lua", "ledger.lua"),
+            "admission.lua",
+            rates=("rates/bucket.lua",),
+            claim=("idempotency/claim.lua",),
+            hold=("budgets/window.lua", "budgets/reserve.lua"),
         )
 
     def admit(self, request: Request, entry: Entry | None) -> AdmitOutcome:
@@ -120,7 +122,7 @@ class Admission:
         reservation: Reservation,
         amounts: Amounts,
         entry: Entry | None,
-        reply: bytes | NotKept | None,
+        reply: bytes | NotStored | None,
     ) -> Settlement:
         """Book ``amounts``, and keep the reply or free the id, in one round trip. Twice is once."""
         calls = []

@@ -9,9 +9,9 @@ from typing import Final, Literal, cast
 from router.config import document
 from router.config.document import Budget, KeyRecord, Organization, RateLimit
 from router.config.settings import Settings
-from router.limits.budgets import Amounts, Scope, WindowSpec
-from router.limits.rates import BucketSpec, SlotSpec
-from router.limits.reservations import Mode, ReservationRule
+from router.limits.budgets.reservation_rule import Mode, ReservationRule
+from router.limits.budgets.windows import Amounts, Scope, WindowSpec
+from router.limits.rates.decision import BucketSpec, SlotSpec
 
 Owner = Literal["org", "key", "model"]
 
@@ -21,7 +21,7 @@ _MINUTE_S: Final = 60
 
 @dataclass(slots=True)
 class RateSpecs:
-    """Every rate limit of one call, for :meth:`router.limits.fallback.RateGate.take`."""
+    """Every rate limit of one call, for :meth:`router.limits.rates.gate.RateGate.take`."""
 
     buckets: tuple[BucketSpec, ...]
     slots: tuple[SlotSpec, ...]
@@ -90,7 +90,7 @@ def reserved_amounts(
 ) -> Amounts:
     """What a call holds. Of budgets of one unit, the one that holds most counts for all of them.
 
-    Raises :class:`router.limits.reservations.PriceUnknown` where there is a budget in USD.
+    Raises ``reservation_rule.PriceUnknown`` where there is a budget in USD.
     """
     budgets = organization.budgets + (() if key is None else key.budgets)
     cost_rules, token_rules = _rules(budgets, rule)

@@ -12,7 +12,7 @@ from typing import Any, BinaryIO, Final
 
 import orjson
 
-from router.telemetry.redaction import conceal
+from router.telemetry.redaction import redact
 
 _PLAIN: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
@@ -35,7 +35,7 @@ class JsonFormatter(logging.Formatter):
         except TypeError:  # huge integers, keys that are no strings, lone surrogates, cycles
             text = orjson.dumps({_shown(k): _shown(v) for k, v in line.items()})
         # Text of others may stand in a message or a traceback: a path, a parser's complaint.
-        return conceal(text.decode())
+        return redact(text.decode())
 
 
 def _message(record: logging.LogRecord) -> str:

@@ -82,14 +82,14 @@ class LimitFigures:
 
     decisions: Mapping[str, int]
     """Rate decisions by who took them: a closed set."""
-    held_nanos: int
+    reserved_nanos: int
     deferred: int
     deferred_dropped: int
     unresolved: int
     may_evict: bool
     is_up: Mapping[str, bool]
     """By dependency: a closed set, as is the next one's."""
-    away_s: Mapping[str, float]
+    unavailable_s: Mapping[str, float]
 
 
 class Metrics:
@@ -268,7 +268,7 @@ class Metrics:
         self._budget_held = gauge(
             "budget_reserved_nanousd", "Held by calls that run, in nano-USD.", "livesum"
         )
-        self._deferred = gauge(
+        self._retry_queue = gauge(
             "limits_deferred", "What Redis or a budget service has to be told later.", "livesum"
         )
         self._deferred_dropped = Counter(
@@ -298,8 +298,8 @@ class Metrics:
 
     def publish_limits(self, figures: LimitFigures) -> None:
         """Once a second: how this worker's limits are doing."""
-        self._budget_held.set(figures.held_nanos)
-        self._deferred.set(figures.deferred)
+        self._budget_held.set(figures.reserved_nanos)
+        self._retry_queue.set(figures.deferred)
         self._may_evict.set(figures.may_evict)
         self._raise_to(self._deferred_dropped, figures.deferred_dropped)
         self._raise_to(self._unresolved, figures.unresolved)
@@ -307,8 +307,8 @@ class Metrics:
             self._raise_to(self._rate_decisions, count, source)
         for dependency, is_up in figures.is_up.items():
             self._dependency_up.labels(dependency).set(is_up)
-        for dependency, away_s in figures.away_s.items():
-            self._raise_to(self._dependency_away, away_s, dependency)
+        for dependency, unavailable_s in figures.unavailable_s.items():
+            self._raise_to(self._dependency_away, unavailable_s, dependency)
 
     def publish_records(self, figures: RecordFigures) -> None:
         """Once a second: how this worker's records are doing."""

@@ -20,11 +20,11 @@ def holds_secret(text: str) -> bool:
     return ("rtr_" in text or "rsk_" in text) and _IN_TEXT.search(text) is not None
 
 
-def conceal(text: str) -> str:
+def redact(text: str) -> str:
     """The text with each key and signing secret in it replaced by ``…``."""
     return _IN_TEXT.sub("…", text) if holds_secret(text) else text
 
 
-def conceal_bytes(data: bytes) -> bytes:
+def redact_bytes(data: bytes) -> bytes:
     """Do the same to UTF-8."""
     return _IN_BYTES.sub("…".encode(), data) if b"rtr_" in data or b"rsk_" in data else data

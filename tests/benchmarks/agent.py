@@ -19,8 +19,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from router.accounting.checkpoints import Checkpoints, checkpoint_path
-from router.accounting.spool_reader import SpoolReader
+from router.spool.checkpoints import Checkpoints, checkpoint_path
+from router.spool.reader import SpoolReader
 from tests.fakes.kafka_broker import mock_broker
 from tests.servers.agent_process import AgentProcess, Worker
 from tests.servers.router_process import resident_bytes

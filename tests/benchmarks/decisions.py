@@ -19,16 +19,16 @@ from pathlib import Path
 
 import redis
 
-from router.limits.address import parse_address
 from router.limits.admission import Admission, Request
-from router.limits.bucket import RateLimiter
-from router.limits.budgets import Amounts, Reservation, WindowSpec
-from router.limits.connection import ConnectionOptions
-from router.limits.idempotency import Entry, Idempotency
-from router.limits.ledger import Ledger
-from router.limits.rates import BucketSpec
-from router.limits.redis_client import RedisClient
-from router.limits.upkeep import Upkeep
+from router.limits.budgets.ledger import Ledger
+from router.limits.budgets.maintenance import LedgerMaintenance
+from router.limits.budgets.windows import Amounts, Reservation, WindowSpec
+from router.limits.idempotency.entries import Entry, Idempotency
+from router.limits.rates.decision import BucketSpec
+from router.limits.rates.limiter import RateLimiter
+from router.redis.address import parse_address
+from router.redis.client import RedisClient
+from router.redis.connection import ConnectionOptions
 from tests.benchmarks import processes
 from tests.benchmarks.processes import Child
 from tests.benchmarks.report import percentile
@@ -85,7 +85,7 @@ def _measured(port: int, count: int) -> dict[str, list[int]]:
     control = redis.Redis(port=port, protocol=2)
     _await(control)
     client = RedisClient(parse_address(f"redis://127.0.0.1:{port}"), ConnectionOptions(timeout_s=1))
-    Upkeep(client).rebuild("bench", WINDOWS, lambda _lost: 0)
+    LedgerMaintenance(client).rebuild("bench", WINDOWS, lambda _lost: 0)
     kinds: dict[str, Decide] = {
         "control: PING": control.ping,
         "rates": _rates(client),

@@ -34,9 +34,9 @@ def _reference_sha256() -> Operation:
 
 
 def _cost_nanos() -> Operation:
-    from router.accounting.usage import cost_nanos
     from router.call import Usage
     from router.config.document import Prices
+    from router.pricing.cost import cost_nanos
 
     usage = Usage(tokens_input=1_200, tokens_output=350, tokens_cached=1_024)
     prices = Prices(2_500_000_000, 10_000_000_000, cached_input_nanos=1_250_000_000)
@@ -44,14 +44,14 @@ def _cost_nanos() -> Operation:
 
 
 def _estimate() -> Operation:
-    from router.accounting.usage import estimate
+    from router.pricing.cost import estimate
 
     fields = json.loads(CALL_BODY)
     return lambda: estimate(fields, 1_400)
 
 
 def _spool_append() -> Operation:
-    from router.accounting.spool_format import AUDIT, USAGE
+    from router.spool.frames import AUDIT, USAGE
 
     writer = _spool_writer()
     usage = b'{"filler":"%b"}' % (b"u" * 1100)
@@ -65,7 +65,7 @@ def _spool_check() -> Operation:
 
 def _spool_writer() -> Any:
     """A writer of the worker's kind: on the real disk, with the syncs beside it."""
-    from router.accounting.spool import SpoolWriter
+    from router.spool.writer import SpoolWriter
 
     directory = Path(tempfile.mkdtemp(prefix="spool-"))
     writer = SpoolWriter(directory / "spool", max_bytes=4 << 30)
@@ -87,7 +87,7 @@ def _open_trace() -> Operation:
 
 
 def _forwardable() -> Operation:
-    from router.forwarding.headers import forwardable
+    from router.upstream.headers import forwardable
 
     environ = {
         "REQUEST_METHOD": "POST",
@@ -119,10 +119,10 @@ def _order() -> Operation:
 
 
 def _conceal() -> Operation:
-    from router.telemetry.redaction import conceal
+    from router.telemetry.redaction import redact
 
     text = CALL_BODY.decode()
-    return lambda: conceal(text)
+    return lambda: redact(text)
 
 
 class _Nowhere(io.BytesIO):

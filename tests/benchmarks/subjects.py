@@ -81,13 +81,13 @@ def _launch_router(directory: Path, backend_port: int, redis_url: str | None) ->
     if redis_url is not None:
         environment["RATE_LIMIT_REDIS_ADDR"] = redis_url
     in_checkout = (ROOT / "gunicorn.conf.py").exists()
-    configuration = "gunicorn.conf.py" if in_checkout else "python:router.gunicorn_conf"
+    configuration = "gunicorn.conf.py" if in_checkout else "python:router.server.gunicorn_conf"
     return Launch(
         port,
         "router.wsgi:application",
         ("-c", configuration),
         environment,
-        ("-m", "router.cli", "apply", str(document)),
+        ("-m", "router.cli.main", "apply", str(document)),
     )
 
 

@@ -16,7 +16,7 @@ import gevent
 import pytest
 
 from router import errors
-from router.api import status as status_views
+from router.api.views import health as status_views
 from router.app import expose_metrics
 from router.config.document import RateLimit
 from router.errors import NotConfigured

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from router.api.native import RESERVED_PARAMETERS
+from router.api.dialects.native import RESERVED_PARAMETERS
 from tests.contract.bodies import (
     any_json,
     damaged_bodies,

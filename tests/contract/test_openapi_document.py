@@ -14,12 +14,12 @@ from flask import Flask
 from gunicorn.http.errors import InvalidHTTPVersion, LimitRequestHeaders, LimitRequestLine
 from jsonschema import Draft202012Validator
 
-from router.api.contract_errors import GROUPS, NOBODY_LISTENS, meaning_of
-from router.api.contracts import check
-from router.api.errors import FACES
+from router.api.error_specs import ERROR_SPECS
+from router.api.openapi.document import check
+from router.api.openapi.error_answers import GROUPS, NOBODY_LISTENS, meaning_of
 from router.app import expose_metrics
 from router.errors import RouterError
-from router.serving import RouterWorker
+from router.server.worker import RouterWorker
 from tests.contract.checker import CONTRACTS, Contract
 from tests.fakes.router_stand import World
 
@@ -92,10 +92,10 @@ def test_every_route_is_documented_and_nothing_else(
 def test_every_error_is_documented() -> None:
     """A new error without its contract fails here."""
     grouped = {kind for _, kinds in GROUPS.values() for kind in kinds}
-    assert grouped - {None} | set(NOBODY_LISTENS) == set(FACES)
+    assert grouped - {None} | set(NOBODY_LISTENS) == set(ERROR_SPECS)
 
 
-@pytest.mark.parametrize("kind", [*FACES, None])
+@pytest.mark.parametrize("kind", [*ERROR_SPECS, None])
 def test_every_error_is_explained_in_one_sentence(kind: type[RouterError] | None) -> None:
     """The contract and the documentation take it from the error itself."""
     meaning = meaning_of(kind)
@@ -109,7 +109,7 @@ def test_every_code_is_one_of_the_enumeration(document: dict[str, Any]) -> None:
     schemas = document["components"]["schemas"]
     codes = schemas["Error"]["properties"]["code"]["enum"]
     codes += schemas["LimitErrorResponse"]["properties"]["code"]["enum"]
-    assert set(codes) == {face.code for face in FACES.values()} | {"INTERNAL"}
+    assert set(codes) == {face.code for face in ERROR_SPECS.values()} | {"INTERNAL"}
 
 
 def test_every_reference_leads_somewhere(document: dict[str, Any]) -> None:

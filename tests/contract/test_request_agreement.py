@@ -10,8 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from marshmallow import Schema
 
-from router.api.schemas import CHAT_COMPLETION, COMPLETION, EMBEDDING, INFERENCE
-from router.forwarding.forwarder import Delivery
+from router.api.openapi.request_schemas import CHAT_COMPLETION, COMPLETION, EMBEDDING, INFERENCE
+from router.upstream.forwarder import Delivery
 from tests.contract.bodies import GOOD, VALUES, any_json, damaged_bodies, good_bodies
 from tests.contract.checker import Contract
 from tests.fakes.router_stand import World

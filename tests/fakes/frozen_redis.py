@@ -15,9 +15,9 @@ import pytest
 import redis as redis_library
 from redis.crc import key_slot
 
+from router.breaker import Reason, Unavailable
 from router.clock import Clock
-from router.limits.breaker import Reason, Unavailable
-from router.limits.scripts import Script, ScriptCall, script
+from router.redis.scripts import Script, ScriptCall, script
 from tests.fakes.redis_server import running
 
 # The server's own time would let expire what lives in the test's time: here nothing expires.
@@ -55,7 +55,7 @@ class FrozenRedis:
         self.asked = 0
 
     @property
-    def is_away(self) -> bool:
+    def is_unavailable(self) -> bool:
         return self.away == "breaker_open"
 
     def run(self, call: ScriptCall) -> object:

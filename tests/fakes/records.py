@@ -9,13 +9,13 @@ from typing import Any
 
 from jsonschema import Draft202012Validator, FormatChecker
 
-from router.accounting.audit import derive_audit_key
-from router.accounting.recorder import Recorder
-from router.accounting.records_schema import audit_event_schema, usage_record_schema
-from router.accounting.spool import SpoolWriter
-from router.accounting.spool_format import AUDIT, USAGE
-from router.accounting.store import RecordStore
 from router.errors import RecordsUnavailable
+from router.records.audit_chain import derive_audit_key
+from router.records.record_schemas import audit_event_schema, usage_record_schema
+from router.records.recorder import Recorder
+from router.spool.frames import AUDIT, USAGE
+from router.spool.writer import SpoolWriter
+from router.store.record_store import RecordStore
 
 _SCHEMAS = {
     USAGE: Draft202012Validator(usage_record_schema(), format_checker=FormatChecker()),

@@ -26,8 +26,8 @@ from router.auth.signatures import SignedParts, sign
 from router.clock import FrozenClock
 from router.config.loader import load_plain
 from router.config.settings import Settings
-from router.config.state import StateWriter
-from router.enforcement import Enforcement, build_enforcement
+from router.config.state.access import StateWriter
+from router.limits.enforcement import Enforcement, build_enforcement
 from router.mock_backend.server import MockBackend
 from router.services import Services, build_services
 from router.telemetry.logs import CallLog

@@ -8,13 +8,13 @@ from typing import Any
 
 import orjson
 
-from router.accounting.records import format_timestamp
-from router.accounting.spool import SpoolWriter
-from router.accounting.spool_format import AUDIT, USAGE, Frame, Position
-from router.accounting.spool_io import SpoolIO
-from router.agent.parcels import Parcel, open_parcel
+from router.agent.decoded_frames import DecodedFrame, decode_frame
 from router.agent.sinks import Refused, SinkUnavailable
 from router.clock import Clock, FrozenClock
+from router.records.record_types import format_timestamp
+from router.spool.disk import SpoolIO
+from router.spool.frames import AUDIT, USAGE, Frame, Position
+from router.spool.writer import SpoolWriter
 
 SPOOL = Path("/data/spool")
 
@@ -45,22 +45,22 @@ def event(number: int, *, ended_s: float = 0.0, organization: str | None = "acme
     )
 
 
-def parcel(payload: bytes, kind: int = USAGE, end: int = 100) -> Parcel:
+def decoded(payload: bytes, kind: int = USAGE, end: int = 100) -> DecodedFrame:
     """A frame of writer `w`, opened."""
-    return open_parcel(Frame(kind, payload, Position("w", 1, end)))
+    return decode_frame(Frame(kind, payload, Position("w", 1, end)))
 
 
-def parcels(numbers: Iterable[int], **more: Any) -> list[Parcel]:
+def decoded_frames(numbers: Iterable[int], **more: Any) -> list[DecodedFrame]:
     """Usage records of writer `w`, one behind the other."""
-    return [parcel(usage(n, **more), end=100 * (place + 1)) for place, n in enumerate(numbers)]
+    return [decoded(usage(n, **more), end=100 * (place + 1)) for place, n in enumerate(numbers)]
 
 
-def events(numbers: Iterable[int]) -> list[Parcel]:
+def events(numbers: Iterable[int]) -> list[DecodedFrame]:
     """Audit events of writer `w`."""
-    return [parcel(event(n), AUDIT, 100 * (place + 1)) for place, n in enumerate(numbers)]
+    return [decoded(event(n), AUDIT, 100 * (place + 1)) for place, n in enumerate(numbers)]
 
 
-def ids(found: Iterable[Parcel]) -> list[str | None]:
+def ids(found: Iterable[DecodedFrame]) -> list[str | None]:
     """What they are known by."""
     return [one.id for one in found]
 
@@ -91,7 +91,7 @@ class ListSink:
         self.tended = 0
         self._clock = clock
 
-    def deliver(self, batch: Sequence[Parcel]) -> list[Refused]:
+    def deliver(self, batch: Sequence[DecodedFrame]) -> list[Refused]:
         """Take the batch as it is told to."""
         if self.crash is not None:
             raise self.crash
@@ -108,7 +108,7 @@ class ListSink:
             raise SinkUnavailable("it is down")
         self.finished.append(writer_id)
 
-    def tend(self) -> None:
+    def maintain(self) -> None:
         """Count it."""
         self.tended += 1
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from router.accounting.spool_io import SpoolIO
+from router.spool.disk import SpoolIO
 
 T = TypeVar("T")
 Kept = Literal["synced", "all", "zeros", "half"]

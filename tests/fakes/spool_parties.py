@@ -7,9 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from router.accounting.checkpoints import Checkpoints
-from router.accounting.spool import SpoolWriter
-from router.accounting.spool_format import (
+from router.clock import FrozenClock
+from router.errors import RecordsUnavailable
+from router.spool.checkpoints import Checkpoints
+from router.spool.disk import REPLACE, TAKE_LOCK, SpoolIO
+from router.spool.frames import (
     LOCK_NAME,
     USAGE,
     Position,
@@ -17,11 +19,9 @@ from router.accounting.spool_format import (
     header_frame,
     segment_name,
 )
-from router.accounting.spool_io import REPLACE, TAKE_LOCK, SpoolIO
-from router.accounting.spool_quarantine import Quarantined
-from router.accounting.spool_reader import Missing, SpoolReader
-from router.clock import FrozenClock
-from router.errors import RecordsUnavailable
+from router.spool.quarantine import Quarantined
+from router.spool.reader import Missing, SpoolReader
+from router.spool.writer import SpoolWriter
 from tests.fakes.spool_io import File, MemoryDisk
 
 SPOOL = Path("/data/spool")

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from redis.crc import key_slot
 
-from router.limits.scripts import Script, ScriptCall, load_script, script
+from router.redis.scripts import Script, ScriptCall, load_script, script
 
 _PRELUDE = """
 local virtual_us = ARGV[#ARGV]
@@ -61,7 +61,7 @@ def virtual_script(*files: str, **parts: Sequence[str]) -> Script:
 class VirtualRedis:
     """Runs scripts made by :func:`virtual_script` on a server, at ``now_us``."""
 
-    is_away = False
+    is_unavailable = False
 
     def __init__(self, client: Client, now_us: int) -> None:
         self.client = client

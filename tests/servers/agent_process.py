@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from router.accounting.store import RecordStore
 from router.agent.housekeeping import read_report
 from router.agent.lock import AgentLock
+from router.store.record_store import RecordStore
 from tests.servers.router_process import clean_environment, is_running, wait_until
 
 START_TIMEOUT_S = 15.0
@@ -26,10 +26,10 @@ ORGANIZATIONS = 5
 WORKER = """
 import sys, time, uuid
 from pathlib import Path
-from router.accounting.audit import AuditChain
-from router.accounting.records import AttemptRecord, AuditEvent, UsageRecord, encode_usage
-from router.accounting.spool import SpoolWriter
-from router.accounting.spool_format import AUDIT, USAGE
+from router.records.audit_chain import AuditChain
+from router.records.record_types import AttemptRecord, AuditEvent, UsageRecord, encode_usage
+from router.spool.writer import SpoolWriter
+from router.spool.frames import AUDIT, USAGE
 
 data_dir, name, count, rate = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), float(sys.argv[4])
 organizations = int(sys.argv[5])
@@ -165,7 +165,7 @@ class AgentProcess:
         """Start it and wait for nothing."""
         with self.log_path.open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "router.cli", "agent", *self.options],
+                [sys.executable, "-m", "router.cli.main", "agent", *self.options],
                 env=clean_environment(self.settings),
                 stdin=subprocess.DEVNULL,
                 stdout=log,

@@ -18,7 +18,7 @@ _SITE = """
 import errno
 import os
 
-from router.accounting.spool_io import OsSpoolIO
+from router.spool.disk import OsSpoolIO
 
 FAULTS = os.environ.get("SPOOL_FAULTS", "")
 real = {name: getattr(OsSpoolIO, name) for name in ("sync", "write", "allocate")}

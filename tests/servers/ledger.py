@@ -9,11 +9,11 @@ from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from router.accounting.audit import derive_audit_key
-from router.accounting.audit_export import Verdict, export_lines, verify_export
-from router.accounting.store import RecordStore
 from router.agent.housekeeping import read_report
 from router.agent.lock import AgentLock
+from router.exports.audit_export import Verdict, export_lines, verify_export
+from router.records.audit_chain import derive_audit_key
+from router.store.record_store import RecordStore
 from tests.servers.router_process import RouterProcess, is_running, wait_until
 
 SHIPPED_S = 60.0

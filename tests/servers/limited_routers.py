@@ -17,14 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from router.config.document import Document
-from router.config.state import StateReader
-from router.limits.address import parse_address
-from router.limits.budgets import WindowState
+from router.config.state.access import StateReader
+from router.limits.budgets.ledger import Ledger
+from router.limits.budgets.windows import WindowState
 from router.limits.configured import window_specs
-from router.limits.connection import ConnectionOptions
-from router.limits.ledger import Ledger
-from router.limits.redis_client import RedisClient
 from router.mock_backend.server import MockBackend
+from router.redis.address import parse_address
+from router.redis.client import RedisClient
+from router.redis.connection import ConnectionOptions
 from tests.servers.router_process import RouterProcess, clean_environment, free_port
 
 MODEL = "gpt-4o"
@@ -169,7 +169,7 @@ def budget_service(directory: Path, redis_url: str) -> Iterator[dict[str, Any]]:
     port = free_port()
     endpoint = f"http://127.0.0.1:{port}"
     service = subprocess.Popen(
-        [sys.executable, "-m", "router.cli", "budget-service", "--no-records"],
+        [sys.executable, "-m", "router.cli.main", "budget-service", "--no-records"],
         env=clean_environment(
             {
                 **PATIENT,

@@ -20,7 +20,7 @@ from typing import Any
 from prometheus_client.mmap_dict import MmapedDict
 
 from router.config.settings import load_settings
-from router.metrics_dir import shared_metrics_dir
+from router.server.metrics_dir import shared_metrics_dir
 
 START_TIMEOUT_S = 20.0
 STOP_TIMEOUT_S = 45.0
@@ -109,7 +109,7 @@ def run_routerctl(
 ) -> subprocess.CompletedProcess[str]:
     """A command of `routerctl`, run to its end."""
     return subprocess.run(
-        [sys.executable, "-m", "router.cli", *arguments],
+        [sys.executable, "-m", "router.cli.main", *arguments],
         env=clean_environment(environment),
         cwd=cwd,
         capture_output=True,
@@ -204,7 +204,7 @@ class RouterProcess:
             self._process = subprocess.Popen(
                 [
                     *(sys.executable, *self.python_options, *self.program),
-                    *("-c", "python:router.gunicorn_conf"),
+                    *("-c", "python:router.server.gunicorn_conf"),
                 ],
                 env=clean_environment(self.settings),
                 cwd=self.directory,

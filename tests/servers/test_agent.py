@@ -16,13 +16,13 @@ from typing import Any
 
 import pytest
 
-from router.accounting.audit import derive_audit_key
-from router.accounting.sink_set import SinkSet, Topics, load_sinks, save_sinks
-from router.accounting.spool import SpoolWriter
-from router.accounting.spool_format import USAGE
-from router.accounting.store import RecordStore
-from router.agent.keeper import NICE, AgentKeeper, spawn_agent
 from router.agent.lock import AgentLock
+from router.agent.sink_set import SinkSet, Topics, load_sinks, save_sinks
+from router.agent.supervisor import NICE, AgentSupervisor, spawn_agent
+from router.records.audit_chain import derive_audit_key
+from router.spool.frames import USAGE
+from router.spool.writer import SpoolWriter
+from router.store.record_store import RecordStore
 from tests.benchmarks.agent import main as benchmark
 from tests.fakes.shipping import usage
 from tests.servers.agent_process import AgentProcess, Worker
@@ -362,7 +362,7 @@ def test_a_second_agent_leaves_at_once(agent: AgentProcess, started_by: str) -> 
     agent.start()
     options = [] if started_by == "hand" else ["--master-pid", str(os.getpid())]
     second = subprocess.run(
-        [sys.executable, "-m", "router.cli", "agent", *options],
+        [sys.executable, "-m", "router.cli.main", "agent", *options],
         env={"PATH": "/usr/bin", **_python_path(), **agent.settings},
         capture_output=True,
         text=True,
@@ -386,33 +386,35 @@ def test_keepers_keep_exactly_one_agent(
     for name, value in agent.settings.items():
         monkeypatch.setenv(name, value)
     master = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    keepers = [AgentKeeper(agent.data_dir, lambda: spawn_agent(master.pid)) for _ in range(2)]
+    supervisors = [
+        AgentSupervisor(agent.data_dir, lambda: spawn_agent(master.pid)) for _ in range(2)
+    ]
     lock = AgentLock(agent.data_dir)
     seen: set[int] = set()
     for _ in range(4):
         started_s = time.monotonic()
         while not (lock.is_held() and _holder(agent.data_dir) not in seen):
-            for keeper in keepers:
-                keeper.tick()
+            for supervisor in supervisors:
+                supervisor.tick()
             time.sleep(0.2)
             assert time.monotonic() - started_s < 5.0
         assert time.monotonic() - started_s < 3.0
         for _ in range(5):
-            for keeper in keepers:
-                keeper.tick()
+            for supervisor in supervisors:
+                supervisor.tick()
             time.sleep(0.2)
         pid = _holder(agent.data_dir)
         seen.add(pid)
         assert _agents_of(agent.data_dir) == [pid]
         _kill(pid)
     assert len(seen) == 4
-    for keeper in keepers:
-        keeper.tick()
+    for supervisor in supervisors:
+        supervisor.tick()
     wait_until(lock.is_held, 5.0, "the last one works")
     master.communicate(b"\n")
     wait_until(lambda: not lock.is_held(), 10.0, "it ends with its master")
-    for keeper in keepers:
-        keeper._child and keeper._child.wait()  # type: ignore[attr-defined]
+    for supervisor in supervisors:
+        supervisor._child and supervisor._child.wait()  # type: ignore[attr-defined]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux binds processes to cores")

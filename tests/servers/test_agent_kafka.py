@@ -19,8 +19,8 @@ from typing import Any
 
 import pytest
 
-from router.accounting.spool import SpoolWriter
-from router.accounting.spool_format import USAGE
+from router.spool.frames import USAGE
+from router.spool.writer import SpoolWriter
 from tests.fakes.kafka_broker import Message, MockBroker, mock_broker
 from tests.fakes.kraft_broker import KraftBroker, kraft_broker, why_not
 from tests.fakes.shipping import usage
@@ -339,7 +339,7 @@ def writer(agent: Shipping) -> Iterator[SpoolWriter]:
     writer.close()
 
 
-def letters_of(agent: Shipping) -> list[dict[str, Any]]:
+def dead_letters_of(agent: Shipping) -> list[dict[str, Any]]:
     path = agent.data_dir / "dead-letter" / "kafka.jsonl"
     return [json.loads(line) for line in path.read_text().splitlines()]
 
@@ -361,7 +361,7 @@ def test_what_is_no_record_is_dead_lettered(
     assert (letter.value, letter.headers["bytes"]) == (b"no record", b"9")
     assert letter.headers["reason"].startswith(b"not JSON")
     agent.await_sink("kafka")
-    assert [found["payload"] for found in letters_of(agent)] == ["no record"]
+    assert [found["payload"] for found in dead_letters_of(agent)] == ["no record"]
     assert agent.sink("kafka")["dead_lettered"] == 1
 
 
@@ -382,7 +382,7 @@ def test_what_a_broker_refuses_is_dead_lettered_alone(
     ids = [record["record_id"] for record in agent.arrived_records()]
     assert ids == ["r100", *(f"r{n}" for n in range(10) if n != 5)]
     agent.await_sink("kafka")
-    assert [letter["id"] for letter in letters_of(agent)] == ["r5"]
+    assert [letter["id"] for letter in dead_letters_of(agent)] == ["r5"]
 
 
 def test_a_refusal_that_does_not_repeat_dead_letters_nothing(

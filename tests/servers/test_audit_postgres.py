@@ -10,13 +10,13 @@ import pytest
 from click.testing import CliRunner, Result
 from sqlalchemy import delete, update
 
-from router.accounting.audit import AuditChain, derive_audit_key
-from router.accounting.store import RecordStore
-from router.accounting.store_tables import audit
-from router.cli import cli
+from router.cli.main import cli
+from router.records.audit_chain import AuditChain, derive_audit_key
+from router.store.record_store import RecordStore
+from router.store.sql_tables import audit
 from tests.servers.test_store_postgres import Server, server
-from tests.unit.accounting import samples
-from tests.unit.accounting.samples import START_S
+from tests.unit.records import samples
+from tests.unit.records.samples import START_S
 
 __all__ = ["server"]
 

@@ -27,11 +27,11 @@ import orjson
 import pytest
 from kafka import KafkaConsumer, TopicPartition
 
-from router.accounting.records import parse_timestamp_us
-from router.accounting.spool import SpoolWriter
-from router.accounting.spool_format import USAGE
 from router.agent.housekeeping import read_report
 from router.agent.lock import AgentLock
+from router.records.record_types import parse_timestamp_us
+from router.spool.frames import USAGE
+from router.spool.writer import SpoolWriter
 from tests.servers.deployment import CHAT, HELLO, ORGANIZATION, Deployment, deploy
 from tests.servers.load import Load, Result, running_load
 from tests.servers.router_process import resident_bytes, wait_until

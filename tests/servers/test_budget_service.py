@@ -18,12 +18,12 @@ from typing import Any
 
 import pytest
 
-from router.accounting.store import RecordStore
 from router.config.loader import load_plain
-from router.config.state import StateWriter
-from router.limits.budget_client import BudgetClient
-from router.limits.budget_session import BudgetSession
-from router.limits.budgets import Amounts, Denied, NotReserved, Reservation, WindowSpec
+from router.config.state.access import StateWriter
+from router.limits.budgets.windows import Amounts, Denied, NotReserved, Reservation, WindowSpec
+from router.limits.remote.client import BudgetClient
+from router.limits.remote.session import BudgetSession
+from router.store.record_store import RecordStore
 from tests.fakes.redis_server import BINARY, RedisServer, free_port, running
 from tests.servers.router_process import clean_environment, wait_until
 
@@ -67,7 +67,7 @@ class Program:
             **environ,
         }
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "router.cli", "budget-service", *options],
+            [sys.executable, "-m", "router.cli.main", "budget-service", *options],
             env=clean_environment(settings),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -15,7 +15,7 @@ from threading import Thread
 
 import pytest
 
-from router.accounting.store import RecordStore
+from router.store.record_store import RecordStore
 from tests.servers.deployment import CHAT, CLAUDE, HELLO, ORGANIZATION, Deployment, deploy
 from tests.servers.raw_client import Answer, exchange
 from tests.servers.router_process import NewKey, wait_until

@@ -14,9 +14,9 @@ from typing import NamedTuple
 
 import pytest
 
-from router.accounting.checkpoints import Checkpoints, checkpoint_path
-from router.accounting.spool_format import AUDIT, USAGE, encode_frame, segment_name
-from router.accounting.spool_reader import SpoolReader
+from router.spool.checkpoints import Checkpoints, checkpoint_path
+from router.spool.frames import AUDIT, USAGE, encode_frame, segment_name
+from router.spool.reader import SpoolReader
 from tests.servers.agent_process import AgentProcess, Worker
 from tests.servers.router_process import wait_until
 

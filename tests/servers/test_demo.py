@@ -48,7 +48,7 @@ class Demo:
             "ROUTER_DATA_DIR": str(directory / "data"),
         }
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "router.cli", "demo"],
+            [sys.executable, "-m", "router.cli.main", "demo"],
             env=clean_environment(environment),
             cwd=directory,
             stdout=subprocess.PIPE,

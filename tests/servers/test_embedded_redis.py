@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from router.config.settings import load_settings
-from router.limits.embedded import redis_address
+from router.redis.embedded import redis_address
 from tests.fakes.redis_server import BINARY
 from tests.servers.router_process import (
     RouterProcess,
@@ -216,7 +216,7 @@ def test_two_commands_share_the_gateways_server(router: RouterProcess) -> None:
     before = servers(router)
     settings = {**router.settings, "BUDGET_SERVICE_BIND": f"127.0.0.1:{free_port()}"}
     service = subprocess.Popen(
-        [sys.executable, "-m", "router.cli", "budget-service"],
+        [sys.executable, "-m", "router.cli.main", "budget-service"],
         env=clean_environment(settings),
         stdout=subprocess.PIPE,
     )

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from router.accounting.store import RecordStore
+from router.store.record_store import RecordStore
 from tests.servers.deployment import CHAT, HELLO, SECOND, Deployment, deploy
 from tests.servers.faulty_disk import FaultyDisk, fill, small_file_system, why_no_mount
 from tests.servers.load import Load, running_load

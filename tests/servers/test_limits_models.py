@@ -28,21 +28,21 @@ from hypothesis.stateful import (
 )
 
 from router.clock import Clock
-from router.limits.bucket import RateLimiter
-from router.limits.budgets import (
+from router.limits.budgets.ledger import LATE_S, REMEMBER_S, Ledger
+from router.limits.budgets.maintenance import LedgerMaintenance
+from router.limits.budgets.periods import Period, period_at
+from router.limits.budgets.windows import (
     Amounts,
     Closed,
-    Crossing,
     Denied,
     LostWindow,
     NeedsRebuild,
     Reservation,
+    ThresholdEvent,
     WindowSpec,
 )
-from router.limits.ledger import LATE_S, REMEMBER_S, Ledger
-from router.limits.periods import Period, period_at
-from router.limits.rates import MICRO, BucketSpec, Correction, SlotSpec
-from router.limits.upkeep import Upkeep
+from router.limits.rates.decision import MICRO, BucketSpec, Correction, SlotSpec
+from router.limits.rates.limiter import RateLimiter
 from tests.fakes.redis_server import BINARY, running
 from tests.fakes.virtual_redis import VirtualRedis, virtual_script
 
@@ -303,7 +303,9 @@ class LedgerMachine(RuleBasedStateMachine):
         self.redis = VirtualRedis(self.client, at_ms * 1000)
         clocks = [HostClock(self.redis, skew_ms) for skew_ms in SKEWS_MS]
         self.hosts = [Ledger(self.redis, clock=clock, load=virtual_script) for clock in clocks]
-        self.keepers = [Upkeep(self.redis, clock=clock, load=virtual_script) for clock in clocks]
+        self.supervisors = [
+            LedgerMaintenance(self.redis, clock=clock, load=virtual_script) for clock in clocks
+        ]
         self.books: dict[Slot, Book] = {}
         self.known: dict[str, ModelLease] = {}
         self.held: dict[Slot, dict[str, tuple[int, int]]] = {}
@@ -361,7 +363,7 @@ class LedgerMachine(RuleBasedStateMachine):
         amounts = Amounts(held[0].amount * share // 100, tokens)
         settlement = self.hosts[host].settle(lease.reservation, amounts)
         assert settlement.booked == self._can_be_booked(lease)
-        expected: set[Crossing] = set()
+        expected: set[ThresholdEvent] = set()
         if settlement.booked:
             for entry in held:
                 slot = entry.window.id, entry.period.start_ms
@@ -370,9 +372,9 @@ class LedgerMachine(RuleBasedStateMachine):
                 if used:
                     self._book(slot).booked[lease_id] = used
                     if slot not in self.gone:
-                        expected |= self._crossings(entry.window, slot)
+                        expected |= self._threshold_events(entry.window, slot)
             lease.done_ms = self.redis.now_ms
-        assert set(settlement.crossings) == expected
+        assert set(settlement.threshold_events) == expected
 
     @rule(host=st.integers(0, 2), which=st.integers(0, 5), amount=st.integers(-300, 300))
     def adjust(self, host: int, which: int, amount: int) -> None:
@@ -382,14 +384,14 @@ class LedgerMachine(RuleBasedStateMachine):
         if slot in self.lost:
             return
         self.count += 1
-        book, keeper = self._book(slot), self.keepers[host]
+        book, supervisor = self._book(slot), self.supervisors[host]
         options = {"correction_id": f"correction{self.count}", "reason": "a mistake"}
-        adjusted = keeper.adjust("acme", window, amount, **options)
+        adjusted = supervisor.adjust("acme", window, amount, **options)
         assert adjusted.before == book.settled
         book.by_hand += max(amount, -book.settled)
         assert adjusted.after == book.settled
-        assert set(adjusted.crossings) == self._crossings(window, slot)
-        assert keeper.adjust("acme", window, amount, **options).done_before
+        assert set(adjusted.threshold_events) == self._threshold_events(window, slot)
+        assert supervisor.adjust("acme", window, amount, **options).done_before
 
     @rule(
         by_ms=st.one_of(
@@ -480,14 +482,14 @@ class LedgerMachine(RuleBasedStateMachine):
             }
             return book.by_hand + sum(known.values())
 
-        crossings = self.keepers[host].rebuild("acme", WINDOWS, sum_records)
+        threshold_events = self.supervisors[host].rebuild("acme", WINDOWS, sum_records)
         self.lost: set[Slot] = set()
         self.gone -= {self._slot(window) for window in WINDOWS}
         self.opened_ms = self.redis.now_ms
-        expected: set[Crossing] = set()
+        expected: set[ThresholdEvent] = set()
         for window in WINDOWS:
-            expected |= self._crossings(window, self._slot(window))
-        assert set(crossings) == expected
+            expected |= self._threshold_events(window, self._slot(window))
+        assert set(threshold_events) == expected
 
     def _refuses(self, window: WindowSpec, amounts: Amounts) -> bool:
         amount, slot = amounts.of(window.unit), self._slot(window)
@@ -495,13 +497,13 @@ class LedgerMachine(RuleBasedStateMachine):
             return False
         return self._book(slot).settled + self._reserved(slot) + amount > window.limit
 
-    def _crossings(self, window: WindowSpec, slot: Slot) -> set[Crossing]:
+    def _threshold_events(self, window: WindowSpec, slot: Slot) -> set[ThresholdEvent]:
         book, found = self._book(slot), set()
         for percent in window.thresholds:
             reached = book.settled * 100 >= (window.limit or 0) * percent
             if reached and percent not in book.crossed:
                 book.crossed.add(percent)
-                found.add(Crossing(window, percent))
+                found.add(ThresholdEvent(window, percent))
         return found
 
     def _can_be_booked(self, lease: ModelLease) -> bool:

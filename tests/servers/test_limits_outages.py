@@ -10,21 +10,21 @@ from typing import Any
 
 import pytest
 
-from router.limits.address import parse_address
+from router.breaker import Unavailable
 from router.limits.admission import Admission, Request
-from router.limits.breaker import Unavailable
-from router.limits.bucket import RateLimiter
-from router.limits.budget_gate import Admitted, BudgetGate
-from router.limits.budgets import Amounts, Denied, WindowSpec
-from router.limits.connection import ConnectionOptions
-from router.limits.deferred import Deferred
-from router.limits.fallback import RateGate
-from router.limits.idempotency import Entry, Idempotency, InFlight, Replay
-from router.limits.ledger import Ledger
-from router.limits.local import LocalLimiter
-from router.limits.rates import BucketSpec
-from router.limits.redis_client import RedisClient
-from router.limits.upkeep import Upkeep
+from router.limits.budgets.gate import Admitted, BudgetGate
+from router.limits.budgets.ledger import Ledger
+from router.limits.budgets.maintenance import LedgerMaintenance
+from router.limits.budgets.windows import Amounts, Denied, WindowSpec
+from router.limits.idempotency.entries import Entry, Idempotency, InFlight, Replay
+from router.limits.rates.decision import BucketSpec
+from router.limits.rates.gate import RateGate
+from router.limits.rates.limiter import RateLimiter
+from router.limits.rates.local import LocalLimiter
+from router.limits.retry_queue import RetryQueue
+from router.redis.address import parse_address
+from router.redis.client import RedisClient
+from router.redis.connection import ConnectionOptions
 from tests.fakes.redis_server import BINARY, Proxy, RedisServer, running
 
 TIMEOUT_S = 0.05
@@ -49,13 +49,13 @@ class Stand:
 
     def __init__(self, url: str, *, timeout_s: float = TIMEOUT_S) -> None:
         self.redis = RedisClient(parse_address(url), ConnectionOptions(timeout_s=timeout_s))
-        self.deferred = Deferred()
+        self.deferred = RetryQueue()
         self.ledger = Ledger(self.redis)
         local = LocalLimiter(1)
         self.rates = RateGate(RateLimiter(self.redis), local, self.deferred)
         self.budgets = BudgetGate(
             Admission(self.redis, self.ledger, Idempotency(self.redis)),
-            Upkeep(self.redis),
+            LedgerMaintenance(self.redis),
             self.deferred,
             sum_records=lambda _organization_id, _lost: 0,
         )
@@ -66,7 +66,7 @@ class Stand:
 
     def wait_until_back(self) -> float:
         begun_s = time.monotonic()
-        while self.redis.is_away:
+        while self.redis.is_unavailable:
             assert time.monotonic() - begun_s < 5
             time.sleep(0.01)
         return time.monotonic() - begun_s
@@ -94,7 +94,7 @@ def test_an_outage_is_short_for_callers(server: RedisServer, how: str) -> None:
         assert isinstance(subject.admit("before"), Admitted)
         _set(server, proxy, how, away=True)
         assert longest_s(subject, 3) < TIMEOUT_S + SLACK_S
-        assert subject.redis.is_away
+        assert subject.redis.is_unavailable
         begun_s = time.perf_counter()
         longest_s(subject, 100)
         assert (time.perf_counter() - begun_s) / 200 < 0.002

@@ -16,10 +16,10 @@ import orjson
 import pytest
 from jsonschema import Draft202012Validator, FormatChecker
 
-from router.accounting.records_schema import audit_event_schema, usage_record_schema
-from router.api.native import MAX_METADATA_BYTES
-from router.config.schema import MAX_WEIGHT
-from router.forwarding.stream import StreamFault
+from router.api.dialects.native import MAX_METADATA_BYTES
+from router.config.schema.parts import MAX_WEIGHT
+from router.records.record_schemas import audit_event_schema, usage_record_schema
+from router.upstream.reply_stream import StreamFault
 from tests.fakes.anthropic_api import compose
 from tests.servers.deployment import (
     CHAT,

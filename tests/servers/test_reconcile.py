@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from router.accounting.store import RecordStore
+from router.store.record_store import RecordStore
 from tests.fakes.kafka_broker import MockBroker, mock_broker
 from tests.servers.agent_process import AgentProcess, Worker
 from tests.servers.router_process import clean_environment, wait_until
@@ -46,7 +46,7 @@ class Host(AgentProcess):
     def routerctl(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run a command to its end."""
         return subprocess.run(
-            [sys.executable, "-m", "router.cli", *arguments],
+            [sys.executable, "-m", "router.cli.main", *arguments],
             env=clean_environment(self.settings),
             capture_output=True,
             text=True,
@@ -221,7 +221,7 @@ def test_an_export_that_is_killed_goes_on(host: Host, hire: Hire, tmp_path: Path
     kills, known = 0, b""
     while not target.exists():
         running = subprocess.Popen(
-            [sys.executable, "-m", "router.cli", *options, str(target)],
+            [sys.executable, "-m", "router.cli.main", *options, str(target)],
             env=clean_environment(host.settings),
             stderr=subprocess.DEVNULL,
         )

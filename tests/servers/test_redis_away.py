@@ -19,9 +19,9 @@ from typing import Any
 
 import pytest
 
-from router.limits.address import parse_address
-from router.limits.connection import ConnectionOptions
-from router.limits.redis_client import RedisClient
+from router.redis.address import parse_address
+from router.redis.client import RedisClient
+from router.redis.connection import ConnectionOptions
 from tests.fakes.redis_server import BINARY, Proxy, RedisServer, running
 from tests.servers.limited_routers import (
     PATIENT,

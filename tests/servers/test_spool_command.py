@@ -9,16 +9,16 @@ import time
 import uuid
 from pathlib import Path
 
-from router.accounting.records import degraded_usage
-from router.accounting.spool import SpoolWriter
-from router.accounting.spool_format import USAGE
+from router.records.record_types import degraded_usage
+from router.spool.frames import USAGE
+from router.spool.writer import SpoolWriter
 
 RECORDS = 200
 
 
 def routerctl(data_dir: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "router.cli", *arguments],
+        [sys.executable, "-m", "router.cli.main", *arguments],
         env={**os.environ, "ROUTER_DATA_DIR": str(data_dir)},
         capture_output=True,
         text=True,

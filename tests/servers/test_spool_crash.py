@@ -15,11 +15,11 @@ from pathlib import Path
 
 import pytest
 
-from router.accounting.spool import SpoolWriter
-from router.accounting.spool_format import USAGE, Position
-from router.accounting.spool_io import OsSpoolIO
-from router.accounting.spool_reader import SpoolReader
 from router.errors import RecordsUnavailable
+from router.spool.disk import OsSpoolIO
+from router.spool.frames import USAGE, Position
+from router.spool.reader import SpoolReader
+from router.spool.writer import SpoolWriter
 from tests.fakes.spool_parties import Agent, fresh, record
 
 ROUNDS = 12
@@ -28,8 +28,8 @@ MIB = 1 << 20
 APPENDER = """
 import os, sys
 from pathlib import Path
-from router.accounting.spool import SpoolWriter
-from router.accounting.spool_format import USAGE
+from router.spool.writer import SpoolWriter
+from router.spool.frames import USAGE
 
 def record(number):
     return b'{"record":%05d,"filler":"%b"}' % (number, b"x" * (number * 37 % 90))
@@ -51,9 +51,9 @@ gevent.monkey.patch_all()
 import sys, time
 from pathlib import Path
 import gevent, gevent.threadpool
-from router.accounting.spool import SpoolWriter
-from router.accounting.spool_format import USAGE
-from router.accounting.spool_io import OsSpoolIO
+from router.spool.writer import SpoolWriter
+from router.spool.frames import USAGE
+from router.spool.disk import OsSpoolIO
 
 really_sleep = gevent.monkey.get_original("time", "sleep")
 
@@ -294,7 +294,7 @@ def test_a_second_process_takes_over_only_when_the_first_is_gone(tmp_path: Path)
             sys.executable,
             "-c",
             "import sys, time; from pathlib import Path;"
-            "from router.accounting.spool_reader import SpoolReader;"
+            "from router.spool.reader import SpoolReader;"
             "print(SpoolReader(Path(sys.argv[1])).writers()[0].alive, flush=True); time.sleep(60)",
             str(tmp_path / "spool"),
         ],

@@ -18,13 +18,13 @@ from typing import Any
 import pytest
 from sqlalchemy import text
 
-pytest.register_assert_rewrite("tests.unit.accounting.store_contract")
+pytest.register_assert_rewrite("tests.unit.store.store_contract")
 
-from router.accounting.store import RecordStore  # noqa: E402
-from router.accounting.store_errors import StoreUnavailable  # noqa: E402
-from tests.unit.accounting import samples  # noqa: E402
-from tests.unit.accounting.samples import KEY  # noqa: E402
-from tests.unit.accounting.store_contract import StoreContract, verdict  # noqa: E402
+from router.store.record_store import RecordStore  # noqa: E402
+from router.store.store_errors import StoreUnavailable  # noqa: E402
+from tests.unit.records import samples  # noqa: E402
+from tests.unit.records.samples import KEY  # noqa: E402
+from tests.unit.store.store_contract import StoreContract, verdict  # noqa: E402
 
 psycopg = pytest.importorskip("psycopg", reason="psycopg is not installed: no PostgreSQL tests")
 
@@ -188,8 +188,8 @@ class TestPostgres(StoreContract):
         self, server: Server, store: RecordStore, monkeypatch: pytest.MonkeyPatch, read_only: bool
     ) -> None:
         """A server that accepts and never answers counts as away, and is found again."""
-        monkeypatch.setattr("router.accounting.store_engine._MARGIN_S", 0.2)
-        monkeypatch.setattr("router.accounting.store_engine._CONNECT_S", 2)
+        monkeypatch.setattr("router.store.engine._MARGIN_S", 0.2)
+        monkeypatch.setattr("router.store.engine._CONNECT_S", 2)
         hasty = RecordStore(server.url(), read_only=read_only, query_timeout_s=0.3)
         with hasty:
             assert hasty.count_usage() == 0
@@ -208,7 +208,7 @@ class TestPostgres(StoreContract):
         self, server: Server, store: RecordStore, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Writing waits for no lock longer than it may; afterwards it goes on."""
-        monkeypatch.setattr("router.accounting.store_engine._WRITE_S", 0.3)
+        monkeypatch.setattr("router.store.engine._WRITE_S", 0.3)
         with (
             RecordStore(server.url(), audit_key=KEY) as impatient,
             store._database.writing() as connection,

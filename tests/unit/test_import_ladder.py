@@ -16,52 +16,36 @@ import pytest
 
 import router
 
-DOORS = frozenset(
-    {
-        "wsgi",
-        "corked",
-        "metrics_dir",
-        "gunicorn_conf",
-        "cli",
-        "commands",
-        "serving",
-        "demo",
-        "mock_backend",
-        "budget_service",
-    }
-)
+DOORS = frozenset({"wsgi", "server", "cli", "demo", "mock_backend", "budget_service"})
 
 # From the bottom up. Units on one rung never import one another; only the doors may, because a
 # command of `cli` starts the others.
 RUNGS: tuple[frozenset[str], ...] = (
-    frozenset({"call", "errors", "clock"}),
+    frozenset({"call", "errors", "clock", "breaker"}),
     frozenset({"telemetry"}),
     frozenset({"config"}),
-    frozenset({"auth", "limits", "routing", "forwarding", "accounting"}),
-    frozenset({"notices"}),
-    frozenset({"gateway", "queries", "watch", "enforcement"}),
-    frozenset({"budget_records"}),
+    frozenset({"auth", "pricing", "providers", "spool", "redis"}),
+    frozenset({"upstream", "records"}),
+    frozenset({"routing", "limits", "exports"}),
+    frozenset({"store"}),
+    frozenset({"agent"}),
+    frozenset({"readiness"}),
     frozenset({"services"}),
-    frozenset({"api", "agent"}),
+    frozenset({"api"}),
     frozenset({"app"}),
     DOORS,
 )
 HEIGHT = {unit: height for height, rung in enumerate(RUNGS) for unit in rung}
 
 FLASK_OWNERS = frozenset({"router.api", "router.app"} | {f"router.{door}" for door in DOORS})
-SQL_OWNERS = frozenset(
-    {f"router.accounting.{name}" for name in (
-        "store", "store_engine", "store_postgres", "store_queries", "store_rows", "store_tables",
-        "store_trail", "store_writing",
-    )}
-)  # fmt: skip
+SQL_OWNERS = frozenset({"router.store"})
 OWNERS: Mapping[str, frozenset[str]] = {
     "flask": FLASK_OWNERS,
     "werkzeug": FLASK_OWNERS,
-    "redis": frozenset({"router.limits", "router.services"}),
+    "redis": frozenset({"router.redis"}),
     "kafka": frozenset({"router.agent"}),
     # The budget service is asked by limits, which must not know how backends are called.
-    "requests": frozenset({"router.forwarding", "router.limits.budget_session"}),
+    "requests": frozenset({"router.upstream", "router.limits.remote.session"}),
     "sqlite3": SQL_OWNERS,
     "sqlalchemy": SQL_OWNERS,
 }
@@ -267,15 +251,15 @@ def parsed(name: str, source: str, *, is_package: bool = False) -> Module:
         ("router.errors", "import router.call"),
         ("router.clock", "from router import errors"),
         ("router.telemetry.logs", "from router.config.settings import Settings"),
-        ("router.config.state", "def late():\n    from router.gateway import Gateway"),
-        ("router.auth.keys", "from router.limits import bucket"),
-        ("router.routing.engine", "if TYPE_CHECKING:\n    from router.forwarding import session"),
-        ("router.forwarding.session", "from ..accounting.usage import Usage"),
-        ("router.gateway", "from . import services"),
+        ("router.config.loader", "def late():\n    from router.routing import models"),
+        ("router.auth.keys", "from router.limits import admission"),
+        ("router.routing.engine", "if TYPE_CHECKING:\n    from router.limits import admission"),
+        ("router.upstream.session", "from ..records.recorder import Recorder"),
+        ("router.routing.engine", "from .. import services"),
         ("router.services", "import importlib\nimportlib.import_module('router.api.public')"),
         ("router.agent.prober", "import router.api.scope"),
         ("router.api.public", "from router.app import create_app"),
-        ("router.app", "from router.serving import hooks"),
+        ("router.app", "from router.server import worker"),
         ("router.api.public", "from router.leftovers import anything"),
         ("router.leftovers", "import json"),
     ],
@@ -290,8 +274,8 @@ def test_a_step_up_or_sideways_is_found(name: str, source: str) -> None:
     [
         ("router.api.public", "from router.api.scope import Scope\nfrom . import replies"),
         ("router.api.openai", "from router.services import Services\nimport router.errors"),
-        ("router.cli", "from router.serving import serve\nfrom router.demo import run"),
-        ("router.gateway", "import flask_like, router\nfrom router.auth import keys"),
+        ("router.cli.main", "from router.server import worker\nfrom router.demo import run"),
+        ("router.routing.engine", "import flask_like, router\nfrom router.auth import keys"),
     ],
 )
 def test_a_step_down_or_within_is_allowed(name: str, source: str) -> None:
@@ -309,13 +293,13 @@ def test_a_package_file_resolves_relative_imports_from_itself() -> None:
     ("owner", "stranger", "source"),
     [
         ("router.api.public", "router.services", "from flask import request"),
-        ("router.mock_backend", "router.gateway", "import flask.json"),
-        ("router.limits.bucket", "router.api.pipeline", "from redis.exceptions import RedisError"),
-        ("router.services", "router.agent.mirror", "import redis"),
-        ("router.agent.kafka", "router.accounting.spool", "from kafka import KafkaProducer"),
-        ("router.forwarding.session", "router.routing.health", "import requests"),
-        ("router.limits.budget_session", "router.limits.budget_client", "import requests"),
-        ("router.accounting.store", "router.accounting.recorder", "import sqlite3"),
+        ("router.demo", "router.routing.engine", "import flask.json"),
+        ("router.redis.pool", "router.api.pipeline", "from redis.exceptions import RedisError"),
+        ("router.redis.pool", "router.agent.mirror", "import redis"),
+        ("router.agent.kafka", "router.spool.writer", "from kafka import KafkaProducer"),
+        ("router.upstream.session", "router.routing.health", "import requests"),
+        ("router.limits.remote.session", "router.limits.remote.client", "import requests"),
+        ("router.store.engine", "router.records.recorder", "import sqlite3"),
     ],
 )
 def test_a_library_away_from_home_is_found(owner: str, stranger: str, source: str) -> None:
@@ -335,14 +319,14 @@ def test_a_library_away_from_home_is_found(owner: str, stranger: str, source: st
 )
 def test_a_second_reader_of_the_environment_is_found(source: str) -> None:
     """Only the settings module may do this."""
-    assert len(environment_violations(parsed("router.mock_backend", source))) == 1
+    assert len(environment_violations(parsed("router.demo", source))) == 1
     assert environment_violations(parsed("router.config.settings", source)) == []
 
 
 def test_other_uses_of_os_are_no_environment() -> None:
     """Files and processes are not the environment."""
     source = "import os\nos.getpid()\nos.path.join('a')\nscope.environ['x']"
-    assert environment_violations(parsed("router.serving", source)) == []
+    assert environment_violations(parsed("router.server", source)) == []
 
 
 @pytest.mark.parametrize("source", ["", "'''Words.'''\nfrom .keys import Key", "import os"])

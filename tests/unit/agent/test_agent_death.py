@@ -11,23 +11,23 @@ from typing import Any, TypeVar
 import orjson
 import pytest
 
-from router.accounting.audit_export import export_lines, verify_export
-from router.accounting.checkpoints import Checkpoints
-from router.accounting.recorder import Recorder
-from router.accounting.records import encode_usage
-from router.accounting.spool_format import USAGE, encode_frame
-from router.accounting.spool_io import APPEND
-from router.accounting.spool_reader import SpoolReader
-from router.accounting.store import RecordStore
 from router.agent.dead_letters import DeadLetters
 from router.agent.housekeeping import remove_acknowledged
-from router.agent.inflow import Inflow
+from router.agent.merge import MergedFrames
 from router.agent.shipper import Shipper
 from router.agent.sinks import Sink, StoreSink
 from router.clock import FrozenClock
+from router.exports.audit_export import export_lines, verify_export
+from router.records.record_types import encode_usage
+from router.records.recorder import Recorder
+from router.spool.checkpoints import Checkpoints
+from router.spool.disk import APPEND
+from router.spool.frames import USAGE, encode_frame
+from router.spool.reader import SpoolReader
+from router.store.record_store import RecordStore
 from tests.fakes.shipping import SPOOL, ListSink, append, open_spool, usage
 from tests.fakes.spool_io import Died, Fault, FaultyIO, MemoryDisk, Plan, fail_at
-from tests.unit.accounting import samples
+from tests.unit.records import samples
 
 T = TypeVar("T")
 
@@ -51,7 +51,7 @@ class Life:
             self._shippers.append(
                 Shipper(
                     sink,
-                    Inflow(self._reader, checkpoints.load(), clock=clock),
+                    MergedFrames(self._reader, checkpoints.load(), clock=clock),
                     checkpoints,
                     DeadLetters(letters, sink.name),
                     stop=threading.Event(),

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from router.accounting.spool_format import USAGE
 from router.agent.dead_letters import DeadLetters
 from router.clock import FrozenClock
-from tests.fakes.shipping import parcel, usage
+from router.spool.frames import USAGE
+from tests.fakes.shipping import decoded, usage
 
 
 def lines(data_dir: Path) -> list[dict[str, object]]:
@@ -23,7 +23,7 @@ def lines(data_dir: Path) -> list[dict[str, object]]:
 def test_a_letter_tells_what_why_and_from_where(tmp_path: Path) -> None:
     """P5: dead-lettered with its reason, the record itself unchanged."""
     letters = DeadLetters(tmp_path, "store", FrozenClock(wall_s=0.0))
-    letters.put(parcel(usage(7)), "too large")
+    letters.put(decoded(usage(7)), "too large")
     assert lines(tmp_path) == [
         {
             "ts": "1970-01-01T00:00:00.000000Z",
@@ -41,7 +41,7 @@ def test_a_letter_tells_what_why_and_from_where(tmp_path: Path) -> None:
 
 def test_bytes_that_are_no_text_are_kept_too(tmp_path: Path) -> None:
     """Nothing is lost for being unreadable."""
-    DeadLetters(tmp_path, "store").put(parcel(b"\xff\x00", 9), "unknown kind")
+    DeadLetters(tmp_path, "store").put(decoded(b"\xff\x00", 9), "unknown kind")
     (letter,) = lines(tmp_path)
     assert base64.b64decode(str(letter["payload_base64"])) == b"\xff\x00"
     assert (letter["kind"], letter["id"]) == (9, None)
@@ -50,10 +50,10 @@ def test_bytes_that_are_no_text_are_kept_too(tmp_path: Path) -> None:
 def test_a_line_that_was_cut_off_does_not_spoil_the_next(tmp_path: Path) -> None:
     """The disk was full in the middle of a letter, which then came again."""
     letters = DeadLetters(tmp_path, "store")
-    letters.put(parcel(usage(1), USAGE), "first")
+    letters.put(decoded(usage(1), USAGE), "first")
     path = tmp_path / "dead-letter" / "store.jsonl"
     path.write_bytes(path.read_bytes()[:-20])
-    letters.put(parcel(usage(2), USAGE), "second")
+    letters.put(decoded(usage(2), USAGE), "second")
     *_, last = path.read_text().splitlines()
     assert json.loads(last)["reason"] == "second"
 
@@ -62,14 +62,14 @@ def test_a_letter_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
     """The shipper must know, or the record would be gone."""
     (tmp_path / "dead-letter").write_text("in the way")
     with pytest.raises(OSError, match="exists"):
-        DeadLetters(tmp_path, "store").put(parcel(usage(1)), "reason")
+        DeadLetters(tmp_path, "store").put(decoded(usage(1)), "reason")
 
 
 def test_the_file_is_not_for_everybody(tmp_path: Path) -> None:
     """Its records are for their user, and as far as the umask says for the group."""
     before = os.umask(0o022)
     try:
-        DeadLetters(tmp_path, "store").put(parcel(usage(7)), "too large")
+        DeadLetters(tmp_path, "store").put(decoded(usage(7)), "too large")
     finally:
         os.umask(before)
     assert (tmp_path / "dead-letter" / "store.jsonl").stat().st_mode & 0o777 == 0o640

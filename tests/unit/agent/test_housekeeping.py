@@ -8,8 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from router.accounting.spool_format import Position
-from router.accounting.spool_reader import WriterInfo
 from router.agent.housekeeping import (
     read_report,
     remove_acknowledged,
@@ -17,6 +15,8 @@ from router.agent.housekeeping import (
     write_report,
 )
 from router.agent.shipper import Progress
+from router.spool.frames import Position
+from router.spool.reader import WriterInfo
 
 
 @dataclass

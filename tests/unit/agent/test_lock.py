@@ -24,9 +24,9 @@ def test_one_takes_it_and_nobody_else(tmp_path: Path) -> None:
 
 def test_asking_whether_it_is_held_does_not_stop_who_takes_it(tmp_path: Path) -> None:
     """A keeper asks every second, and while it asks it has the lock itself."""
-    lock, keeper = AgentLock(tmp_path), AgentLock(tmp_path)
-    assert keeper.take()
-    assert lock.take(pause=lambda _seconds: keeper.release())
+    lock, supervisor = AgentLock(tmp_path), AgentLock(tmp_path)
+    assert supervisor.take()
+    assert lock.take(pause=lambda _seconds: supervisor.release())
     lock.release()
 
 

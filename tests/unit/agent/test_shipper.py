@@ -10,11 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from router.accounting.checkpoints import Checkpoints
-from router.accounting.spool_format import USAGE, Position
-from router.accounting.spool_reader import SpoolReader
 from router.agent.dead_letters import DeadLetters
-from router.agent.inflow import LISTED_EVERY_S, Inflow
+from router.agent.merge import LISTED_EVERY_S, MergedFrames
 from router.agent.shipper import (
     LONGEST_DELAY_S,
     MAX_BATCH_BYTES,
@@ -26,6 +23,9 @@ from router.agent.shipper import (
 )
 from router.agent.sinks import SinkUnavailable
 from router.clock import FrozenClock
+from router.spool.checkpoints import Checkpoints
+from router.spool.frames import USAGE, Position
+from router.spool.reader import SpoolReader
 from tests.fakes.shipping import SPOOL, ListSink, append, open_spool, usage
 from tests.fakes.spool_io import MemoryDisk
 
@@ -64,7 +64,7 @@ class Desk:
         """An agent that starts from what the last one has saved."""
         return Shipper(
             self.sink,
-            Inflow(self.reader, self.checkpoints.load(), clock=self.clock),
+            MergedFrames(self.reader, self.checkpoints.load(), clock=self.clock),
             self.checkpoints,
             self.letters,
             stop=self.stop,

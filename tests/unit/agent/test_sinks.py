@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from router.accounting.spool_format import USAGE
-from router.accounting.store_errors import StoreUnavailable, UnstorableRecord
 from router.agent.sinks import LogSink, Refused, SinkUnavailable, StoreSink
 from router.clock import FrozenClock
-from tests.fakes.shipping import event, events, ids, parcel, parcels
+from router.spool.frames import USAGE
+from router.store.store_errors import StoreUnavailable, UnstorableRecord
+from tests.fakes.shipping import decoded, decoded_frames, event, events, ids
 
 DAY_S = 86_400.0
 
@@ -92,7 +92,7 @@ def sink(store: FakeStore, clock: FrozenClock) -> StoreSink:
 
 def test_a_batch_is_one_transaction(sink: StoreSink, store: FakeStore) -> None:
     """Usage records and audit events together, into tables that are there."""
-    batch = [*parcels(range(3)), *events(range(2))]
+    batch = [*decoded_frames(range(3)), *events(range(2))]
     assert sink.deliver(batch) == []
     assert sink.deliver([]) == []
     assert store.stored == ids(batch)
@@ -104,7 +104,7 @@ def test_what_cannot_be_stored_is_refused_and_the_rest_stored(
     sink: StoreSink, store: FakeStore, count: int
 ) -> None:
     """P5: however many there are and wherever they stand."""
-    batch = [*parcels(range(20)), *events(range(20))]
+    batch = [*decoded_frames(range(20)), *events(range(20))]
     bad = {name for name in ids(batch)[:: 40 // count] if name} if count else set()
     store.unstorable = bad
     refused = sink.deliver(batch)
@@ -116,7 +116,7 @@ def test_what_cannot_be_stored_is_refused_and_the_rest_stored(
 def test_one_bad_record_costs_one_more_try(sink: StoreSink, store: FakeStore) -> None:
     """P5: its neighbours are there within a second."""
     store.unstorable = {"r1234"}
-    assert sink.deliver(parcels(range(2000))) == [Refused(1234, "no")]
+    assert sink.deliver(decoded_frames(range(2000))) == [Refused(1234, "no")]
     assert store.tries == 2
 
 
@@ -125,14 +125,14 @@ def test_many_bad_records_cost_no_try_over_everything_each(
 ) -> None:
     """A worker that writes nothing but nonsense does not stop the books."""
     store.unstorable = {f"r{number}" for number in range(512)}
-    assert len(sink.deliver(parcels(range(1024)))) == 512
+    assert len(sink.deliver(decoded_frames(range(1024)))) == 512
     assert store.tries < 3 * 512
 
 
 def test_what_no_sink_can_take_does_not_reach_the_store(sink: StoreSink, store: FakeStore) -> None:
     """It is refused with the fault that it came with."""
-    good = parcels([1])[0]
-    assert sink.deliver([good, parcel(b"{", USAGE)]) == [
+    good = decoded_frames([1])[0]
+    assert sink.deliver([good, decoded(b"{", USAGE)]) == [
         Refused(1, "not JSON: unexpected end of data")
     ]
     assert store.stored == ["r1"]
@@ -144,15 +144,15 @@ def test_a_store_that_is_away_makes_the_sink_unavailable(
     """Whatever it is asked, and for the store's own reason."""
     clock.advance(3600)
     store.down = True
-    for question in (lambda: sink.deliver(parcels([1])), sink.tend):
+    for question in (lambda: sink.deliver(decoded_frames([1])), sink.maintain):
         with pytest.raises(SinkUnavailable, match="no route to host"):
             question()
     with pytest.raises(SinkUnavailable):
         sink.finish_writer("w")
     store.down = False
-    sink.tend()
+    sink.maintain()
     sink.finish_writer("w")
-    assert sink.deliver(parcels([1])) == []
+    assert sink.deliver(decoded_frames([1])) == []
     assert store.closed_writers == ["w"]
 
 
@@ -161,7 +161,7 @@ def test_two_records_of_one_id_are_reported(
 ) -> None:
     """The first one stays; that there was another is nothing to be silent about."""
     store.conflicts = ("r1",)
-    assert sink.deliver(parcels([1])) == []
+    assert sink.deliver(decoded_frames([1])) == []
     assert [(r.message, vars(r)["record_id"]) for r in caplog.records] == [
         ("another record has this id", "r1")
     ]
@@ -169,7 +169,7 @@ def test_two_records_of_one_id_are_reported(
 
 def test_tables_are_there_before_the_first_record(sink: StoreSink, store: FakeStore) -> None:
     """Questions to a new router get an empty answer, not an error."""
-    sink.tend()
+    sink.maintain()
     assert (store.migrations, store.stored) == (1, [])
 
 
@@ -177,11 +177,11 @@ def test_old_audit_events_are_pruned_a_little_at_a_time(
     sink: StoreSink, store: FakeStore, clock: FrozenClock
 ) -> None:
     """Every minute, those that are older than the retention time."""
-    sink.tend()
+    sink.maintain()
     assert store.pruned_before_s == []
     for _ in range(180):
         clock.advance(1.0)
-        sink.tend()
+        sink.maintain()
     assert store.pruned_before_s == [10 * DAY_S + 60, 10 * DAY_S + 120, 10 * DAY_S + 180]
 
 
@@ -189,7 +189,7 @@ def test_a_retention_of_0_days_keeps_events_for_ever(store: FakeStore, clock: Fr
     """Nothing is pruned."""
     sink = StoreSink(store, audit_retention_days=0, clock=clock)
     clock.advance(DAY_S)
-    sink.tend()
+    sink.maintain()
     assert store.pruned_before_s == []
 
 
@@ -222,9 +222,9 @@ def test_the_log_gets_each_audit_event_once() -> None:
     """As it was written. Usage records are not for the log; faults are the store's to refuse."""
     log = Lines()
     sink = LogSink(log)
-    assert sink.deliver([*parcels([1]), *events([2, 3]), parcel(b"{")]) == []
-    assert sink.deliver(parcels([4])) == []
-    sink.tend()
+    assert sink.deliver([*decoded_frames([1]), *events([2, 3]), decoded(b"{")]) == []
+    assert sink.deliver(decoded_frames([4])) == []
+    sink.maintain()
     sink.finish_writer("w")
     sink.close()
     assert log.events == [event(2), event(3)]

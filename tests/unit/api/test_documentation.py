@@ -12,11 +12,7 @@ import pytest
 from router import errors
 from router.api import pipeline
 from router.api.bodies import MAX_DEPTH
-from router.api.contract_errors import meaning_of
-from router.api.contract_operations import HEADERS
-from router.api.contracts import openapi
-from router.api.errors import FACES, INTERNAL
-from router.api.native import (
+from router.api.dialects.native import (
     CONTENT_TYPES,
     MAX_METADATA_BYTES,
     MAX_METADATA_CHARS,
@@ -24,6 +20,10 @@ from router.api.native import (
     MAX_PAYLOAD_BYTES,
     RESERVED_PARAMETERS,
 )
+from router.api.error_specs import ERROR_SPECS, INTERNAL
+from router.api.openapi.document import openapi
+from router.api.openapi.error_answers import meaning_of
+from router.api.openapi.operations import HEADERS
 from router.config.settings import Settings
 from tests.contract.checker import Contract
 from tests.fakes.router_stand import RouterStand
@@ -91,7 +91,7 @@ def test_the_events_are_those_of_the_contract(contract: dict[str, Any]) -> None:
 def test_the_errors_are_those_of_the_table() -> None:
     """Every kind, by status and code, with the meaning that its class gives."""
     expected = []
-    for kind, face in [*FACES.items(), (None, INTERNAL)]:
+    for kind, face in [*ERROR_SPECS.items(), (None, INTERNAL)]:
         status = "4xx" if kind is errors.BackendRejected else str(face.status)
         code = "`null`" if face.openai_code is None else f"`{face.openai_code}`"
         retry = "yes" if face.retryable else "no"

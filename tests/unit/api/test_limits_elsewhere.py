@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 from werkzeug.serving import WSGIRequestHandler, make_server
 
-from router.budget_service import create_app
-from router.enforcement import Enforcement, build_enforcement
-from router.limits.breaker import Unavailable
-from router.limits.budget_book import BudgetBook
-from router.limits.budget_client import BudgetClient
-from router.limits.budgets import WindowSpec
-from router.limits.ledger import Ledger
-from router.limits.upkeep import Upkeep
+from router.breaker import Unavailable
+from router.budget_service.server import create_app
+from router.limits.budgets.ledger import Ledger
+from router.limits.budgets.maintenance import LedgerMaintenance
+from router.limits.budgets.rebuilding import RebuildingLedger
+from router.limits.budgets.windows import WindowSpec
+from router.limits.enforcement import Enforcement, build_enforcement
+from router.limits.remote.client import BudgetClient
 from tests.fakes.limited import budget, limited
 from tests.fakes.router_stand import RouterStand, World, chat_body, native_body
 from tests.fakes.wsgi import Reply
@@ -42,8 +42,11 @@ class Handler(WSGIRequestHandler):
 @pytest.fixture(scope="module")
 def endpoint(world: World) -> Iterator[str]:
     """Where the reference service listens; its ledger is in the world's Redis."""
-    ledger, upkeep = Ledger(world.redis, clock=world.clock), Upkeep(world.redis, clock=world.clock)
-    book = BudgetBook(ledger, upkeep, sum_records=lambda _organization_id, _lost: 0)
+    ledger, maintenance = (
+        Ledger(world.redis, clock=world.clock),
+        LedgerMaintenance(world.redis, clock=world.clock),
+    )
+    book = RebuildingLedger(ledger, maintenance, sum_records=lambda _organization_id, _lost: 0)
     app = create_app(book, windows_of=lambda _organization_id, _key_id: (OWN,), token=TOKEN)
     server = make_server("127.0.0.1", 0, app, threaded=True, request_handler=Handler)
     thread = threading.Thread(target=server.serve_forever, args=(0.01,))
@@ -139,7 +142,7 @@ def test_a_service_without_redis_protects_no_ids(world: World, endpoint: str, re
     that would push settlements out."""
 
     class Away:
-        is_away = False
+        is_unavailable = False
 
         def run(self, _call: Any) -> Any:
             raise Unavailable("redis", reason)
@@ -169,8 +172,8 @@ def test_without_the_service(world: World, policy: str, status: int) -> None:
         stand.chat()
     figures = enforcement.figures()
     assert figures.is_up == {"redis": True, "budget_service": False}
-    assert figures.away_s["budget_service"] > 0
-    enforcement.notices.tell(stand.services.recorder)
+    assert figures.unavailable_s["budget_service"] > 0
+    enforcement.audit_outbox.tell(stand.services.recorder)
     lost = [event for event in stand.spool.events if event["action"] == "DEPENDENCY_LOST"]
     assert [event["entity_id"] for event in lost] == ["budget service"]
     enforcement.close(stand.services.recorder)

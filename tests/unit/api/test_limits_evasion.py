@@ -76,7 +76,7 @@ def test_a_budget_that_refuses_nothing_refuses_nothing_without_redis(
     world.redis.away = "timeout"
     assert stand.chat().status == 200
     world.redis.away = None
-    stand.services.enforcement._deferred.run()
+    stand.services.enforcement._retry_queue.run()
     [_, after] = stand.call("GET", "/v1/limits").json["budgets"]
     assert after["settled"] == before["settled"] + 1
     assert after["reserved"] == 0

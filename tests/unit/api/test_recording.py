@@ -11,7 +11,7 @@ from gevent import GreenletExit
 
 from router.api import recording
 from router.errors import RecordsUnavailable
-from router.forwarding.stream import StreamFault
+from router.upstream.reply_stream import StreamFault
 from tests.fakes.router_stand import FailingGateway, RouterStand, World, chat_body, native_body
 
 CHAT = "/v1/chat/completions"

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from gevent import GreenletExit
 
-from router.api import openai
+from router.api.dialects import openai
 from tests.fakes.router_stand import FailingGateway, RouterStand, World, chat_body, native_body
 
 CHAT = "/v1/chat/completions"

@@ -11,7 +11,7 @@ import pytest
 
 from router.clock import FrozenClock
 from router.config.loader import LoadedDocument, load_plain
-from router.config.state import StateReader, StateWriter
+from router.config.state.access import StateReader, StateWriter
 
 HASH = "ab" * 32
 

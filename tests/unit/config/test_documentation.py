@@ -13,11 +13,11 @@ import click
 import pytest
 import yaml
 
-from router.cli import cli
+from router.cli.main import cli
 from router.config import settings as settings_module
-from router.config.json_schema import document_json_schema
 from router.config.loader import load_plain
 from router.config.parsing import parse_yaml
+from router.config.schema.json_schema import document_json_schema
 from router.config.settings import Settings, load_settings
 
 DOCS = Path(__file__).resolve().parents[3] / "docs"

@@ -526,7 +526,7 @@ def test_no_message_repeats_a_secret(plain: Plain) -> None:
 
 def test_the_demo_document_is_valid() -> None:
     """The package's own demo loads in demo mode and serves all its models 70 to 30."""
-    demo = resources.files("router").joinpath("demo.yaml")
+    demo = resources.files("router.demo").joinpath("demo.yaml")
     with resources.as_file(demo) as file:
         loaded = load_file(file, demo=True, pepper=PEPPER)
     secrets = ("dev-test-key", "dev-budget-key", "dev-quota-key")

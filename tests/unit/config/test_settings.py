@@ -20,7 +20,7 @@ from router.config.settings import (
     load_settings,
     resolve_credential,
 )
-from router.limits.address import parse_address
+from router.redis.address import parse_address
 
 LIMITS: list[tuple[str, str, str, Any]] = [
     ("RATE_LIMIT_REDIS_ADDR", "localhost:6379", "redis_addr", "localhost:6379"),

@@ -15,11 +15,11 @@ import redis as redis_library
 from redis.crc import key_slot
 
 from router.clock import FrozenClock
-from router.limits.bucket import RateLimiter
-from router.limits.idempotency import Idempotency
-from router.limits.ledger import Ledger
-from router.limits.scripts import Script, ScriptCall, load_script, script
-from router.limits.upkeep import Upkeep
+from router.limits.budgets.ledger import Ledger
+from router.limits.budgets.maintenance import LedgerMaintenance
+from router.limits.idempotency.entries import Idempotency
+from router.limits.rates.limiter import RateLimiter
+from router.redis.scripts import Script, ScriptCall, load_script, script
 from tests.fakes.redis_server import BINARY, running
 
 # In the future, so that what expires by Redis' own clock does not expire during a test.
@@ -49,7 +49,7 @@ class Stand:
     client: Client
     clock: FrozenClock = field(default_factory=lambda: FrozenClock(START_S))
     skew_s: float = 0.0
-    is_away: bool = False
+    is_unavailable: bool = False
     calls: int = 0
 
     def run(self, call: ScriptCall) -> object:
@@ -70,8 +70,8 @@ class Stand:
     def ledger(self) -> Ledger:
         return Ledger(self, clock=self.clock, load=frozen_script)
 
-    def upkeep(self) -> Upkeep:
-        return Upkeep(self, clock=self.clock, load=frozen_script)
+    def maintenance(self) -> LedgerMaintenance:
+        return LedgerMaintenance(self, clock=self.clock, load=frozen_script)
 
     def idempotency(self, **options: Any) -> Idempotency:
         return Idempotency(self, load=frozen_script, **options)

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
+from router.breaker import Unavailable
 from router.limits.admission import Admission, Request
-from router.limits.breaker import Unavailable
-from router.limits.budgets import (
+from router.limits.budgets.windows import (
     Amounts,
     Denied,
     NeedsRebuild,
@@ -17,8 +17,8 @@ from router.limits.budgets import (
     Reservation,
     WindowSpec,
 )
-from router.limits.idempotency import Entry, InFlight, Mismatch, Replay
-from router.limits.rates import BucketSpec
+from router.limits.idempotency.entries import Entry, InFlight, Mismatch, Replay
+from router.limits.rates.decision import BucketSpec
 from tests.unit.limits.conftest import frozen_script
 
 SPEND = WindowSpec("spend", "usd", "daily", 1000)
@@ -37,7 +37,7 @@ def entry_of(lease: str, *, body: bytes = b"body") -> Entry:
 
 @pytest.fixture
 def admission(stand: Any) -> Admission:
-    stand.upkeep().rebuild("acme", [SPEND], lambda _lost: 0)
+    stand.maintenance().rebuild("acme", [SPEND], lambda _lost: 0)
     return Admission(stand, stand.ledger(), stand.idempotency(), load=frozen_script)
 
 
@@ -76,7 +76,7 @@ def test_after_a_rebuild_the_same_call_goes_on(stand: Any, admission: Admission)
     stand.client.execute_command("FLUSHALL")
     assert isinstance(admission.admit(request_of("a"), entry_of("a")), NeedsRebuild)
     assert isinstance(admission.admit(request_of("b"), entry_of("b")), InFlight)
-    stand.upkeep().rebuild("acme", [SPEND], lambda _lost: 0)
+    stand.maintenance().rebuild("acme", [SPEND], lambda _lost: 0)
     assert isinstance(admission.admit(request_of("a"), entry_of("a")), Reservation)
 
 
@@ -158,7 +158,7 @@ def test_no_answer_leaves_something_to_release(stand: Any, admission: Admission)
     """B3: the caller gets what may be held, and no call goes out."""
 
     class Lossy:
-        is_away = False
+        is_unavailable = False
 
         def run(self, call: Any) -> Any:
             stand.run(call)

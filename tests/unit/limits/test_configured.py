@@ -10,7 +10,8 @@ import pytest
 from router.config import document
 from router.config.document import Budget, BudgetReservation, KeyRecord, Organization, RateLimit
 from router.config.settings import Settings, load_settings
-from router.limits.budgets import Amounts, WindowSpec
+from router.limits.budgets.reservation_rule import PriceUnknown, ReservationRule
+from router.limits.budgets.windows import Amounts, WindowSpec
 from router.limits.configured import (
     default_rate_limit,
     rate_specs,
@@ -18,8 +19,7 @@ from router.limits.configured import (
     reserved_amounts,
     window_specs,
 )
-from router.limits.rates import BucketSpec, SlotSpec
-from router.limits.reservations import PriceUnknown, ReservationRule
+from router.limits.rates.decision import BucketSpec, SlotSpec
 
 DEFAULT = RateLimit(100.0, 200)
 ACME = Organization("acme")

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from router.config.document import Share
 from router.config.loader import load_plain
-from router.config.schema import MAX_WEIGHT
+from router.config.schema.parts import MAX_WEIGHT
 from router.routing.policies import order
 
 DRAWS = 10_000

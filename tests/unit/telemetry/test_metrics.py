@@ -13,7 +13,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 
 from router.api.settlement import _error_class
 from router.call import OUTCOMES, Attempt, Outcome, UsageSource
-from router.limits.rates import Source
+from router.limits.rates.decision import Source
 from router.telemetry.metrics import (
     ATTEMPT_ERRORS,
     DECISION_BUCKETS_S,
@@ -95,13 +95,13 @@ SHIPPING = ShippingFigures(
 )
 LIMITS = LimitFigures(
     decisions={"redis": 90, "local": 8},
-    held_nanos=12_345,
+    reserved_nanos=12_345,
     deferred=6,
     deferred_dropped=7,
     unresolved=2,
     may_evict=True,
     is_up={"redis": False, "budget_service": True},
-    away_s={"redis": 1.5, "budget_service": 0.0},
+    unavailable_s={"redis": 1.5, "budget_service": 0.0},
 )
 
 

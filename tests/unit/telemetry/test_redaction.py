@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from router.auth.keys import derive_signing_secret, generate_key
-from router.telemetry.redaction import conceal, conceal_bytes, holds_secret
+from router.telemetry.redaction import holds_secret, redact, redact_bytes
 
 KEY = "rtr_live_0123456789ABCDEFGHIJKLMNOPQRSTUV_abcXYZ"
 SIGNING_SECRET = "rsk_" + "0123456789abcdef" * 4
@@ -60,28 +60,28 @@ def test_a_secret_is_found_wherever_it_stands(secret: str, around: str) -> None:
     """K6: nothing of the secret stays, everything around it does."""
     text = around.format(secret)
     assert holds_secret(text)
-    assert conceal(text) == around.format("…")
-    assert conceal_bytes(text.encode()) == around.format("…").encode()
+    assert redact(text) == around.format("…")
+    assert redact_bytes(text.encode()) == around.format("…").encode()
 
 
 @pytest.mark.parametrize("text", HARMLESS)
 def test_other_text_stays_as_it_is(text: str) -> None:
     """Ids, names and what is almost of the right shape are left alone."""
     assert not holds_secret(text)
-    assert conceal(text) == text
-    assert conceal_bytes(text.encode()) == text.encode()
+    assert redact(text) == text
+    assert redact_bytes(text.encode()) == text.encode()
 
 
 def test_all_of_them_are_taken_out() -> None:
     """One secret behind another, in text and in bytes."""
     text = f"{KEY},{SIGNING_SECRET},{KEY}"
-    assert conceal(text) == "…,…,…"
-    assert conceal_bytes(text.encode()) == "…,…,…".encode()
+    assert redact(text) == "…,…,…"
+    assert redact_bytes(text.encode()) == "…,…,…".encode()
 
 
 def test_a_mistyped_key_is_found() -> None:
     """Whoever mistypes a key has nearly told it; what is left over is the checksum."""
-    assert conceal(KEY[:-1] + "~") == "…_abcXY~"
+    assert redact(KEY[:-1] + "~") == "…_abcXY~"
 
 
 @given(
@@ -94,21 +94,21 @@ def test_every_key_that_can_be_made_is_concealed(env: str, before: str, after: s
     key = generate_key(env)
     secret = derive_signing_secret(b"pepper", "key-1", key)
     for each, telling in ((key, key.split("_")[2]), (secret, secret[4:])):
-        shown = conceal(before + each + after)
+        shown = redact(before + each + after)
         assert "…" in shown
         assert telling not in shown
-        assert conceal_bytes((before + each + after).encode()) == shown.encode()
+        assert redact_bytes((before + each + after).encode()) == shown.encode()
 
 
 @given(st.lists(st.sampled_from(PIECES), max_size=12).map("".join))
 def test_concealed_text_holds_no_secret(text: str) -> None:
     """Once is enough, and what held none is unchanged."""
-    shown = conceal(text)
+    shown = redact(text)
     assert not holds_secret(shown)
     assert (shown == text) == (not holds_secret(text))
 
 
 def test_bytes_need_not_be_text() -> None:
     """A reply in whatever encoding loses its secrets and nothing else."""
-    assert conceal_bytes(b"\xff\xfe" + KEY.encode() + b"\x80") == b"\xff\xfe\xe2\x80\xa6\x80"
-    assert conceal_bytes(b"\xff rtr_ \x80") == b"\xff rtr_ \x80"
+    assert redact_bytes(b"\xff\xfe" + KEY.encode() + b"\x80") == b"\xff\xfe\xe2\x80\xa6\x80"
+    assert redact_bytes(b"\xff rtr_ \x80") == b"\xff rtr_ \x80"

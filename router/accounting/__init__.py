@@ -1,1 +1,0 @@
-"""What a call used and what it cost, as values. Knows neither HTTP nor where records go."""

@@ -1,0 +1,1 @@
+"""Kafka: the sink, its producer, and reading a topic back."""

@@ -1,0 +1,258 @@
+"""The agent as a whole: a thread for each sink, a tick a second, and an orderly end."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+import select
+import sys
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from router.agent.dead_letters import DeadLetters
+from router.agent.housekeeping import remove_acknowledged, sink_report, write_report
+from router.agent.kafka.producer import KafkaConfig, thin_out_library_log
+from router.agent.kafka.sink import KafkaSink
+from router.agent.merge import MergedFrames
+from router.agent.read_ahead import ReadAhead
+from router.agent.shipper import Shipper
+from router.agent.sinks import LogSink, Sink, StoreSink
+from router.clock import Clock
+from router.records.record_types import format_timestamp
+from router.spool.checkpoints import Checkpoints, checkpoint_path
+from router.spool.frames import Position
+from router.spool.reader import SpoolReader
+from router.store.record_store import RecordStore
+
+TICK_S: Final = 1.0
+_LOOK_S: Final = 0.05
+_THREADS_END_S: Final = 4.0
+SPOOL_NAME: Final = "spool"
+
+_logger = logging.getLogger("router.agent")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgentConfig:
+    """What an agent ships, where to, and how long it takes leave."""
+
+    data_dir: Path
+    record_store_url: str
+    audit_key: bytes
+    """Signs the ends of audit chains."""
+    kafka: KafkaConfig | None = None
+    audit_retention_days: int = 90
+    writers_wait_s: float = 30.0
+    """How long an agent that has to end waits for workers that write on."""
+    drain_s: float = 10.0
+    """How long it then ships."""
+    master_pid: int | None = None
+    """The process whose end is ours, when its writers have ended too or had the time to."""
+
+
+class Agent:
+    """Ships what is spooled until it is told to stop. Its lock is the caller's business."""
+
+    def __init__(self, config: AgentConfig, *, clock: Clock | None = None) -> None:
+        self._config = config
+        self._clock = clock or Clock()
+        self._reader = SpoolReader(config.data_dir / SPOOL_NAME)
+        self._leave = threading.Event()
+        self._shorten_deadline = threading.Event()
+        self._stop = threading.Event()
+        sinks = self._sinks()
+        read_ahead = ReadAhead(len(sinks))
+        self._shippers = [self._shipper(sink, read_ahead) for sink in sinks]
+        self._told_damage = dataclasses.asdict(self._reader.damage)
+        self._troubles: set[str] = set()
+        self._told_unreadable: set[str] = set()
+
+    def stop(self) -> None:
+        """Begin to end; said twice, do not wait for writers. May be called by a signal handler."""
+        if self._leave.is_set():
+            self._shorten_deadline.set()
+        self._leave.set()
+
+    def run(self) -> None:
+        """Ship until :meth:`stop` or the end of the master, then end in order."""
+        threads = [
+            threading.Thread(target=shipper.run, name=shipper.sink.name, daemon=True)
+            for shipper in self._shippers
+        ]
+        for thread in threads:
+            thread.start()
+        sinks = [shipper.sink.name for shipper in self._shippers]
+        _logger.info("agent started", extra={"sinks": sinks})
+        master = _Master(self._config.master_pid)
+        self._tick()
+        while not self._leave.wait(TICK_S):
+            self._tick()
+            if master.is_gone():
+                # Writers that live on drain, or they are another master's. That one starts an
+                # agent with its own settings as soon as this one makes room.
+                break
+        self._end(threads)
+
+    def _sinks(self) -> list[Sink]:
+        config = self._config
+        store = RecordStore(config.record_store_url, audit_key=config.audit_key)
+        days = config.audit_retention_days
+        store_sink = StoreSink(store, audit_retention_days=days, clock=self._clock)
+        if config.kafka is None:
+            return [store_sink, LogSink()]
+        thin_out_library_log()
+        return [store_sink, KafkaSink(config.kafka, stop=self._stop, clock=self._clock)]
+
+    def _shipper(self, sink: Sink, read_ahead: ReadAhead) -> Shipper:
+        data_dir = self._config.data_dir
+        checkpoints = Checkpoints(checkpoint_path(data_dir, sink.name))
+        merged = MergedFrames(
+            self._reader, checkpoints.load(), clock=self._clock, read_ahead=read_ahead
+        )
+        letters = DeadLetters(data_dir, sink.name, self._clock)
+        return Shipper(sink, merged, checkpoints, letters, stop=self._stop, clock=self._clock)
+
+    def _end(self, threads: list[threading.Thread]) -> None:
+        """Wait for the writers, ship what they left, leave the rest on the disk."""
+        _logger.info("agent is ending")
+        self._wait(self._config.writers_wait_s, self._is_free, self._shorten_deadline)
+        self._wait(self._config.drain_s, self._is_all_shipped, threading.Event())
+        self._stop.set()
+        ends_s = self._clock.monotonic_s() + _THREADS_END_S
+        for thread, shipper in zip(threads, self._shippers, strict=True):
+            thread.join(max(0.0, ends_s - self._clock.monotonic_s()))
+            if not thread.is_alive():
+                shipper.sink.close()
+        self._tick(state="ended")
+        try:
+            left_bytes: int | None = self._behind_bytes()
+        except OSError:
+            left_bytes = None
+        self._reader.close()
+        _logger.info("agent ended", extra={"left_bytes": left_bytes})
+
+    def _wait(self, longest_s: float, done: Callable[[], bool], cut: threading.Event) -> None:
+        ends_s = self._clock.monotonic_s() + longest_s
+        tick_at_s = 0.0
+        while not _is_seen(done) and self._clock.monotonic_s() < ends_s:
+            if self._clock.monotonic_s() >= tick_at_s:
+                tick_at_s = self._clock.monotonic_s() + TICK_S
+                self._tick(state="ending")
+            if cut.wait(_LOOK_S):
+                return
+
+    def _is_free(self) -> bool:
+        return not self._has_living_writers()
+
+    def _has_living_writers(self) -> bool:
+        """Who cannot be asked is not waited for: what it writes is for the next agent."""
+        return any(info.alive and info.trouble is None for info in self._reader.writers())
+
+    def _is_all_shipped(self) -> bool:
+        """Also the ends of dead writers, which sign their chains off."""
+        return self._behind_bytes() == 0 and all(
+            position.segment > max(info.segments)
+            for info in self._reader.writers()
+            if info.segments and not info.alive
+            for position in self._saved_of(info.writer_id)
+        )
+
+    def _saved_of(self, writer_id: str) -> list[Position]:
+        start = Position(writer_id, 0, 0)
+        return [shipper.saved.get(writer_id, start) for shipper in self._shippers]
+
+    def _behind_bytes(self) -> int:
+        """How far the last of the sinks is behind, by what is safely saved."""
+        return max(self._reader.backlog_bytes(shipper.saved) for shipper in self._shippers)
+
+    # --- now and then ------------------------------------------------------------------------
+
+    def _tick(self, state: str = "running") -> None:
+        """Free room and report. A disk that refuses either is no reason to stop shipping."""
+        self._attempt("remove", self._remove)
+        self._attempt("report", lambda: write_report(self._config.data_dir, self._report(state)))
+        self._tell_damage()
+        self._tell_unreadable()
+
+    def _remove(self) -> None:
+        remove_acknowledged(self._reader, [shipper.saved for shipper in self._shippers])
+
+    def _attempt(self, what: str, work: Callable[[], None]) -> None:
+        try:
+            work()
+        except (OSError, ValueError) as error:
+            if what not in self._troubles:
+                self._troubles.add(what)
+                _logger.error("upkeep failed", extra={"step": what, "reason": str(error)})
+        else:
+            self._troubles.discard(what)
+
+    def _report(self, state: str) -> dict[str, Any]:
+        return {
+            "state": state,
+            "pid": os.getpid(),
+            "updated_at": format_timestamp(self._clock.now_s()),
+            "sinks": {shipper.sink.name: self._sink_report(shipper) for shipper in self._shippers},
+            "damage": dataclasses.asdict(self._reader.damage),
+            "unreadable": sorted(self._reader.troubles),
+        }
+
+    def _sink_report(self, shipper: Shipper) -> dict[str, Any]:
+        report = sink_report(shipper.progress, self._reader.backlog_bytes(shipper.saved))
+        if isinstance(shipper.sink, LogSink):
+            report["dropped"] = shipper.sink.dropped
+        return report
+
+    def _tell_damage(self) -> None:
+        damage = dataclasses.asdict(self._reader.damage)
+        if damage != self._told_damage:
+            self._told_damage = damage
+            _logger.error("spool damaged, the rest is delivered", extra={"damage": damage})
+
+    def _tell_unreadable(self) -> None:
+        troubles = self._reader.troubles
+        for name in sorted(troubles.keys() - self._told_unreadable):
+            facts = {"writer_id": name, "reason": troubles[name]}
+            _logger.error("spool unreadable", extra=facts)
+        self._told_unreadable = set(troubles)
+
+
+def _is_seen(look: Callable[[], bool]) -> bool:
+    """What the disk does not tell is not so: the end has its time, and comes after it."""
+    try:
+        return look()
+    except OSError:
+        return False
+
+
+class _Master:
+    """The process that the agent serves, held by more than its number: numbers are used again."""
+
+    def __init__(self, pid: int | None) -> None:
+        self._pid = pid
+        self._fd: int | None = None
+        if pid is not None and sys.platform == "linux":
+            try:
+                self._fd = os.pidfd_open(pid)
+            except OSError:
+                pass  # it is gone already, or the kernel is old: the number has to do
+
+    def is_gone(self) -> bool:
+        """Tell whether it has ended; a process that was never named does not."""
+        if self._pid is None:
+            return False
+        if self._fd is not None:
+            ended = select.poll()
+            ended.register(self._fd, select.POLLIN)
+            return bool(ended.poll(0))
+        try:
+            os.kill(self._pid, 0)
+        except ProcessLookupError:
+            return True
+        except PermissionError:
+            pass
+        return False

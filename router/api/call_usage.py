@@ -1,0 +1,45 @@
+"""What the current call used and what that costs."""
+
+from __future__ import annotations
+
+from router.api.scope import Scope
+from router.call import NO_USAGE, Outcome, Usage
+from router.pricing.cost import cost_nanos, estimate
+
+
+def call_usage(scope: Scope) -> tuple[Usage, int | None]:
+    """Usage and cost in nano-USD of what was delivered; estimated where nothing was reported.
+
+    A backend that failed before it said anything has delivered nothing, streamed or whole.
+    """
+    delivery, call, document = scope.delivery, scope.call, scope.document
+    if scope.limits.replay is not None:
+        return NO_USAGE, 0
+    if delivery is None or call is None or document is None:
+        return NO_USAGE, None
+    stream = delivery.stream
+    usage = delivery.usage if stream is None else stream.usage
+    if usage is None:
+        if stream is None:
+            usage = estimate(call.fields, delivery.output_chars)
+        elif stream.fault and not stream.output_chars and stream.usage_at_start is None:
+            return NO_USAGE, None
+        else:
+            usage = estimate(call.fields, stream.output_chars, stream.usage_at_start)
+    return usage, cost_nanos(usage, document.models[call.model].prices)
+
+
+def call_outcome(scope: Scope) -> Outcome:
+    """How the call has ended, as far as it has."""
+    if scope.failed_outcome is not None:
+        died = scope.failed_outcome == "upstream_error" and _broke_after_status(scope)
+        return "upstream_aborted" if died else scope.failed_outcome
+    stream = None if scope.delivery is None else scope.delivery.stream
+    if stream is not None:
+        return stream.outcome or "client_aborted"
+    return "completed" if scope.handed_over else "client_aborted"
+
+
+def _broke_after_status(scope: Scope) -> bool:
+    """The backend had begun a good answer and did not finish it."""
+    return bool(scope.attempts) and scope.attempts[-1].status == 200

@@ -1,0 +1,1 @@
+"""How a call is read and its reply rendered, one module a dialect."""

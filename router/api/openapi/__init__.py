@@ -1,0 +1,1 @@
+"""The OpenAPI documents and JSON Schemas of ``contracts/``."""

@@ -1,0 +1,1 @@
+"""Endpoints that reach no backend: limits, records, health."""

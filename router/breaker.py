@@ -1,0 +1,171 @@
+"""A dependency that does not answer is away: ask it no more until a probe finds it back."""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+import time
+from collections.abc import Callable
+from typing import Final, Literal
+
+logger = logging.getLogger(__name__)
+
+State = Literal["closed", "open", "half_open"]
+Reason = Literal["connect", "timeout", "lost", "pool_wait", "script", "topology", "breaker_open"]
+
+NOT_SENT: Final = frozenset({"breaker_open", "connect", "pool_wait"})
+"""Reasons for which the dependency cannot have done anything that would have to be undone."""
+
+FAILURES: Final = 3
+"""How many failures in a row open the breaker; one success in between starts the count again."""
+
+FIRST_PAUSE_S: Final = 0.1
+LONGEST_PAUSE_S: Final = 1.0
+JITTER: Final = 0.25
+
+
+class Unavailable(Exception):
+    """The dependency was not asked, or was and gave no usable answer."""
+
+    def __init__(self, name: str, reason: Reason, detail: str = "", *, echo: bool = False) -> None:
+        super().__init__(f"{name}: {reason}" + (f" ({detail})" if detail else ""))
+        self.name = name
+        self.reason = reason
+        self.detail = detail
+        self.echo = echo
+        """Somebody else has met with the very same failure and counts it."""
+
+
+class Refused(Unavailable):
+    """It answered that it will never do this: to ask once more is of no use."""
+
+
+class Breaker:
+    """Counts failures in a row, opens, probes, closes. One line in the log each way.
+
+    While it is open, calls are refused at once. ``probe`` runs in a thread of its own after pauses
+    that double up to ``LONGEST_PAUSE_S``, with jitter so that many workers do not come back in the
+    same moment; it raises while the dependency is away. So no call pays for finding out. Without
+    a ``probe``, one call is let through after each pause and decides (half open).
+
+    ``on_change`` hears ``"open"`` and ``"closed"`` of every outage, once each.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        probe: Callable[[], None] | None = None,
+        failures: int = FAILURES,
+        on_change: Callable[[str, State], None] | None = None,
+        monotonic_s: Callable[[], float] = time.monotonic,
+        jitter: Callable[[], float] = random.random,
+    ) -> None:
+        self.name = name
+        self.state: State = "closed"
+        self._probe = probe
+        self._failures_to_open = failures
+        self._on_change = on_change
+        self._monotonic_s = monotonic_s
+        self._jitter = jitter
+        self._failures = 0
+        self._pause_s = FIRST_PAUSE_S
+        self._opened_s = 0.0
+        self._next_try_s = 0.0
+        self._unavailable_s = 0.0
+        self._lock = threading.Lock()
+        self._stopped = threading.Event()
+
+    @property
+    def unavailable_s(self) -> float:
+        """Seconds that the dependency was away, all outages of this process together."""
+        if self.state == "closed":
+            return self._unavailable_s
+        return self._unavailable_s + self._monotonic_s() - self._opened_s
+
+    def allows(self) -> bool:
+        """Whether the dependency may be asked now. Who was allowed reports how it went."""
+        if self.state == "closed":
+            return True
+        if self._probe is not None:
+            return False
+        with self._lock:
+            now_s = self._monotonic_s()
+            if now_s < self._next_try_s:
+                return False
+            # Should this call never report, another one may try after the same pause.
+            self._next_try_s = now_s + self._longer_pause_s()
+            self.state = "half_open"
+            return True
+
+    def succeeded(self) -> None:
+        """The dependency answered."""
+        if self._failures == 0:
+            return
+        with self._lock:
+            # A call from before the outage may still succeed: only a probe, or the one call that
+            # was let through, closes it again.
+            if self.state == "closed":
+                self._failures = 0
+            if self.state != "half_open":
+                return
+            unavailable_s = self._closed()
+        self._tell("closed", unavailable_s=round(unavailable_s, 3))
+
+    def failed(self, reason: Reason, detail: str = "") -> None:
+        """The dependency gave no usable answer."""
+        with self._lock:
+            self._failures += 1
+            if self.state == "half_open":
+                self.state = "open"
+            if self.state == "open" or self._failures < self._failures_to_open:
+                return
+            self._opened_s = self._monotonic_s()
+            self._pause_s = FIRST_PAUSE_S
+            self._next_try_s = self._opened_s + self._jittered_s()
+            self.state = "open"
+        self._tell("open", reason=reason, detail=detail)
+        if self._probe is not None:
+            threading.Thread(
+                target=self._probe_until_back,
+                args=(self._probe,),
+                name=f"{self.name}-probe",
+                daemon=True,
+            ).start()
+
+    def stop(self) -> None:
+        """End probing; the breaker stays as it is."""
+        self._stopped.set()
+
+    def _probe_until_back(self, probe: Callable[[], None]) -> None:
+        pause_s = self._jittered_s()
+        while not self._stopped.wait(pause_s):
+            try:
+                probe()
+            except Exception:
+                pause_s = self._longer_pause_s()
+                continue
+            with self._lock:
+                unavailable_s = self._closed()
+            self._tell("closed", unavailable_s=round(unavailable_s, 3))
+            return
+
+    def _closed(self) -> float:
+        unavailable_s = self._monotonic_s() - self._opened_s
+        self._unavailable_s += unavailable_s
+        self._failures = 0
+        self.state = "closed"
+        return unavailable_s
+
+    def _longer_pause_s(self) -> float:
+        self._pause_s = min(LONGEST_PAUSE_S, self._pause_s * 2)
+        return self._jittered_s()
+
+    def _jittered_s(self) -> float:
+        return self._pause_s * (1 - JITTER + 2 * JITTER * self._jitter())
+
+    def _tell(self, state: State, **facts: object) -> None:
+        logger.warning("%s breaker %s", self.name, state, extra={"breaker": self.name, **facts})
+        if self._on_change is not None:
+            self._on_change(self.name, state)

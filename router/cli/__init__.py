@@ -1,0 +1,1 @@
+"""``routerctl``: one module a noun; each imports what is heavy when it runs."""

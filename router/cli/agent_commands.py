@@ -1,0 +1,127 @@
+"""``routerctl agent``: the process that ships what workers have spooled."""
+
+from __future__ import annotations
+
+import gc
+import signal
+from typing import TYPE_CHECKING
+
+import click
+
+from router.cli.file_errors import files_explained
+from router.cli.sink_choice import note_sinks
+from router.cli.trail_pepper import trail_pepper
+from router.config.settings import Settings, load_settings
+
+_YOUNG_OBJECTS = 20_000
+
+if TYPE_CHECKING:
+    from router.agent.service import Agent, AgentConfig
+
+
+def _version(
+    _ctx: click.Context, _parameter: click.Parameter, value: str | None
+) -> tuple[int, ...] | None:
+    """``2.3`` → ``(2, 3)``."""
+    if value is None:
+        return None
+    parts = value.split(".")
+    if not all(part.isdecimal() for part in parts):
+        raise click.BadParameter("expected a version such as 2.3")
+    return tuple(map(int, parts))
+
+
+@click.command("agent")
+@click.option(
+    "--master-pid",
+    type=click.IntRange(min=1),
+    metavar="PID",
+    envvar="ROUTER_MASTER_PID",
+    help="End when this process has ended, once its workers have too.",
+)
+@click.option(
+    "--kafka-api-version",
+    callback=_version,
+    metavar="VERSION",
+    envvar="KAFKA_API_VERSION",
+    help="Of brokers that cannot be asked for it, such as 2.3.",
+)
+@click.option(
+    "--accept-sinks",
+    is_flag=True,
+    help="Ship to the configured sinks even if records wait for others, which never get them.",
+)
+def agent(
+    master_pid: int | None, kafka_api_version: tuple[int, ...] | None, accept_sinks: bool
+) -> None:
+    """Ship usage records and audit events from the spool to the record store and to Kafka.
+
+    One agent runs for each data directory; a second one exits at once. By default the gateway
+    starts its own; with ROUTER_AGENT=external it is up to you. TERM waits for the workers to end,
+    ships what they left, and exits; a second TERM does not wait for them.
+
+    Refuses to start while records wait for a sink that its environment does not have, unless the
+    gateway has started it.
+    """
+    from router.agent.lock import AgentLock
+    from router.telemetry.logs import configure_logging
+
+    settings = load_settings()
+    lock = AgentLock(settings.data_dir)
+    # Before the slow imports, so that nobody starts a second agent meanwhile.
+    with files_explained():
+        is_ours = lock.take()
+    if not is_ours:
+        # Started by a gateway, it writes where the gateway's log goes, and that is JSON. Workers
+        # that look after the agent at the same moment are nothing to tell anybody of.
+        if master_pid is None:
+            click.echo(f"another agent runs for {settings.data_dir}")
+        return
+    configure_logging(settings.log_level)
+    # The gateway's own agent has the gateway's environment: what it says is what is meant.
+    is_embedded = master_pid is not None and settings.agent == "embedded"
+    try:
+        from router.agent.service import Agent
+
+        with files_explained():
+            config = _config(settings, master_pid, kafka_api_version)
+            note_sinks(settings, check=not (is_embedded or accept_sinks))
+            running = Agent(config)
+        _run(running)
+    finally:
+        lock.release()
+
+
+def _config(
+    settings: Settings, master_pid: int | None, kafka_api_version: tuple[int, ...] | None
+) -> AgentConfig:
+    from router.agent.kafka.producer import KafkaConfig
+    from router.agent.service import AgentConfig
+    from router.records.audit_chain import derive_audit_key
+
+    kafka = KafkaConfig(
+        brokers=settings.kafka_brokers,
+        usage_topic=settings.kafka_usage_topic,
+        audit_topic=settings.kafka_audit_topic,
+        api_version=kafka_api_version,
+    )
+    return AgentConfig(
+        data_dir=settings.data_dir,
+        record_store_url=settings.store_url,
+        audit_key=derive_audit_key(trail_pepper(settings, create=True)),
+        kafka=kafka if settings.kafka_brokers else None,
+        audit_retention_days=settings.audit_retention_days,
+        writers_wait_s=settings.drain_timeout_s,
+        drain_s=settings.agent_drain_s,
+        master_pid=master_pid,
+    )
+
+
+def _run(running: Agent) -> None:
+    # A batch is thousands of objects that die together and in no cycle: to look for cycles after
+    # each 700 of them takes an eighth of all that the agent does.
+    gc.freeze()
+    gc.set_threshold(_YOUNG_OBJECTS, 20, 20)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda _number, _frame: running.stop())
+    running.run()

@@ -1,0 +1,40 @@
+"""``routerctl contracts``: the published description of the API, kept equal to the code."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+_directory = click.argument(
+    "directory", type=click.Path(file_okay=False, path_type=Path), default=Path("contracts")
+)
+
+
+@click.group("contracts")
+def contracts() -> None:
+    """Write or check the OpenAPI document and the JSON Schemas."""
+
+
+@contracts.command("write")
+@_directory
+def write(directory: Path) -> None:
+    """Write the contracts to DIRECTORY (default: contracts)."""
+    from router.api.openapi.document import write as write_contracts
+
+    write_contracts(directory)
+    click.echo(f"wrote {directory}")
+
+
+@contracts.command("check")
+@_directory
+def check(directory: Path) -> None:
+    """Report where DIRECTORY (default: contracts) differs from the code."""
+    from router.api.openapi.document import check as check_contracts
+
+    problems = check_contracts(directory)
+    for problem in problems:
+        click.echo(problem, err=True)
+    if problems:
+        raise click.exceptions.Exit(1)
+    click.echo(f"{directory} is up to date")

@@ -1,0 +1,246 @@
+"""``routerctl keys``: API keys come into being here, and end here."""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets
+from dataclasses import replace
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from router.cli.journal import OperatorJournal, journal_of
+from router.clock import Clock
+from router.config.document import DEFAULT_SCOPES, SCOPES
+from router.config.settings import Settings, load_settings
+
+if TYPE_CHECKING:
+    from router.config.document import KeyRecord
+    from router.config.state.access import StateWriter
+
+_DURATION: Final = re.compile("([1-9][0-9]{0,5})([mhdw])")
+_UNIT_S: Final = {"m": 60, "h": 3600, "d": 86_400, "w": 604_800}
+_COLUMNS: Final = ("ID", "ORGANIZATION", "STATUS", "EXPIRES", "SCOPES", "MODELS", "NAME")
+_HASH_TO_COME: Final = "0" * 64
+_NOTICE: Final = "The key is shown only now and cannot be shown again: store it at once."
+
+
+def _duration(_ctx: click.Context, _parameter: click.Parameter, value: str | None) -> float | None:
+    """``90d`` → seconds."""
+    if value is None:
+        return None
+    match = _DURATION.fullmatch(value)
+    if match is None:
+        raise click.BadParameter("expected a number with m, h, d or w, such as 90d")
+    return float(int(match[1]) * _UNIT_S[match[2]])
+
+
+def _moment(_ctx: click.Context, _parameter: click.Parameter, value: str | None) -> float | None:
+    """ISO 8601 with a zone → seconds since the epoch."""
+    from router.config.schema.fields import parse_timestamp
+
+    try:
+        return None if value is None else parse_timestamp(value)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
+
+
+_output = click.option(
+    "--output",
+    type=click.Choice(["text", "json"]),
+    default="text",
+    show_default=True,
+    help="How to print.",
+)
+
+
+@click.group("keys")
+def keys() -> None:
+    """Create, list and revoke API keys.
+
+    Running workers look keys up on every call, so a change holds from the next call on.
+    """
+
+
+@keys.command("create")
+@click.option("--organization", required=True, metavar="ID", help="Who pays.")
+@click.option("--env", default="live", show_default=True, help="Label within the key: live, test.")
+@click.option("--name", default="", help="For people: what the key is for.")
+@click.option(
+    "--expires-in", callback=_duration, metavar="TIME", help="Such as 90d; units: m, h, d, w."
+)
+@click.option(
+    "--expires-at", callback=_moment, metavar="TIME", help="Such as 2027-01-31T00:00:00Z."
+)
+@click.option(
+    "--scope",
+    "scopes",
+    multiple=True,
+    type=click.Choice(SCOPES),
+    help=f"Repeatable; default: {', '.join(DEFAULT_SCOPES)}.",
+)
+@click.option("--model", "models", multiple=True, metavar="ID", help="Repeatable; default: all.")
+@click.option("--require-signature", is_flag=True, help="Refuse requests that are not signed.")
+@click.option("--id", "key_id", metavar="ID", help="Default: a random one.")
+@_output
+def create(
+    organization: str,
+    env: str,
+    name: str,
+    expires_in: float | None,
+    expires_at: float | None,
+    scopes: tuple[str, ...],
+    models: tuple[str, ...],
+    require_signature: bool,
+    key_id: str | None,
+    output: str,
+) -> None:
+    """Create a key and print it with its signing secret.
+
+    The key is shown this once: only a keyed hash of it is stored.
+    """
+    from router.config.document import KeyRecord
+
+    settings = load_settings()
+    expiry_s = _expiry(expires_in, expires_at)
+    key = _generate(env)
+    draft = KeyRecord(
+        id=key_id or f"key_{secrets.token_hex(8)}",
+        organization_id=organization,
+        hash=_HASH_TO_COME,
+        name=name,
+        expires_at_s=expiry_s,
+        scopes=frozenset(scopes or DEFAULT_SCOPES),
+        models=frozenset(models) if models else None,
+        require_signature=require_signature,
+    )
+    record, secret = _store(settings, draft, key)
+    _print_new(record, key, secret, output)
+
+
+@keys.command("list")
+@_output
+def list_keys(output: str) -> None:
+    """List all keys; what is secret about them is not stored."""
+    records = _writer(load_settings()).list_keys()
+    if output == "json":
+        click.echo(json.dumps([_facts(record) for record in records], indent=2, ensure_ascii=False))
+        return
+    rows = [_COLUMNS, *(_row(record) for record in records)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        click.echo("  ".join(cells).rstrip())
+
+
+@keys.command("revoke")
+@click.argument("key_id", metavar="ID")
+def revoke(key_id: str) -> None:
+    """Revoke a key: every worker refuses it from its next call on."""
+    settings = load_settings()
+    with journal_of(settings) as journal:
+        _writer(settings, journal).revoke_key(key_id)
+    click.echo(f"revoked {key_id}")
+
+
+@keys.command("signing-secret")
+@click.argument("key_id", metavar="ID")
+def signing_secret(key_id: str) -> None:
+    """Print the secret with which the holder of a key signs requests."""
+    click.echo(find_signing_secret(load_settings(), key_id))
+
+
+def find_signing_secret(settings: Settings, key_id: str) -> str:
+    """Derive the signing secret of a stored key."""
+    from router.auth.keys import derive_signing_secret
+    from router.config.pepper import load_pepper, pepper_fingerprint
+
+    writer = _writer(settings)
+    writer.get_key(key_id)
+    pepper = load_pepper(settings, create=False)
+    record = writer.get_key(key_id, fingerprint=pepper_fingerprint(pepper))
+    return derive_signing_secret(pepper, record.id, record.hash)
+
+
+def _store(settings: Settings, draft: KeyRecord, key: str) -> tuple[KeyRecord, str]:
+    """Store a new key under the pepper, which is made last; returns its record and its secret."""
+    from router.auth.keys import derive_signing_secret, hash_key
+    from router.config.pepper import load_pepper, pepper_fingerprint
+
+    with journal_of(settings) as journal:
+        writer = _writer(settings, journal)
+        writer.check_new_key(draft)
+        # Keys that were made with a lost pepper do not get a new one beside them.
+        pepper = load_pepper(settings, create=writer.pepper_fingerprint() is None)
+        record = replace(draft, hash=hash_key(key, pepper).hex())
+        writer.put_key(record, overwrite=False, fingerprint=pepper_fingerprint(pepper))
+    return record, derive_signing_secret(pepper, record.id, record.hash)
+
+
+def _writer(settings: Settings, journal: OperatorJournal | None = None) -> StateWriter:
+    from router.config.state.access import StateWriter
+
+    return StateWriter(settings.state_dir, journal=None if journal is None else journal.note)
+
+
+def _generate(env: str) -> str:
+    from router.auth.keys import generate_key
+
+    try:
+        return generate_key(env)
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--env") from None
+
+
+def _expiry(expires_in: float | None, expires_at: float | None) -> float | None:
+    if expires_in is not None and expires_at is not None:
+        raise click.UsageError("--expires-in and --expires-at exclude each other")
+    now_s = Clock().now_s()
+    if expires_in is not None:
+        return float(int(now_s + expires_in))
+    if expires_at is not None and expires_at <= now_s:
+        raise click.BadParameter("lies in the past", param_hint="--expires-at")
+    return expires_at
+
+
+def _print_new(record: KeyRecord, key: str, secret: str, output: str) -> None:
+    if output == "json":
+        new = {"key": key, "signing_secret": secret, **_facts(record), "notice": _NOTICE}
+        click.echo(json.dumps(new, indent=2, ensure_ascii=False))
+        return
+    click.echo(f"id:             {record.id}")
+    click.echo(f"organization:   {record.organization_id}")
+    click.echo(f"expires:        {_expires(record)}")
+    click.echo(f"key:            {key}")
+    click.echo(f"signing secret: {secret}")
+    click.echo(f"\n{_NOTICE}", err=True)
+
+
+def _facts(record: KeyRecord) -> dict[str, Any]:
+    from router.config.state.plain import plain_key
+
+    facts = plain_key(record)
+    del facts["hash"]
+    return facts
+
+
+def _row(record: KeyRecord) -> tuple[str, ...]:
+    expired = record.expires_at_s is not None and record.expires_at_s <= Clock().now_s()
+    return (
+        record.id,
+        record.organization_id,
+        "expired" if expired and record.status == "active" else record.status,
+        _expires(record),
+        ",".join(sorted(record.scopes)) or "none",
+        "all" if record.models is None else ",".join(sorted(record.models)) or "none",
+        record.name + (" (demo)" if record.demo else ""),
+    )
+
+
+def _expires(record: KeyRecord) -> str:
+    if record.expires_at_s is None:
+        return "never"
+    moment = datetime.fromtimestamp(record.expires_at_s, timezone.utc)
+    return f"{moment:%Y-%m-%dT%H:%M:%SZ}"

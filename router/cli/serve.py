@@ -1,0 +1,32 @@
+"""``serve`` and ``demo``: the commands that stay."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from router.config.settings import load_settings
+
+
+@click.command("serve")
+def serve() -> None:
+    """Run the gateway, as 'gunicorn -c gunicorn.conf.py' does. TERM drains and exits."""
+    load_settings()  # mistakes in the environment, before gunicorn wraps them in a traceback
+
+    from router.server.worker import run
+
+    run()
+
+
+@click.command("demo")
+def demo() -> None:
+    """Run two mock backends and a gateway with the demo document, and print a line to try."""
+    load_settings()
+
+    from router.demo.run import DemoError, run
+
+    try:
+        sys.exit(run())
+    except DemoError as error:
+        raise click.ClickException(str(error)) from None

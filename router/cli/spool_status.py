@@ -1,0 +1,123 @@
+"""What ``routerctl spool status`` finds, and how it prints it for people."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from router.config.settings import Settings
+
+if TYPE_CHECKING:
+    from router.agent.status import Shipping
+    from router.spool.frames import Position
+
+
+def saved_positions(data_dir: Path) -> dict[str, Mapping[str, Position]]:
+    """How far each sink that ever saved its position has come."""
+    from router.spool.checkpoints import (
+        Checkpoints,
+        checkpoint_path,
+        sinks_with_checkpoints,
+    )
+
+    return {
+        sink: Checkpoints(checkpoint_path(data_dir, sink)).load()
+        for sink in sinks_with_checkpoints(data_dir)
+    }
+
+
+def read_status(settings: Settings) -> dict[str, Any]:
+    """The spool, its writers, and each sink by its checkpoint and by what the agent says."""
+    from router.agent.lock_holders import taken_over
+    from router.agent.status import look_at_shipping
+    from router.spool.reader import SpoolReader
+
+    reader = SpoolReader(settings.spool_dir, observe=True)
+    sinks = saved_positions(settings.data_dir)
+    infos = reader.writers()
+    living = [info.writer_id for info in infos if info.alive]
+    held = taken_over(settings.data_dir, settings.spool_dir, living)
+    writers = [
+        {
+            "writer_id": info.writer_id,
+            "state": _state(info.alive, info.writer_id in held),
+            "segments": len(info.segments),
+            "bytes": reader.bytes_of(info.writer_id),
+            "behind_bytes": {
+                sink: reader.bytes_of(info.writer_id, positions.get(info.writer_id))
+                for sink, positions in sinks.items()
+            },
+        }
+        for info in infos
+    ]
+    pieces, quarantined_bytes = reader.quarantined()
+    shipping = look_at_shipping(settings.data_dir, settings.spool_dir)
+    return {
+        "bytes": sum(writer["bytes"] for writer in writers),
+        "max_bytes": settings.spool_max_bytes,
+        "agent": "running" if shipping.is_running else "not running",
+        "sinks": _sinks(settings, list(sinks), shipping),
+        "writers": writers,
+        "quarantine": {"pieces": pieces, "bytes": quarantined_bytes},
+    }
+
+
+def status_text(found: Mapping[str, Any]) -> str:
+    """For people."""
+    sinks = found["sinks"]
+    columns = [f"BEHIND {name}".upper() for name in sinks]
+    rows = [["WRITER", "STATE", "SEGMENTS", "BYTES", *columns]] + [
+        [
+            writer["writer_id"],
+            writer["state"],
+            str(writer["segments"]),
+            str(writer["bytes"]),
+            *(str(writer["behind_bytes"].get(name, writer["bytes"])) for name in sinks),
+        ]
+        for writer in found["writers"]
+    ]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+    lines.append(f"{found['bytes']} of at most {found['max_bytes']} bytes")
+    lines.append(f"agent: {found['agent']}")
+    lines += [f"{name}: {said}" for name, sink in sinks.items() if (said := _said(sink))]
+    quarantine = found["quarantine"]
+    lines.append(f"quarantine: {quarantine['pieces']} pieces, {quarantine['bytes']} bytes")
+    return "\n".join(lines)
+
+
+def _state(alive: bool, taken_over: bool) -> str:
+    if taken_over:
+        return "taken over"
+    return "alive" if alive else "dead"
+
+
+def _sinks(settings: Settings, names: list[str], shipping: Shipping) -> dict[str, Any]:
+    """By name; what an agent said that has ended is no news."""
+    from router.agent.housekeeping import read_report
+    from router.agent.sink_set import load_sinks
+    from router.cli.sink_choice import configured_sinks
+
+    # What the agent noted, for this shell's environment may be another one.
+    known = load_sinks(settings.data_dir) or configured_sinks(settings)
+    said = shipping.sinks if shipping.is_running else {}
+    report = read_report(settings.data_dir) or {}
+    found = {}
+    for name in names:
+        failing = said[name].failing if name in said else None
+        since = report.get("sinks", {}).get(name, {}).get("failing_since")
+        found[name] = {
+            "configured": name in known.names,
+            "failing": failing,
+            "failing_since": None if failing is None else since,
+        }
+    return found
+
+
+def _said(sink: Mapping[str, Any]) -> str:
+    parts = [] if sink["configured"] else ["not configured"]
+    if sink["failing"] is not None:
+        since = f" since {sink['failing_since']}" if sink["failing_since"] else ""
+        parts.append(f"failing{since}: {sink['failing']}")
+    return "; ".join(parts)

@@ -1,0 +1,1 @@
+"""The shape of the configuration document and the rules between its parts."""

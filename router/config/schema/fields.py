@@ -1,0 +1,289 @@
+"""The kinds of value that stand in a document; each takes exactly one type and says what it wants.
+
+marshmallow's own numbers and booleans also take ``"70"`` and ``1``; a document that says one thing
+and means another is a mistake, so these do not.
+"""
+
+from __future__ import annotations
+
+import re
+from datetime import datetime, timezone
+from decimal import Decimal
+from typing import Any, Final, TypeGuard
+
+from marshmallow import ValidationError, fields, validate
+
+from router.config.schema.base_url import normalize_base_url
+
+MAX_USD_PER_MILLION_TOKENS: Final = 100_000
+NANOS_PER_USD: Final = 10**9
+_MAX_DECIMAL_LENGTH: Final = 40
+
+ID_SHAPE: Final = "[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}"
+_ID: Final = re.compile(ID_SHAPE)
+_DECIMAL_SHAPE: Final = re.compile(r"-?[0-9]+(\.[0-9]+)?")
+_MOMENT_SHAPE: Final = re.compile(
+    r"([0-9]{4}-[0-9]{2}-[0-9]{2})[Tt ]([0-9]{2}:[0-9]{2}:[0-9]{2})(?:\.([0-9]{1,6}))?"
+    r"([Zz]|[-+][0-9]{2}:[0-9]{2})"
+)
+# Control characters would let a name rewrite an operator's terminal; surrogates cannot be stored.
+_PRINTABLE: Final = re.compile(r"[^\x00-\x1f\x7f-\x9f\ud800-\udfff]*")
+_CREDENTIAL_SHAPE: Final = re.compile(r"env:[A-Za-z_][A-Za-z0-9_]*|file:/[^\x00-\x1f\x7f]+")
+
+
+# marshmallow's own two sentences, in the words of the other messages here.
+_WORDS: Final[dict[str, Any]] = {"required": "is missing", "null": "must not be null"}
+_LIST_WORDS: Final = {**_WORDS, "invalid": "must be a list"}
+_MAPPING_WORDS: Final = {
+    **_WORDS,
+    "invalid": "must be a mapping",
+    "type": "must be a mapping",
+}
+
+
+class Text(fields.String):
+    """A string that fits a shape; without one, any printable text."""
+
+    default_error_messages = _WORDS
+
+    def __init__(
+        self,
+        *,
+        shape: re.Pattern[str] = _PRINTABLE,
+        message: str = "must not hold control characters",
+        lengths: tuple[int, int] = (0, 256),
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self._shape = shape
+        self._message = message
+        self._lengths = lengths
+
+    def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> str:
+        if not isinstance(value, str):
+            raise ValidationError("must be a string")
+        low, high = self._lengths
+        if not low <= len(value) <= high:
+            raise ValidationError(f"must have {low} to {high} characters")
+        if self._shape.fullmatch(value) is None:
+            raise ValidationError(self._message)
+        return value
+
+
+class Identifier(Text):
+    """The id of an entity; with ``wildcard`` also ``*``."""
+
+    def __init__(self, *, wildcard: bool = False, **kwargs: Any) -> None:
+        shape = rf"\*|{ID_SHAPE}" if wildcard else ID_SHAPE
+        kwargs["metadata"] = {"pattern": f"^({shape})$", **kwargs.get("metadata", {})}
+        super().__init__(
+            shape=re.compile(shape),
+            message="must be 1 to 128 of A-Z a-z 0-9 . _ : / - and begin with a letter or digit"
+            + (", or be '*'" if wildcard else ""),
+            lengths=(1, 128),
+            **kwargs,
+        )
+
+
+class Choice(fields.String):
+    """One word of a closed set."""
+
+    default_error_messages = _WORDS
+
+    def __init__(self, choices: tuple[str, ...], **kwargs: Any) -> None:
+        super().__init__(validate=validate.OneOf(choices), **kwargs)
+        self._choices = choices
+
+    def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> str:
+        if not isinstance(value, str) or value not in self._choices:
+            raise ValidationError("must be one of " + ", ".join(self._choices))
+        return value
+
+
+class ListOf(fields.List[Any]):
+    """A list."""
+
+    default_error_messages = _LIST_WORDS
+
+
+class Names(fields.Dict):
+    """A mapping of ids to names."""
+
+    default_error_messages = _MAPPING_WORDS
+
+
+class Nested(fields.Nested):
+    """A mapping with a schema of its own."""
+
+    default_error_messages = _MAPPING_WORDS
+
+
+class Flag(fields.Boolean):
+    """``true`` or ``false`` and nothing else."""
+
+    default_error_messages = _WORDS
+
+    def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> bool:
+        if not isinstance(value, bool):
+            raise ValidationError("must be true or false")
+        return value
+
+
+class Integer(fields.Integer):
+    """A whole number between two bounds."""
+
+    default_error_messages = _WORDS
+
+    def __init__(self, low: int, high: int, **kwargs: Any) -> None:
+        super().__init__(validate=validate.Range(low, high), **kwargs)
+        self._bounds = (low, high)
+
+    def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> int:
+        low, high = self._bounds
+        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+            if low == high:
+                raise ValidationError(f"must be {low}")
+            raise ValidationError(f"must be a whole number between {low} and {high}")
+        return value
+
+
+class Seconds(fields.Float):
+    """A duration in seconds: a millisecond to an hour."""
+
+    default_error_messages = _WORDS
+
+    MIN_S: Final = 0.001
+    MAX_S: Final = 3600
+
+    def __init__(self, **kwargs: Any) -> None:
+        bounds = {"minimum": self.MIN_S, "maximum": self.MAX_S}
+        metadata = {**bounds, **kwargs.pop("metadata", {})}
+        super().__init__(metadata=metadata, **kwargs)
+
+    def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> float:
+        if isinstance(value, bool) or not isinstance(value, (int, float, Decimal)):
+            raise ValidationError("must be a number of seconds")
+        seconds = float(value)
+        if not self.MIN_S <= seconds <= self.MAX_S:
+            raise ValidationError(f"must be between {self.MIN_S} and {self.MAX_S} seconds")
+        return seconds
+
+
+class Price(fields.Field[int]):
+    """USD per million tokens, written as a decimal string or a number → whole nano-USD."""
+
+    default_error_messages = _WORDS
+
+    def __init__(self, **kwargs: Any) -> None:
+        metadata = {
+            "type": ["string", "number"],
+            "pattern": "^[0-9]+(\\.[0-9]+)?$",
+            "minimum": 0,
+            "maximum": MAX_USD_PER_MILLION_TOKENS,
+            **kwargs.pop("metadata", {}),
+        }
+        super().__init__(metadata=metadata, **kwargs)
+
+    def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> int:
+        usd = parse_decimal(value)
+        if usd < 0:
+            raise ValidationError("must not be negative")
+        if usd > MAX_USD_PER_MILLION_TOKENS:
+            raise ValidationError(
+                f"is out of a sane range: more than {MAX_USD_PER_MILLION_TOKENS} USD"
+                " per million tokens"
+            )
+        nanos = usd.scaleb(9)
+        if nanos != nanos.to_integral_value():
+            raise ValidationError("must not be finer than 0.000000001 USD per million tokens")
+        return int(nanos)
+
+
+class Timestamp(fields.Field[float]):
+    """A point in time, ISO 8601 with its zone → seconds since the epoch."""
+
+    default_error_messages = _WORDS
+
+    def __init__(self, **kwargs: Any) -> None:
+        metadata = {"type": "string", "format": "date-time", **kwargs.pop("metadata", {})}
+        super().__init__(metadata=metadata, **kwargs)
+
+    def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> float:
+        try:
+            return parse_timestamp(value)
+        except ValueError as error:
+            raise ValidationError(str(error)) from None
+
+
+class BaseUrl(Text):
+    """Where a backend lives. All of a request's target comes from here, so nothing in it may be
+    read in two ways; a trailing slash is dropped."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        metadata = {"format": "uri", "pattern": "^https?://", **kwargs.pop("metadata", {})}
+        super().__init__(lengths=(1, 2048), metadata=metadata, **kwargs)
+
+    def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> str:
+        text = super()._deserialize(value, attr, data, **kwargs)
+        try:
+            return normalize_base_url(text)
+        except ValueError as error:
+            raise ValidationError(str(error)) from None
+
+
+class Credential(Text):
+    """A reference to a secret. The message never repeats the value: it may be the secret."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        pattern = {"pattern": "^(env:[A-Za-z_][A-Za-z0-9_]*|file:/.+)$"}
+        super().__init__(
+            shape=_CREDENTIAL_SHAPE,
+            message="must be 'env:NAME' or 'file:/absolute/path', never the secret itself",
+            lengths=(1, 4096),
+            metadata={**pattern, **kwargs.pop("metadata", {})},
+            **kwargs,
+        )
+
+
+def is_id(value: object) -> TypeGuard[str]:
+    """Tell whether this has the shape of an id; ``*`` has not."""
+    return isinstance(value, str) and _ID.fullmatch(value) is not None
+
+
+def parse_timestamp(value: object) -> float:
+    """Read ISO 8601 with a zone; raises ``ValueError`` with a sentence for the operator."""
+    wanted = "must be a time with its zone, such as 2027-01-31T00:00:00Z"
+    match = _MOMENT_SHAPE.fullmatch(value) if isinstance(value, str) else None
+    if match is None:
+        raise ValueError(wanted)
+    day, clock, fraction, zone = match.groups()
+    # Python 3.10 reads neither "Z" nor fractions of other than 3 or 6 digits.
+    text = f"{day}T{clock}.{(fraction or '').ljust(6, '0')}{'+00:00' if zone in 'Zz' else zone}"
+    try:
+        return datetime.fromisoformat(text).timestamp()
+    except (ValueError, OverflowError):
+        raise ValueError(wanted) from None
+
+
+def format_moment(seconds: float) -> str:
+    """The ISO 8601 form of a moment, in UTC; :func:`parse_timestamp` reads it back unchanged."""
+    moment = datetime.fromtimestamp(seconds, timezone.utc)
+    return moment.replace(tzinfo=None).isoformat() + "Z"
+
+
+def format_price(nanos: int) -> str:
+    """Nano-USD as decimal USD with at least two places: ``2.50``, ``0.000000001``."""
+    whole, fraction = divmod(nanos, NANOS_PER_USD)
+    return f"{whole}.{f'{fraction:09d}'.rstrip('0').ljust(2, '0')}"
+
+
+def parse_decimal(value: Any) -> Decimal:
+    """Read decimal text or a number, exactly; raises ``ValidationError``."""
+    if isinstance(value, str) and len(value) <= _MAX_DECIMAL_LENGTH:
+        if _DECIMAL_SHAPE.fullmatch(value):
+            return Decimal(value)
+    elif isinstance(value, (int, float, Decimal)) and not isinstance(value, bool):
+        usd = Decimal(repr(value)) if isinstance(value, float) else Decimal(value)
+        if usd.is_finite():
+            return usd
+    raise ValidationError('must be a decimal number such as "2.50"')

@@ -1,0 +1,1 @@
+"""Records as files: the audit trail, usage exports, reconciliation."""

@@ -1,0 +1,144 @@
+"""Usage records as rows of a table: what a column is called, and what a record puts into it.
+
+A degraded record leaves empty what nobody knows. Money stands there twice: as whole nano-USD, and
+as exact decimal USD.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Iterator, Mapping
+from decimal import Decimal
+from importlib import import_module
+from itertools import islice
+from pathlib import Path
+from typing import Any, Final
+
+import orjson
+
+from router.exports.csv_cells import safe_cell
+from router.records.record_types import format_usd, parse_timestamp_us
+
+COLUMNS: Final = {
+    "record_id": "text",
+    "request_id": "text",
+    "timestamp": "moment",
+    "organization_id": "text",
+    "api_key_id": "text",
+    "model": "text",
+    "model_requested": "text",
+    "backend_id": "text",
+    "endpoint": "text",
+    "operation": "text",
+    "stream": "truth",
+    "status": "number",
+    "outcome": "text",
+    "limit_state": "text",
+    "decision_reason": "text",
+    "usage_source": "text",
+    "tokens_input": "number",
+    "tokens_output": "number",
+    "tokens_cached": "number",
+    "cost_nanos": "number",
+    "cost_usd": "usd",
+    "latency_ms": "fraction",
+    "bytes_sent": "number",
+    "retry_count": "number",
+    "attempts": "attempts",
+    "trace_id": "text",
+    "span_id": "text",
+    "metadata": "labels",
+    "degraded": "truth",
+    "schema_version": "number",
+}
+"""Names in order, and the kind of each."""
+CSV_HEADER: Final = (",".join(COLUMNS) + "\r\n").encode()
+
+_GROUP_ROWS: Final = 10_000
+_USD_DIGITS: Final = 28
+_USD_PLACES: Final = 9
+
+
+def csv_lines(records: Iterable[Mapping[str, Any]]) -> bytes:
+    """One line for each record; lists and labels as JSON in their cell."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\r\n")
+    writer.writerows([_cell(record, name) for name in COLUMNS] for record in records)
+    return text.getvalue().encode("utf-8", "replace")
+
+
+def write_parquet(lines: Path, target: Path) -> None:
+    """A Parquet file of a file with a record on each line; a group of rows at a time in memory.
+
+    Raises ``ModuleNotFoundError`` without pyarrow.
+    """
+    arrow, parquet = import_module("pyarrow"), import_module("pyarrow.parquet")
+    kinds = _arrow_kinds(arrow)
+    schema = arrow.schema([(name, kinds[kind]) for name, kind in COLUMNS.items()])
+    with lines.open("rb") as source, parquet.ParquetWriter(target, schema) as writer:
+        for group in _groups(source):
+            columns = [
+                arrow.array([_typed(record, name) for record in group], type=kinds[kind])
+                for name, kind in COLUMNS.items()
+            ]
+            writer.write_table(arrow.Table.from_arrays(columns, schema=schema))
+
+
+def _groups(lines: Iterable[bytes]) -> Iterator[list[dict[str, Any]]]:
+    records = map(orjson.loads, lines)
+    while group := list(islice(records, _GROUP_ROWS)):
+        yield group
+
+
+def _cell(record: Mapping[str, Any], name: str) -> Any:
+    value = _value(record, name)
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, (dict, list)):
+        return orjson.dumps(value).decode()
+    return safe_cell(value)
+
+
+def _typed(record: Mapping[str, Any], name: str) -> Any:
+    value, kind = _value(record, name), COLUMNS[name]
+    if value is None:
+        return None
+    if kind == "moment":
+        return parse_timestamp_us(value)
+    if kind == "usd":
+        return Decimal(value)
+    if kind == "labels":
+        return list(value.items())
+    return value
+
+
+def _value(record: Mapping[str, Any], name: str) -> Any:
+    if name == "cost_usd":
+        nanos = record.get("cost_nanos")
+        return None if nanos is None else format_usd(nanos)
+    if name == "degraded":
+        return bool(record.get(name))
+    return record.get(name)
+
+
+def _arrow_kinds(arrow: Any) -> dict[str, Any]:
+    text, number = arrow.string(), arrow.int64()
+    attempt = (
+        ("attempt", number),
+        ("backend_id", text),
+        ("status", number),
+        ("error", text),
+        ("latency_ms", arrow.float64()),
+        ("billed", arrow.bool_()),
+    )
+    return {
+        "text": text,
+        "number": number,
+        "truth": arrow.bool_(),
+        "fraction": arrow.float64(),
+        "moment": arrow.timestamp("us", tz="UTC"),
+        "usd": arrow.decimal128(_USD_DIGITS, _USD_PLACES),
+        "attempts": arrow.list_(arrow.struct(attempt)),
+        "labels": arrow.map_(text, text),
+    }

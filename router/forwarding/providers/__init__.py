@@ -1,1 +1,0 @@
-"""One module per backend dialect: how to ask, how to read the answer. No I/O happens here."""

@@ -1,0 +1,94 @@
+"""What happened to limits besides calls: in the log at once, in the audit trail when it can be."""
+
+from __future__ import annotations
+
+import logging
+import uuid
+from collections import deque
+from typing import Final
+
+from router.breaker import State
+from router.clock import Clock
+from router.errors import RecordsUnavailable
+from router.limits.budgets.windows import ThresholdEvent
+from router.records.record_types import AuditAction, AuditEvent
+from router.records.recorder import Recorder
+
+log = logging.getLogger("router.limits")
+
+MAX_NOTICES: Final = 1000
+
+
+class AuditOutbox:
+    """What happened to limits besides calls, until it is in the audit trail."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._events: deque[AuditEvent] = deque(maxlen=MAX_NOTICES)
+        self.unresolved = 0
+        """Leases of calls that never ended, found expired."""
+
+    def crossed(self, organization_id: str, threshold_event: ThresholdEvent) -> None:
+        """A budget has reached one of its thresholds."""
+        window = threshold_event.window
+        log.warning("budget threshold reached", extra={"budget": window.id, "organization_id":
+                    organization_id, "percent": threshold_event.percent})  # fmt: skip
+        self._add(
+            "BUDGET_THRESHOLD",
+            "budget",
+            window.id,
+            organization_id,
+            {
+                "api_key_id": window.subject or None,
+                "budget": window.name,
+                "scope": window.scope,
+                "unit": window.unit,
+                "period": window.period,
+                "limit": window.limit,
+                "percent": threshold_event.percent,
+            },
+        )
+
+    def changed(self, name: str, state: State) -> None:
+        """A dependency went away, or is back. Also called from threads of breakers."""
+        action: AuditAction = "DEPENDENCY_RESTORED" if state == "closed" else "DEPENDENCY_LOST"
+        self._add(action, "dependency", name, None, {})
+
+    def found_unresolved(self, organization_id: str, lease_ids: tuple[str, ...]) -> None:
+        """Calls never ended: their worker was killed. A lease has the id of its usage record."""
+        self.unresolved += len(lease_ids)
+        log.warning(
+            "calls never ended; what they held is free again",
+            extra={"organization_id": organization_id, "leases": list(lease_ids)},
+        )
+
+    def tell(self, recorder: Recorder) -> None:
+        """Put them into the audit trail; what it does not take now stays for the next time."""
+        if not self._events:
+            return
+        events = [self._events.popleft() for _ in range(len(self._events))]
+        try:
+            recorder.note(events)
+        except RecordsUnavailable:
+            self._events.extendleft(reversed(events))
+
+    def _add(
+        self,
+        action: AuditAction,
+        entity_type: str,
+        entity_id: str,
+        organization_id: str | None,
+        context: dict[str, str | int | float | bool | None],
+    ) -> None:
+        self._events.append(
+            AuditEvent(
+                event_id=str(uuid.uuid4()),
+                action=action,
+                actor="router",
+                entity_type=entity_type,
+                entity_id=entity_id,
+                timestamp=self._clock.now_s(),
+                organization_id=organization_id,
+                context=context,
+            )
+        )

@@ -1,0 +1,273 @@
+"""The budget ledger: what is settled and what is reserved, in Redis, exact under concurrency."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+from router.breaker import Unavailable
+from router.clock import Clock
+from router.limits.budgets.periods import Calendar
+from router.limits.budgets.window_keys import (
+    gone_ms,
+    marks_key,
+    read_threshold_events,
+    window_keys,
+    window_times,
+)
+from router.limits.budgets.windows import (
+    NOTHING,
+    Amounts,
+    Closed,
+    Denied,
+    NeedsRebuild,
+    NotReserved,
+    Reservation,
+    ReservedWindow,
+    ReserveOutcome,
+    Settlement,
+    WindowSpec,
+    WindowState,
+)
+from router.limits.rates.limiter import Runner
+from router.limits.redis_keys import quoted, tag
+from router.redis.scripts import Argument, Loader, ScriptCall, load_script
+
+REMEMBER_S: Final = 120.0
+"""How long a settled lease is remembered, from its reservation. Only a duplicate that comes later,
+after Redis was emptied or failed over in between, could be booked twice."""
+
+LATE_S: Final = 86_400.0
+"""How long after its lease a call may still be settled."""
+
+_TRIES: Final = 3
+
+
+@dataclass(slots=True)
+class ReservePlan:
+    """A reservation ready to be sent, alone or together with other scripts."""
+
+    call: ScriptCall
+    presumed: Reservation
+
+
+class Ledger:
+    """Reserves, settles and releases, in all windows of a call or in none.
+
+    Periods are those of Redis' clock: the local clock proposes, the scripts refuse what theirs does
+    not agree with. Each method is one round trip, a second one only within the clocks' difference
+    of a period's end, and raises :class:`Unavailable` while Redis is away.
+    """
+
+    def __init__(
+        self,
+        redis: Runner,
+        *,
+        clock: Clock | None = None,
+        remember_s: float = REMEMBER_S,
+        late_s: float = LATE_S,
+        load: Loader = load_script,
+    ) -> None:
+        self._redis = redis
+        self._calendar = Calendar(clock or Clock())
+        self._remember_ms = int(remember_s * 1000)
+        self._late_ms = int(late_s * 1000)
+        self._reserve = load("budgets/window.lua", "budgets/reserve.lua")
+        self._settle = load("budgets/window.lua", "budgets/settle.lua")
+
+    def reserve(
+        self,
+        organization_id: str,
+        lease_id: str,
+        windows: Sequence[WindowSpec],
+        amounts: Amounts,
+        *,
+        ttl_ms: int,
+    ) -> ReserveOutcome:
+        """Hold ``amounts`` in every window for at most ``ttl_ms``, or touch none of them.
+
+        A second call with a live lease answers like the first and holds nothing more. Raises
+        :class:`NotReserved` when nobody knows whether Redis has done it.
+        """
+        if not windows:
+            return Reservation(lease_id, organization_id, ())
+        for _ in range(_TRIES):
+            plan = self.plan_reserve(organization_id, lease_id, windows, amounts, ttl_ms=ttl_ms)
+            try:
+                reply = self._redis.run(plan.call)
+            except Unavailable as cause:
+                raise NotReserved(cause, plan.presumed) from cause
+            outcome = self.read_reserve(plan, reply)
+            if outcome is not None:
+                return outcome
+        raise clock_trouble()
+
+    def plan_reserve(
+        self,
+        organization_id: str,
+        lease_id: str,
+        windows: Sequence[WindowSpec],
+        amounts: Amounts,
+        *,
+        ttl_ms: int,
+    ) -> ReservePlan:
+        """What :meth:`reserve` would send."""
+        held = self._held(windows, amounts)
+        call = self._reserve_call("reserve", organization_id, lease_id, held, ttl_ms)
+        return ReservePlan(call, Reservation(lease_id, organization_id, held))
+
+    def read_reserve(self, plan: ReservePlan, reply: Any) -> ReserveOutcome | None:
+        """What Redis made of a plan; ``None`` when it has to be planned anew in another period."""
+        status, now_ms, epoch, dropped_ids, *rows = reply
+        presumed = plan.presumed
+        if status == b"period":
+            self._calendar.learn(now_ms)
+            return None
+        if status == b"closed":
+            return Closed(presumed.lease_id)
+        dropped = tuple([lease.decode() for lease in dropped_ids])
+        if status == b"reserved":
+            return Reservation(
+                presumed.lease_id,
+                presumed.organization_id,
+                self._pinned(presumed.windows, now_ms),
+                reserved_at_ms=now_ms,
+                epoch=epoch.decode(),
+                dropped=dropped,
+                shadow_denied=_refusing(presumed.windows, rows),
+            )
+        if status == b"rebuild":
+            states = _states(presumed.windows, rows)
+            return NeedsRebuild(tuple([state.window for state in states if state.lost]))
+        return _denied(presumed.windows, rows, dropped)
+
+    def settle(self, reservation: Reservation, amounts: Amounts) -> Settlement:
+        """Book what was used and free what was held: once, however often it is called, and also
+        after the lease has expired."""
+        if not reservation.windows:
+            return Settlement(True)
+        call = self.plan_settle(reservation, amounts)
+        return self.read_settle(reservation, self._redis.run(call))
+
+    def plan_settle(self, reservation: Reservation, amounts: Amounts) -> ScriptCall:
+        """What :meth:`settle` would send."""
+        prefix = tag(reservation.organization_id)
+        keys = [_lease_key(prefix, reservation.lease_id), marks_key(prefix)]
+        at_ms = reservation.reserved_at_ms
+        arguments: list[Argument] = [reservation.lease_id, "" if at_ms is None else at_ms]
+        arguments += (reservation.epoch, self._remember_ms, self._late_ms)
+        for entry in reservation.windows:
+            window, period = entry.window, entry.period
+            keys += window_keys(prefix, window, period)
+            arguments += (window.id, period.start_ms, gone_ms(period))
+            arguments += (entry.amount, amounts.of(window.unit), window.marks)
+        return ScriptCall(self._settle, keys, arguments)
+
+    def read_settle(self, reservation: Reservation, reply: Any) -> Settlement:
+        """What Redis made of it."""
+        status, *crossed = reply
+        windows = [held.window for held in reservation.windows]
+        return Settlement(status == b"booked", read_threshold_events(windows, crossed))
+
+    def release(self, reservation: Reservation) -> Settlement:
+        """Free what was held and book nothing."""
+        return self.settle(reservation, NOTHING)
+
+    def read(self, organization_id: str, windows: Sequence[WindowSpec]) -> tuple[WindowState, ...]:
+        """What the enforcing counters say now, which is what the next refusal would say."""
+        for _ in range(_TRIES):
+            held = self._held(windows, NOTHING)
+            call = self._reserve_call("read", organization_id, "", held, 0)
+            reply = self._redis.run(call)
+            if reply[0] != b"period":
+                return _states(held, reply[4:])
+            self._calendar.learn(reply[1])
+        raise clock_trouble()
+
+    def _held(self, windows: Sequence[WindowSpec], amounts: Amounts) -> tuple[ReservedWindow, ...]:
+        now = self._calendar.now
+        return tuple(
+            [
+                ReservedWindow(spec, now(spec.period, spec.timezone), amounts.of(spec.unit))
+                for spec in windows
+            ]
+        )
+
+    def _pinned(
+        self, held: tuple[ReservedWindow, ...], reserved_at_ms: int
+    ) -> tuple[ReservedWindow, ...]:
+        if all(entry.period.holds(reserved_at_ms) for entry in held):
+            return held
+        # A second reservation, in a new period, of a lease that is held in the one before.
+        return tuple(
+            [
+                replace(
+                    entry,
+                    period=self._calendar.period_at(
+                        entry.window.period, entry.window.timezone, reserved_at_ms
+                    ),
+                )
+                for entry in held
+            ]
+        )
+
+    def _reserve_call(
+        self,
+        mode: str,
+        organization_id: str,
+        lease_id: str,
+        held: Sequence[ReservedWindow],
+        ttl_ms: int,
+    ) -> ScriptCall:
+        prefix = tag(organization_id)
+        keys = [_lease_key(prefix, lease_id), marks_key(prefix)]
+        arguments: list[Argument] = [mode, lease_id, ttl_ms, self._late_ms, len(held)]
+        for entry in held:
+            window = entry.window
+            keys += window_keys(prefix, window, entry.period)
+            arguments += window_times(window, entry.period)
+            arguments += (
+                -1 if window.limit is None else window.limit,
+                entry.amount,
+                int(window.enforced),
+            )
+        return ScriptCall(self._reserve, keys, arguments)
+
+
+def clock_trouble() -> Unavailable:
+    """Redis' clock jumped out of a period again while its periods were looked up."""
+    return Unavailable("ledger", "script", "the clock of Redis does not stand still")
+
+
+def _lease_key(prefix: str, lease_id: str) -> str:
+    return f"{prefix}lease:{quoted(lease_id)}"
+
+
+def _states(held: Sequence[ReservedWindow], rows: list[bytes]) -> tuple[WindowState, ...]:
+    """Settled, reserved and verdict of each window, in turns."""
+    return tuple(
+        [
+            WindowState(
+                entry.window, entry.period, int(settled), int(reserved), lost=verdict == b"2"
+            )
+            for entry, settled, reserved, verdict in zip(
+                held, rows[::3], rows[1::3], rows[2::3], strict=True
+            )
+        ]
+    )
+
+
+def _refusing(held: Sequence[ReservedWindow], rows: list[bytes]) -> tuple[WindowState, ...]:
+    verdicts = rows[2::3]
+    if b"0" not in verdicts:
+        return ()
+    states = _states(held, rows)
+    return tuple([state for state, fits in zip(states, verdicts, strict=True) if fits == b"0"])
+
+
+def _denied(held: Sequence[ReservedWindow], rows: list[bytes], dropped: tuple[str, ...]) -> Denied:
+    refusing = [state for state in _refusing(held, rows) if state.window.enforced]
+    binding = max(refusing, key=lambda state: state.period.end_ms or float("inf"))
+    amount = next(entry.amount for entry in held if entry.window is binding.window)
+    return Denied(binding, amount, _states(held, rows), dropped)

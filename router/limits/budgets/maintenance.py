@@ -1,0 +1,171 @@
+"""What happens to a ledger besides calls: lost windows are rebuilt, mistakes corrected by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Final, Literal, cast
+
+from router.clock import Clock
+from router.limits.budgets.ledger import clock_trouble
+from router.limits.budgets.periods import Calendar, Period
+from router.limits.budgets.window_keys import (
+    marks_key,
+    read_threshold_events,
+    window_keys,
+    window_times,
+)
+from router.limits.budgets.windows import (
+    MAX_AMOUNT,
+    Adjustment,
+    LostWindow,
+    Seeding,
+    SeedOutcome,
+    ThresholdEvent,
+    WindowLost,
+    WindowSpec,
+)
+from router.limits.rates.limiter import Runner
+from router.limits.redis_keys import quoted, tag
+from router.redis.scripts import Argument, Loader, ScriptCall, load_script
+
+REMEMBER_CORRECTION_S: Final = 7 * 86_400.0
+
+_TRIES: Final = 3
+
+SumRecords = Callable[[LostWindow], int]
+"""What the record store has for a window's period, the orphans' records left out."""
+
+
+class LedgerMaintenance:
+    """Seeds, adjusts and resets windows. Raises :class:`Unavailable` while Redis is away."""
+
+    def __init__(
+        self, redis: Runner, *, clock: Clock | None = None, load: Loader = load_script
+    ) -> None:
+        self._redis = redis
+        self._calendar = Calendar(clock or Clock())
+        self._seed = load("budgets/window.lua", "budgets/seed.lua")
+        self._adjust = load("budgets/window.lua", "budgets/adjust.lua")
+
+    def rebuild(
+        self, organization_id: str, windows: Sequence[WindowSpec], sum_records: SumRecords
+    ) -> tuple[ThresholdEvent, ...]:
+        """Seed every lost window with what ``sum_records`` finds. Whatever that raises passes
+        through and leaves the windows lost. Returns the thresholds that are reached already."""
+        threshold_events: list[ThresholdEvent] = []
+        for window in windows:
+            for _ in range(_TRIES):
+                lost = self.inspect(organization_id, window)
+                if lost is None:
+                    break
+                seeding = self.seed(organization_id, lost, sum_records(lost))
+                threshold_events += seeding.threshold_events
+                if seeding.outcome != "stale":
+                    break
+        return tuple(threshold_events)
+
+    def inspect(self, organization_id: str, window: WindowSpec) -> LostWindow | None:
+        """What is needed to seed a lost window; ``None`` when it is not lost."""
+        period = self._calendar.now(window.period, window.timezone)
+        reply = self._ask_seed("inspect", organization_id, window, period, 0, 0)
+        if reply[0] == b"period":
+            self._calendar.learn(reply[1])
+            period = self._calendar.now(window.period, window.timezone)
+            reply = self._ask_seed("inspect", organization_id, window, period, 0, 0)
+        if reply[0] == b"period":
+            raise clock_trouble()
+        if reply[0] == b"open":
+            return None
+        _, generation, orphans = reply
+        return LostWindow(window, period, generation, tuple([lease.decode() for lease in orphans]))
+
+    def seed(self, organization_id: str, lost: LostWindow, settled: int) -> Seeding:
+        """Open a lost window with what the records say. Of many callers, one does it."""
+        if not 0 <= settled <= MAX_AMOUNT:
+            raise ValueError(f"no amount between 0 and {MAX_AMOUNT}: {settled}")
+        status, *crossed = self._ask_seed(
+            "seed", organization_id, lost.window, lost.period, settled, lost.generation
+        )
+        outcome = cast(SeedOutcome, status.decode())
+        return Seeding(outcome, read_threshold_events([lost.window], crossed))
+
+    def adjust(
+        self,
+        organization_id: str,
+        window: WindowSpec,
+        amount: int,
+        *,
+        correction_id: str,
+        reason: str,
+    ) -> Adjustment:
+        """Add ``amount`` to what is settled in this period, or take it off when it is negative, but
+        never below 0. Once for each ``correction_id``. Raises :class:`WindowLost`."""
+        return self._correct("add", organization_id, window, amount, correction_id, reason)
+
+    def reset(
+        self, organization_id: str, window: WindowSpec, *, correction_id: str, reason: str
+    ) -> Adjustment:
+        """Begin this period again with 0 settled; what is reserved stays."""
+        return self._correct("set", organization_id, window, 0, correction_id, reason)
+
+    def _correct(
+        self,
+        mode: Literal["add", "set"],
+        organization_id: str,
+        window: WindowSpec,
+        amount: int,
+        correction_id: str,
+        reason: str,
+    ) -> Adjustment:
+        if abs(amount) > MAX_AMOUNT:
+            raise ValueError(f"no amount up to {MAX_AMOUNT}: {amount}")
+        if not reason.strip():
+            raise ValueError("a correction needs a reason")
+        for _ in range(_TRIES):
+            reply = self._ask_adjust(mode, organization_id, window, amount, correction_id)
+            if reply[0] == b"period":
+                self._calendar.learn(reply[1])
+                continue
+            if reply[0] == b"lost":
+                raise WindowLost(window.id)
+            if reply[0] == b"done":
+                return Adjustment(correction_id, window, reason, 0, 0, done_before=True)
+            threshold_events = read_threshold_events([window], reply[3:])
+            before, after = int(reply[1]), int(reply[2])
+            return Adjustment(
+                correction_id, window, reason, before, after, threshold_events=threshold_events
+            )
+        raise clock_trouble()
+
+    def _ask_seed(
+        self,
+        mode: str,
+        organization_id: str,
+        window: WindowSpec,
+        period: Period,
+        settled: int,
+        generation: int,
+    ) -> list[Any]:
+        prefix = tag(organization_id)
+        keys = [marks_key(prefix), *window_keys(prefix, window, period)]
+        arguments: list[Argument] = [mode, *window_times(window, period)]
+        arguments += (settled, generation, window.marks)
+        found: list[Any] = self._redis.run(ScriptCall(self._seed, keys, arguments))
+        return found
+
+    def _ask_adjust(
+        self, mode: str, organization_id: str, window: WindowSpec, amount: int, correction_id: str
+    ) -> list[Any]:
+        period = self._calendar.now(window.period, window.timezone)
+        prefix = tag(organization_id)
+        counter, _ = window_keys(prefix, window, period)
+        keys = [correction_key(organization_id, correction_id), marks_key(prefix), counter]
+        arguments: list[Argument] = [mode, amount, int(REMEMBER_CORRECTION_S * 1000)]
+        arguments += (*window_times(window, period), window.marks)
+        found: list[Any] = self._redis.run(ScriptCall(self._adjust, keys, arguments))
+        return found
+
+
+def correction_key(organization_id: str, correction_id: str) -> str:
+    """What is there, for ``REMEMBER_CORRECTION_S``, when a correction was made."""
+    return f"{tag(organization_id)}correction:{quoted(correction_id)}"

@@ -1,0 +1,223 @@
+"""What is asked of the ledger and what it answers. Amounts are nano-USD, tokens or calls."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Final, Literal
+from zoneinfo import ZoneInfo
+
+from router.breaker import Reason, Unavailable
+from router.limits.budgets.periods import Period, PeriodKind
+from router.limits.redis_keys import quoted
+
+Unit = Literal["usd", "tokens", "requests"]
+Scope = Literal["org", "key"]
+
+MAX_AMOUNT: Final = 9_000_000 * 10**9
+"""9 000 000 USD in nano-USD. Above it sums would leave the 53 bits in which Lua counts exactly."""
+
+
+@dataclass(slots=True)
+class Amounts:
+    """What one call uses, or may use, in each unit."""
+
+    cost_nanos: int
+    tokens: int
+    requests: int = 1
+
+    def __post_init__(self) -> None:
+        for value in (self.cost_nanos, self.tokens, self.requests):
+            if not 0 <= value <= MAX_AMOUNT:
+                raise ValueError(f"no amount between 0 and {MAX_AMOUNT}: {value}")
+
+    def of(self, unit: Unit) -> int:
+        """The amount that counts in a window of ``unit``."""
+        if unit == "usd":
+            return self.cost_nanos
+        return self.tokens if unit == "tokens" else self.requests
+
+
+NOTHING: Final = Amounts(0, 0, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class WindowSpec:
+    """One budget or quota of an organization or of one of its keys.
+
+    ``limit`` 0 blocks whatever is not free, ``None`` counts without limiting. ``thresholds`` are
+    percentages of the limit that are reported when what is settled first reaches them in a period.
+    With ``enforced`` false it only tells what it would have refused.
+    """
+
+    name: str
+    unit: Unit
+    period: PeriodKind
+    limit: int | None
+    timezone: str = "UTC"
+    scope: Scope = "org"
+    subject: str = ""
+    """The key's id; empty for the organization's own windows."""
+    thresholds: tuple[int, ...] = ()
+    enforced: bool = True
+    id: str = field(init=False, repr=False, compare=False)
+    """Names the window within its organization, the same in every period."""
+    marks: str = field(init=False, repr=False, compare=False)
+    """The thresholds as amounts, as the scripts read them."""
+
+    def __post_init__(self) -> None:
+        self._check()
+        parts = (self.scope, quoted(self.subject), quoted(self.name), self.unit, self.period)
+        object.__setattr__(self, "id", ":".join(parts))
+        limit = self.limit or 0
+        marks = [f"{percent}={-(-limit * percent // 100)}" for percent in self.thresholds if limit]
+        object.__setattr__(self, "marks", ",".join(marks))
+
+    def _check(self) -> None:
+        if self.limit is not None and self.limit < 0:
+            raise ValueError(f"{self.name}: a limit is not negative")
+        if self.limit is not None and self.limit > MAX_AMOUNT:
+            most = "9 000 000 USD" if self.unit == "usd" else str(MAX_AMOUNT)
+            raise ValueError(f"{self.name}: a limit above {most} cannot be counted exactly")
+        if (self.scope == "key") != bool(self.subject):
+            raise ValueError(f"{self.name}: a key's window names its key, no other does")
+        if any(not 0 < percent <= 100 for percent in self.thresholds):
+            raise ValueError(f"{self.name}: thresholds are percentages from 1 to 100")
+        ZoneInfo(self.timezone)
+
+
+@dataclass(frozen=True, slots=True)
+class WindowState:
+    """What the enforcing counter of a window says."""
+
+    window: WindowSpec
+    period: Period
+    settled: int
+    reserved: int
+    lost: bool = False
+    """Redis has forgotten it: the figures mean nothing until it is rebuilt."""
+
+    @property
+    def resets_at_s(self) -> int | None:
+        """The true end of the period in seconds since the epoch; ``None`` for a total."""
+        return None if self.period.end_ms is None else self.period.end_ms // 1000
+
+
+@dataclass(slots=True)
+class ReservedWindow:
+    """A window in the period in which a call was admitted, and what was reserved in it."""
+
+    window: WindowSpec
+    period: Period
+    amount: int
+
+
+@dataclass(slots=True)
+class Reservation:
+    """A lease on every window of a call; to be settled or released, whatever becomes of it.
+
+    Its windows stay those of the moment of admission: that period is charged, whenever it ends.
+    """
+
+    lease_id: str
+    organization_id: str
+    windows: tuple[ReservedWindow, ...]
+    reserved_at_ms: int | None = None
+    """``None`` when Redis never answered: then nobody knows whether anything is reserved."""
+    epoch: str = ""
+    dropped: tuple[str, ...] = ()
+    """Leases of calls that never ended, which expired and were found by this reservation."""
+    shadow_denied: tuple[WindowState, ...] = ()
+    """Windows that would have refused, had they been enforced."""
+    unclaimed: Reason | None = None
+    """Why the call's id is not claimed, where it has one and goes on all the same."""
+
+
+@dataclass(frozen=True, slots=True)
+class Denied:
+    """No window was touched. ``binding`` refused, and of those that did resets last."""
+
+    binding: WindowState
+    this_request: int
+    states: tuple[WindowState, ...]
+    dropped: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class NeedsRebuild:
+    """These windows are lost. :meth:`Ledger.rebuild` them from the record store, then ask again."""
+
+    windows: tuple[WindowSpec, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Closed:
+    """This lease was settled or released already; a reservation that came late has no effect."""
+
+    lease_id: str
+
+
+ReserveOutcome = Reservation | Denied | NeedsRebuild | Closed
+
+
+@dataclass(frozen=True, slots=True)
+class ThresholdEvent:
+    """A threshold that was reached; each is reported once a period, by whoever made it happen."""
+
+    window: WindowSpec
+    percent: int
+
+
+@dataclass(slots=True)
+class Settlement:
+    """``booked`` is false when the lease had been settled or released before."""
+
+    booked: bool
+    threshold_events: tuple[ThresholdEvent, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class LostWindow:
+    """A window to be seeded. ``orphans`` were settled since it was lost: leave their records out of
+    the sum, they are added to it. A later orphan makes another ``generation``."""
+
+    window: WindowSpec
+    period: Period
+    generation: int
+    orphans: tuple[str, ...]
+
+
+SeedOutcome = Literal["seeded", "stale", "open"]
+
+
+@dataclass(frozen=True, slots=True)
+class Seeding:
+    """What became of a seed: accepted, refused because an orphan came since, or not needed."""
+
+    outcome: SeedOutcome
+    threshold_events: tuple[ThresholdEvent, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Adjustment:
+    """A correction by hand, as its audit event tells it. ``done`` before: nothing changed now."""
+
+    correction_id: str
+    window: WindowSpec
+    reason: str
+    before: int
+    after: int
+    done_before: bool = False
+    threshold_events: tuple[ThresholdEvent, ...] = ()
+
+
+class NotReserved(Unavailable):
+    """The ledger gave no answer. Something may be reserved all the same: ``presumed`` is what to
+    release later, or to settle where a call is let through without its reservation."""
+
+    def __init__(self, cause: Unavailable, presumed: Reservation) -> None:
+        super().__init__(cause.name, cause.reason, cause.detail)
+        self.presumed = presumed
+
+
+class WindowLost(Exception):
+    """A window cannot be corrected before it is rebuilt."""

@@ -1,0 +1,1 @@
+"""Idempotency ids: claimed once, replies kept for duplicates."""

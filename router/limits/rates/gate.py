@@ -1,0 +1,157 @@
+"""The rate limiter as a call sees it: Redis, and what the operator chose for when it is away."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from router.breaker import NOT_SENT, Unavailable
+from router.limits.rates.decision import BucketSpec, Correction, RateDecision, SlotSpec, decide
+from router.limits.rates.limiter import RateLimiter, RatePlan
+from router.limits.rates.local import LocalLimiter
+from router.limits.retry_queue import RetryQueue
+
+OnUnavailable = Literal["local", "open", "closed"]
+
+
+class RateGate:
+    """Asks Redis. While that is away: ``local`` enforces this worker's share, ``open`` lets all
+    calls pass, ``closed`` raises :class:`Unavailable`. The decision's ``source`` tells which."""
+
+    def __init__(
+        self,
+        limiter: RateLimiter,
+        local: LocalLimiter,
+        deferred: RetryQueue,
+        *,
+        on_unavailable: OnUnavailable = "local",
+    ) -> None:
+        self._limiter = limiter
+        self._local = local
+        self._retry_queue = deferred
+        self._on_unavailable = on_unavailable
+
+    def take(
+        self,
+        organization_id: str,
+        buckets: Sequence[BucketSpec],
+        slots: Sequence[SlotSpec] = (),
+        *,
+        lease_id: str = "",
+    ) -> RateDecision:
+        """Charge every limit, or none when one refuses.
+
+        Redis away: as configured; a limit that this worker last knew exhausted stays so, any other
+        call passes. The first call of each bucket after an outage takes a second round trip.
+        """
+        try:
+            if self._local.has_shares:
+                self._tell_redis(organization_id, buckets)
+            decision = self._limiter.take(organization_id, buckets, slots, lease_id=lease_id)
+        except Unavailable as error:
+            return self.unanswered(error, organization_id, buckets, slots, lease_id=lease_id)
+        except Exception:
+            raise
+        except BaseException:
+            self.forget(organization_id, slots, lease_id)
+            raise
+        self._local.observe(organization_id, buckets, decision)
+        return decision
+
+    @property
+    def may_be_joined(self) -> bool:
+        """Whether the rates can be asked for together with something else, by :meth:`plan`:
+        nothing was decided here of which Redis has to be told first."""
+        return not self._local.has_shares
+
+    def plan(
+        self,
+        organization_id: str,
+        buckets: Sequence[BucketSpec],
+        slots: Sequence[SlotSpec] = (),
+        *,
+        lease_id: str = "",
+    ) -> RatePlan:
+        """What :meth:`take` would send; then ask :meth:`answered`, or :meth:`unanswered`."""
+        return self._limiter.plan_take(organization_id, buckets, slots, lease_id=lease_id)
+
+    def answered(self, organization_id: str, plan: RatePlan, reply: object) -> RateDecision:
+        """What Redis made of a plan."""
+        decision = self._limiter.read_take(plan, reply)
+        self._local.observe(organization_id, plan.buckets, decision)
+        return decision
+
+    def unanswered(
+        self,
+        error: Unavailable,
+        organization_id: str,
+        buckets: Sequence[BucketSpec],
+        slots: Sequence[SlotSpec] = (),
+        *,
+        lease_id: str = "",
+    ) -> RateDecision:
+        """The decision without Redis; raises ``error`` where none is to be taken without it.
+
+        Redis may have given the call its slots all the same. Where nobody will give them back at
+        the call's end, that is done as soon as Redis is there.
+        """
+        decision = None
+        if self._on_unavailable == "open":
+            decision = decide((), "open")
+        elif self._on_unavailable == "local":
+            decision = self._local.take(organization_id, buckets, slots, lease_id=lease_id)
+        gives_back = decision is not None and decision.allowed and decision.source == "local"
+        if not gives_back and error.reason not in NOT_SENT:
+            self.forget(organization_id, slots, lease_id)
+        if decision is None:
+            raise error
+        return decision
+
+    def forget(self, organization_id: str, slots: Sequence[SlotSpec], lease_id: str) -> None:
+        """Have the slots given back that a call may hold of which nobody knows."""
+        if any(slot.limit is not None for slot in slots):
+            self._retry_queue.later(lambda: self._limiter.release(organization_id, slots, lease_id))
+
+    def peek(
+        self, organization_id: str, buckets: Sequence[BucketSpec], slots: Sequence[SlotSpec] = ()
+    ) -> RateDecision:
+        """What :meth:`take` would answer, charging nothing. Redis away: from this worker's share,
+        whatever is configured."""
+        try:
+            return self._limiter.peek(organization_id, buckets, slots)
+        except Unavailable:
+            return self._local.take(organization_id, buckets, slots, charge=False)
+
+    def finish(
+        self,
+        organization_id: str,
+        corrections: Sequence[Correction],
+        slots: Sequence[SlotSpec] = (),
+        *,
+        lease_id: str = "",
+    ) -> None:
+        """Correct estimates and give back slots. Redis away: this worker's share is corrected, and
+        slots are given back later."""
+        try:
+            self._limiter.finish(organization_id, corrections, slots, lease_id=lease_id)
+            self._local.finish(organization_id, (), slots, lease_id=lease_id)
+        except Unavailable:
+            self._local.finish(organization_id, corrections, slots, lease_id=lease_id)
+            if slots:
+                self._retry_queue.later(
+                    lambda: self._limiter.release(organization_id, slots, lease_id)
+                )
+
+    def _tell_redis(self, organization_id: str, buckets: Sequence[BucketSpec]) -> None:
+        if self._limiter.is_unavailable:
+            return
+        # Forgotten first: of many calls that find Redis back, one tells it.
+        missing = self._local.missing(organization_id, buckets)
+        self._local.forget(organization_id, buckets)
+        if not missing:
+            return
+        try:
+            self._limiter.finish(organization_id, missing)
+        except Unavailable:
+            self._local.finish(organization_id, missing)
+            raise

@@ -1,0 +1,201 @@
+"""The rate limiter: token buckets and concurrency slots in Redis, decided in one round trip."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Protocol
+
+from router.limits.rates.decision import (
+    MICRO,
+    BucketSpec,
+    Correction,
+    LimitStatus,
+    RateDecision,
+    SlotSpec,
+    bucket_status,
+    decide,
+    slot_status,
+)
+from router.limits.redis_keys import tag
+from router.redis.scripts import Argument, Loader, ScriptCall, load_script
+
+SLOT_LEASE_S: Final = 900.0
+"""Longer than any call may take; what a killed worker held is free again after it."""
+
+
+class Runner(Protocol):
+    """Runs scripts; :class:`router.redis.client.RedisClient` is the one for production."""
+
+    @property
+    def is_unavailable(self) -> bool:
+        """Whether Redis is not asked at present."""
+
+    def run(self, call: ScriptCall) -> Any:
+        """The reply of one script: whole numbers, bytes, ``None``, lists of them."""
+
+    def run_all(self, calls: Sequence[ScriptCall]) -> list[Any]:
+        """The replies of several scripts, sent together."""
+
+
+@dataclass(slots=True)
+class RatePlan:
+    """A question about rates ready to be sent, alone or together with others."""
+
+    buckets: Sequence[BucketSpec]
+    slots: Sequence[SlotSpec]
+    call: ScriptCall | None
+    """``None`` when nothing is limited."""
+
+
+class RateLimiter:
+    """Exact limits over every worker that uses the same Redis.
+
+    Raises :class:`router.breaker.Unavailable` while Redis is away, and has then taken
+    nothing that it knows of; :class:`router.limits.rates.gate.RateGate` decides what that means.
+    """
+
+    def __init__(
+        self, redis: Runner, *, slot_lease_s: float = SLOT_LEASE_S, load: Loader = load_script
+    ) -> None:
+        self._redis = redis
+        self._slot_lease_ms = int(slot_lease_s * 1000)
+        self._script = load("rates/bucket.lua")
+
+    @property
+    def is_unavailable(self) -> bool:
+        """Whether a call would be refused at once, Redis not being asked at all."""
+        return self._redis.is_unavailable
+
+    def take(
+        self,
+        organization_id: str,
+        buckets: Sequence[BucketSpec],
+        slots: Sequence[SlotSpec] = (),
+        *,
+        lease_id: str = "",
+    ) -> RateDecision:
+        """Charge every limit, or none when an enforced one refuses; one round trip.
+
+        ``lease_id`` names the call that holds the slots; taking twice with it holds one slot.
+        """
+        return self._ask("take", organization_id, buckets, slots, lease_id)
+
+    def plan_take(
+        self,
+        organization_id: str,
+        buckets: Sequence[BucketSpec],
+        slots: Sequence[SlotSpec] = (),
+        *,
+        lease_id: str = "",
+    ) -> RatePlan:
+        """What :meth:`take` would send."""
+        return self._plan("take", organization_id, buckets, slots, lease_id)
+
+    def read_take(self, plan: RatePlan, reply: Any) -> RateDecision:
+        """What Redis made of it."""
+        if plan.call is None:
+            return decide(())
+        return decide(_statuses(reply, plan.buckets, plan.slots))
+
+    def peek(
+        self, organization_id: str, buckets: Sequence[BucketSpec], slots: Sequence[SlotSpec] = ()
+    ) -> RateDecision:
+        """What :meth:`take` would answer now, charging nothing."""
+        return self._ask("peek", organization_id, buckets, slots, "")
+
+    def settle_tokens(self, organization_id: str, corrections: Sequence[Correction]) -> None:
+        """Replace estimates by what was used; a bucket may owe afterwards. Not idempotent."""
+        self.finish(organization_id, corrections)
+
+    def release(self, organization_id: str, slots: Sequence[SlotSpec], lease_id: str) -> None:
+        """Give back the slots of a call; twice is once."""
+        self.finish(organization_id, (), slots, lease_id=lease_id)
+
+    def finish(
+        self,
+        organization_id: str,
+        corrections: Sequence[Correction],
+        slots: Sequence[SlotSpec] = (),
+        *,
+        lease_id: str = "",
+    ) -> None:
+        """:meth:`settle_tokens` and :meth:`release` in one round trip."""
+        corrections = [entry for entry in corrections if _limits(entry.bucket) and entry.tokens]
+        slots = [slot for slot in slots if slot.limit is not None]
+        if not corrections and not slots:
+            return
+        arguments: list[Argument] = []
+        for entry in corrections:
+            arguments += (entry.bucket.rate_micro, entry.bucket.burst * MICRO)
+            arguments += (entry.tokens * MICRO, int(entry.may_owe))
+        buckets = [entry.bucket for entry in corrections]
+        self._redis.run(self._call("finish", organization_id, buckets, arguments, slots, lease_id))
+
+    def _ask(
+        self,
+        mode: str,
+        organization_id: str,
+        buckets: Sequence[BucketSpec],
+        slots: Sequence[SlotSpec],
+        lease_id: str,
+    ) -> RateDecision:
+        plan = self._plan(mode, organization_id, buckets, slots, lease_id)
+        return self.read_take(plan, None if plan.call is None else self._redis.run(plan.call))
+
+    def _plan(
+        self,
+        mode: str,
+        organization_id: str,
+        buckets: Sequence[BucketSpec],
+        slots: Sequence[SlotSpec],
+        lease_id: str,
+    ) -> RatePlan:
+        buckets = [bucket for bucket in buckets if _limits(bucket)]
+        slots = [slot for slot in slots if slot.limit is not None]
+        if not buckets and not slots:
+            return RatePlan((), (), None)
+        arguments: list[Argument] = []
+        for bucket in buckets:
+            arguments += bucket.arguments
+        call = self._call(mode, organization_id, buckets, arguments, slots, lease_id)
+        return RatePlan(buckets, slots, call)
+
+    def _call(
+        self,
+        mode: str,
+        organization_id: str,
+        buckets: Sequence[BucketSpec],
+        arguments: list[Argument],
+        slots: Sequence[SlotSpec],
+        lease_id: str,
+    ) -> ScriptCall:
+        prefix = tag(organization_id)
+        keys = [prefix + bucket.suffix for bucket in buckets]
+        keys += [prefix + slot.suffix for slot in slots]
+        for slot in slots:
+            arguments += (slot.limit or 0, int(slot.enforced))
+        head: list[Argument] = [mode, len(buckets), lease_id, self._slot_lease_ms]
+        return ScriptCall(self._script, keys, head + arguments)
+
+
+def _limits(bucket: BucketSpec) -> bool:
+    return bucket.rate_per_s is not None
+
+
+def _statuses(
+    reply: list[int], buckets: Sequence[BucketSpec], slots: Sequence[SlotSpec]
+) -> tuple[LimitStatus, ...]:
+    found: list[LimitStatus] = []
+    at = 2
+    for bucket in buckets:
+        passed, level_micro, late_us = reply[at : at + 3]
+        found.append(
+            bucket_status(bucket, level_micro=level_micro, passed=bool(passed), late_us=late_us)
+        )
+        at += 3
+    for slot in slots:
+        passed, in_use = reply[at : at + 2]
+        found.append(slot_status(slot, in_use=in_use, passed=bool(passed)))
+        at += 2
+    return tuple(found)

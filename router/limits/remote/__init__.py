@@ -1,0 +1,1 @@
+"""Budgets held by a budget service: its contract and its client."""

@@ -1,0 +1,97 @@
+"""What Redis or a budget service has to be told once it is back: settlements, freed ids …"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable
+from typing import Final
+
+from router.breaker import Refused, Unavailable
+
+logger = logging.getLogger(__name__)
+
+MAX_WAITING: Final = 20_000
+MOST_FAILURES: Final = 3
+"""In one run; as many open a breaker, and while one is open a failure costs next to nothing."""
+
+Work = Callable[[], None]
+"""Tells Redis something, raises :class:`Unavailable` if it cannot. It may have told it all the
+same, so it must do no harm to tell it twice."""
+
+
+class RetryQueue:
+    """Work that waits for Redis or a budget service, in this worker's memory, bounded.
+
+    What does not fit, and what a killed worker held, is not lost for ever: leases end by
+    themselves, and what was spent is in the record store, from which a window can be rebuilt.
+    """
+
+    def __init__(self, *, max_waiting: int = MAX_WAITING) -> None:
+        self._max_waiting = max_waiting
+        self._waiting: deque[Work] = deque()
+        self._running = False
+        self.dropped = 0
+        """How much did not fit, or was refused, since the worker began."""
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def later(self, work: Work) -> None:
+        """Have ``work`` done by the next :meth:`run` that finds Redis there."""
+        if len(self._waiting) >= self._max_waiting:
+            if self.dropped == 0:
+                logger.error("too much waits for redis; the oldest is dropped from now on")
+            self._waiting.popleft()
+            self.dropped += 1
+        self._waiting.append(work)
+
+    def now_or_later(self, work: Work) -> None:
+        """Have ``work`` done at once if Redis is there."""
+        try:
+            work()
+        except Unavailable:
+            self.later(work)
+
+    def run(self) -> int:
+        """Do what waits, each once, until it has failed often; returns how much was done. Raises
+        nothing. What failed waits behind the rest: it may be another dependency that is away.
+
+        For whoever comes by about once a second, and once more before the worker ends.
+        """
+        if self._running:
+            return 0
+        self._running = True
+        done = failed = 0
+        try:
+            for _ in range(len(self._waiting)):
+                if not self._waiting or failed == MOST_FAILURES:
+                    break
+                work = self._waiting.popleft()
+                if self._is_done(work):
+                    done += 1
+                else:
+                    failed += 1
+        finally:
+            self._running = False
+        return done
+
+    def _is_done(self, work: Work) -> bool:
+        done = False
+        try:
+            work()
+            done = True
+        except Refused as error:
+            # It would be refused for ever.
+            self.dropped += 1
+            done = True
+            logger.error("deferred work was refused: %s", error)
+        except Unavailable:
+            pass
+        except Exception:
+            done = True
+            logger.exception("deferred work failed")
+        finally:  # a killed greenlet does not take it along
+            if not done:
+                self._waiting.append(work)
+        return done

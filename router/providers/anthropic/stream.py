@@ -1,0 +1,303 @@
+"""From the event stream of the Messages API to the chunk stream of the OpenAI dialect."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Final
+
+import orjson
+
+from router.call import Usage
+from router.providers.anthropic.reply import (
+    COUNTS,
+    FINISH_REASONS,
+    MessagesOperation,
+    error_message,
+    read_usage,
+    string,
+    write_arguments,
+    write_usage,
+)
+
+Json = dict[str, Any]
+
+EVENT_LIMIT_BYTES: Final = 1024 * 1024
+_OPEN_CALLS_LIMIT: Final = 256
+_LINE_END: Final = re.compile(rb"[\r\n]")
+_DONE: Final = b"data: [DONE]\n\n"
+
+
+class EventReader:
+    """Cuts a byte stream into the data of its server-sent events, however the bytes arrive.
+
+    Holds one event at most; one larger than ``EVENT_LIMIT_BYTES`` raises ValueError.
+    """
+
+    def __init__(self) -> None:
+        self._rest = bytearray()
+        self._searched = 0
+        self._data: list[bytes] = []
+        self._data_bytes = 0
+
+    def feed(self, chunk: bytes) -> Iterator[bytes]:
+        """Yield the data of every event that this chunk completes."""
+        self._rest += chunk
+        while (line := self._next_line()) is not None:
+            if (data := self._take(line)) is not None:
+                yield data
+        self._check_size(len(self._rest))
+
+    def finish(self) -> bytes | None:
+        """The data of an event that the end of the stream cut from its blank line."""
+        line = bytes(self._rest).rstrip(b"\r")
+        self._rest.clear()
+        if line:
+            self._take(line)
+        return self._take(b"")
+
+    def _next_line(self) -> bytes | None:
+        end = _LINE_END.search(self._rest, self._searched)
+        if end is None:
+            self._searched = len(self._rest)
+            return None
+        start, after = end.span()
+        if end[0] == b"\r":
+            if after == len(self._rest):
+                self._searched = start  # its "\n", if it has one, has not arrived yet
+                return None
+            after += self._rest[after] == 0x0A
+        line = bytes(self._rest[:start])
+        del self._rest[:after]
+        self._searched = 0
+        return line
+
+    def _take(self, line: bytes) -> bytes | None:
+        if not line:
+            data, self._data, self._data_bytes = self._data, [], 0
+            return b"\n".join(data) if data else None
+        self._check_size(len(line))
+        name, _, value = line.partition(b":")
+        if name == b"data":
+            self._data.append(value.removeprefix(b" "))
+            self._data_bytes += len(line) + 1
+        return None
+
+    def _check_size(self, more_bytes: int) -> None:
+        if self._data_bytes + more_bytes > EVENT_LIMIT_BYTES:
+            raise ValueError("an event of the stream is too large")
+
+
+@dataclass(slots=True)
+class _OpenCall:
+    """A tool_use block whose end has not come yet."""
+
+    index: int
+    """Its place among the tool calls of the reply; the block's own index counts texts, too."""
+    written: bool = False
+    """Some of its arguments went out."""
+    whole: bool = False
+    """All of its arguments came with its start."""
+
+
+class MessagesStream:
+    """Translates one streamed reply, byte chunk by byte chunk, in bounded memory.
+
+    ``feed`` and ``finish`` return what may go to the client now; they raise ValueError when the
+    backend sends something that is no Messages stream. Once ``complete`` or ``error`` is set,
+    whatever else arrives is ignored.
+    """
+
+    usage: Usage | None
+    """What the backend reports as used; ``None`` until it has reported the final figures."""
+    usage_at_start: Usage | None
+    """The first report: its input is final, its output is not. For streams that are cut."""
+    output_chars: int
+    """Characters of text, thinking and tool arguments so far, to estimate a stream that is cut."""
+    complete: bool
+    """The reply ended properly and ``[DONE]`` went out."""
+    error: str | None
+    """Why the backend gave up in the middle. Nothing of it goes out: the caller ends the stream."""
+
+    def __init__(self, operation: MessagesOperation, *, include_usage: bool, created: int) -> None:
+        self.usage = None
+        self.usage_at_start = None
+        self.output_chars = 0
+        self.complete = False
+        self.error = None
+        self._chat = operation != "completions"
+        self._include_usage = include_usage
+        self._created = created
+        self._head: Json | None = None
+        self._counts: Json = {}
+        self._finished = False
+        self._calls: dict[int, _OpenCall] = {}
+        self._calls_seen = 0
+        self._events = EventReader()
+
+    def feed(self, chunk: bytes) -> bytes:
+        """Take the next bytes of the backend and return the bytes for the client."""
+        if self._over():
+            return b""
+        out: list[bytes] = []
+        for data in self._events.feed(chunk):
+            out += self._translate(data)
+            if self._over():
+                break
+        return b"".join(out)
+
+    def finish(self) -> bytes:
+        """Take the end of the backend's bytes; whether the reply is whole, ``complete`` tells."""
+        if self._over():
+            return b""
+        data = self._events.finish()
+        try:
+            return b"".join(self._translate(data)) if data else b""
+        except orjson.JSONDecodeError:
+            return b""  # cut in the middle of an event
+
+    def _over(self) -> bool:
+        return self.complete or self.error is not None
+
+    def _translate(self, data: bytes) -> Iterator[bytes]:
+        event = _object(orjson.loads(data))
+        kind = event.get("type")
+        if kind == "error":
+            self.error = error_message(event)
+        elif kind == "message_start":
+            yield from self._start(_object(event.get("message")))
+        elif kind == "content_block_start":
+            yield from self._start_block(event)
+        elif kind == "content_block_delta":
+            yield from self._delta(event)
+        elif kind == "content_block_stop":
+            yield from self._stop_block(event)
+        elif kind == "message_delta":
+            yield from self._end(event)
+        elif kind == "message_stop":
+            yield from self._stop()
+
+    # --- the message -------------------------------------------------------------------------
+
+    def _start(self, message: Json) -> Iterator[bytes]:
+        self._head = {
+            "id": string(message.get("id")),
+            "object": "chat.completion.chunk" if self._chat else "text_completion",
+            "created": self._created,
+            "model": string(message.get("model")),
+        }
+        self._count(message.get("usage"))
+        self.usage_at_start = read_usage(self._counts)
+        if self._chat:
+            yield self._choice({"role": "assistant", "content": ""})
+
+    def _end(self, event: Json) -> Iterator[bytes]:
+        if self._count(event.get("usage")):
+            self.usage = read_usage(self._counts)
+        stop_reason = _object(event.get("delta")).get("stop_reason")
+        if stop_reason is not None:
+            yield from self._finish(FINISH_REASONS.get(str(stop_reason), "stop"))
+
+    def _stop(self) -> Iterator[bytes]:
+        yield from self._finish("stop")
+        if self._include_usage and self.usage is not None:
+            yield self._chunk([], write_usage(self.usage))
+        self.complete = True
+        yield _DONE
+
+    def _finish(self, reason: str) -> Iterator[bytes]:
+        if not self._finished:
+            self._finished = True
+            yield self._choice({}, reason)
+
+    def _count(self, usage: Any) -> bool:
+        """Take over the figures that are given: each is a running total, not an addition."""
+        given = {} if usage is None else _object(usage)
+        self._counts.update((name, given[name]) for name in COUNTS if given.get(name) is not None)
+        return bool(given)
+
+    # --- its blocks --------------------------------------------------------------------------
+
+    def _start_block(self, event: Json) -> Iterator[bytes]:
+        block = _object(event.get("content_block"))
+        kind = block.get("type")
+        if kind == "tool_use":
+            yield from self._start_call(_index(event), block)
+        elif kind == "text":
+            yield from self._text("content", block.get("text"))
+        elif kind == "thinking":
+            yield from self._text("reasoning_content", block.get("thinking"))
+
+    def _delta(self, event: Json) -> Iterator[bytes]:
+        delta = _object(event.get("delta"))
+        kind = delta.get("type")
+        if kind == "text_delta":
+            yield from self._text("content", delta.get("text"))
+        elif kind == "thinking_delta":
+            yield from self._text("reasoning_content", delta.get("thinking"))
+        elif kind == "input_json_delta":
+            call = self._calls.get(_index(event))
+            if call is not None and not call.whole:
+                yield from self._arguments(call, string(delta.get("partial_json")))
+
+    def _text(self, field: str, text: Any) -> Iterator[bytes]:
+        text = string(text)
+        self.output_chars += len(text)
+        if text and (self._chat or field == "content"):
+            yield self._choice({field: text})
+
+    def _start_call(self, index: int, block: Json) -> Iterator[bytes]:
+        if len(self._calls) >= _OPEN_CALLS_LIMIT:
+            raise ValueError("too many tool calls are open at once")
+        call = self._calls[index] = _OpenCall(self._calls_seen)
+        self._calls_seen += 1
+        function = {"name": string(block.get("name")), "arguments": ""}
+        yield from self._call(call, id=string(block.get("id")), type="function", function=function)
+        if tool_input := block.get("input"):
+            yield from self._arguments(call, write_arguments(tool_input))
+            call.whole = True
+
+    def _stop_block(self, event: Json) -> Iterator[bytes]:
+        call = self._calls.pop(_index(event), None)
+        if call is not None and not call.written:
+            # A call without arguments streams none, but clients parse what they have gathered.
+            yield from self._arguments(call, "{}")
+
+    def _arguments(self, call: _OpenCall, text: str) -> Iterator[bytes]:
+        if text:
+            call.written = True
+            self.output_chars += len(text)
+            yield from self._call(call, function={"arguments": text})
+
+    def _call(self, call: _OpenCall, **fields: Any) -> Iterator[bytes]:
+        if self._chat:
+            yield self._choice({"tool_calls": [{"index": call.index, **fields}]})
+
+    # --- chunks ------------------------------------------------------------------------------
+
+    def _choice(self, delta: Json, finish_reason: str | None = None) -> bytes:
+        content = {"delta": delta} if self._chat else {"text": delta.get("content", "")}
+        choice = {"index": 0, **content, "logprobs": None, "finish_reason": finish_reason}
+        return self._chunk([choice], None)
+
+    def _chunk(self, choices: list[Json], usage: Json | None) -> bytes:
+        if self._head is None:
+            raise ValueError("the stream does not begin with message_start")
+        chunk = {**self._head, "choices": choices}
+        if self._include_usage:
+            chunk["usage"] = usage
+        return b"data: " + orjson.dumps(chunk) + b"\n\n"
+
+
+def _object(value: Any) -> Json:
+    if not isinstance(value, dict):
+        raise ValueError("an event of the stream is not an object")
+    return value
+
+
+def _index(event: Json) -> int:
+    index = event.get("index")
+    if not isinstance(index, int):
+        raise ValueError("an event of the stream has no block index")
+    return index

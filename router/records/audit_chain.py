@@ -1,0 +1,155 @@
+"""The chain of audit events and the signatures that hold its ends.
+
+Each writer of events (a worker, from its start to its end) has a chain of its own. An event's hash
+covers the event and the hash before it, so that nothing inside a chain can be changed, taken out
+or moved. What a chain cannot show is that its end was cut off; therefore the newest link of each
+chain is signed as its head. When old events are removed on purpose, the last of them is signed as
+the anchor that the rest hangs on.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import hmac
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple
+
+from router.records.record_types import AuditEvent, audit_body, canonical, seal
+
+HASH_LENGTH: Final = 64
+SIGNATURE_LENGTH: Final = 64
+_SEAL: Final = b',"hash":"'
+_SEAL_LENGTH: Final = len(_SEAL) + HASH_LENGTH + len(b'"}')
+_KEY_CONTEXT: Final = b"audit-trail\0"
+
+
+class Link(NamedTuple):
+    """A place in a chain: how many events it has up to here, and the hash of the last of them."""
+
+    sequence: int
+    hash: str
+
+
+def genesis(writer_id: str) -> Link:
+    """Where the chain of a writer begins: before its first event."""
+    return Link(0, hashlib.sha256(f"genesis:{writer_id}".encode()).hexdigest())
+
+
+class AuditChain:
+    """Links the events of one writer, in the order in which they are appended to its spool."""
+
+    __slots__ = ("_end", "writer_id")
+
+    def __init__(self, writer_id: str) -> None:
+        self.writer_id = writer_id
+        self._end = genesis(writer_id)
+
+    @property
+    def end(self) -> Link:
+        """What the next event will hang on."""
+        return self._end
+
+    def rewind(self, end: Link) -> None:
+        """Make an earlier end the end again. No event behind it may have been written anywhere."""
+        self._end = end
+
+    def link(self, event: AuditEvent, *, max_bytes: int | None = None) -> bytes:
+        """The event as the next of the chain, encoded.
+
+        Raises ``TypeError`` for what JSON cannot carry and ``ValueError`` for what is longer than
+        ``max_bytes``; the chain is then as it was.
+        """
+        sequence, previous_hash = self._end
+        sequence += 1
+        body = audit_body(event, self.writer_id, sequence, previous_hash)
+        if max_bytes is not None and len(body) + _SEAL_LENGTH > max_bytes:
+            raise ValueError(f"the event has more than {max_bytes} bytes: {len(body)}")
+        digest = chain_hash(previous_hash, body)
+        self._end = Link(sequence, digest)
+        return seal(body, digest)
+
+
+def chain_hash(previous_hash: str, body: bytes) -> str:
+    """SHA-256 over the 32 bytes of the previous hash and the event without its own."""
+    return hashlib.sha256(bytes.fromhex(previous_hash) + body).hexdigest()
+
+
+def unseal(line: bytes) -> tuple[bytes, str]:
+    """An encoded event as what its hash covers, and the hash; raises ``ValueError``."""
+    start = len(line) - _SEAL_LENGTH
+    if start < 1 or line[start : start + len(_SEAL)] != _SEAL or line[-2:] != b'"}':
+        raise ValueError("it does not end with its hash")
+    return line[:start] + b"}", line[start + len(_SEAL) : -2].decode("ascii", "replace")
+
+
+def encode_event(event: Mapping[str, Any]) -> bytes:
+    """A decoded event as the very bytes that it was decoded from."""
+    body = {name: value for name, value in event.items() if name != "hash"}
+    return seal(canonical(body), event["hash"])
+
+
+def derive_audit_key(pepper: bytes) -> bytes:
+    """The key that signs heads, anchors and exports."""
+    return hmac.digest(pepper, _KEY_CONTEXT, "sha256")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Head:
+    """The newest link of a writer's chain; ``closed`` when the writer will link no more."""
+
+    writer_id: str
+    sequence: int
+    hash: str
+    closed: bool = False
+    signature: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Anchor:
+    """The last link that was removed on purpose from the beginning of a writer's chain."""
+
+    writer_id: str
+    sequence: int
+    hash: str
+    signature: str = ""
+
+
+def sign_head(head: Head, key: bytes) -> Head:
+    """The head with its signature."""
+    return dataclasses.replace(head, signature=_signature(head, key))
+
+
+def sign_anchor(anchor: Anchor, key: bytes) -> Anchor:
+    """The anchor with its signature."""
+    return dataclasses.replace(anchor, signature=_signature(anchor, key))
+
+
+def is_signed(mark: Head | Anchor, key: bytes) -> bool:
+    """Tell whether the signature is ours and belongs to these very facts."""
+    return hmac.compare_digest(mark.signature.encode(), _signature(mark, key).encode())
+
+
+def newest_heads(events: Iterable[Mapping[str, Any]], key: bytes) -> list[Head]:
+    """Signed heads for what was just read of the spools: one for each writer among ``events``."""
+    newest: dict[str, Mapping[str, Any]] = {}
+    for event in events:
+        known = newest.get(event["writer_id"])
+        if known is None or event["sequence"] > known["sequence"]:
+            newest[event["writer_id"]] = event
+    return [
+        sign_head(Head(writer_id=writer_id, sequence=event["sequence"], hash=event["hash"]), key)
+        for writer_id, event in newest.items()
+    ]
+
+
+def sign(context: str, body: bytes, key: bytes) -> str:
+    """A signature that is good for nothing but ``context``."""
+    return hmac.new(key, b"%b\0%b" % (context.encode(), body), hashlib.sha256).hexdigest()
+
+
+def _signature(mark: Head | Anchor, key: bytes) -> str:
+    facts = dataclasses.asdict(mark)
+    del facts["signature"]
+    return sign(type(mark).__name__.lower(), canonical(facts), key)

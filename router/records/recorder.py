@@ -1,0 +1,137 @@
+"""The pen of one process: a usage record and its audit event, chained and appended as one."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterable
+
+import orjson
+
+from router.errors import RecordsUnavailable
+from router.records.audit_chain import AuditChain
+from router.records.record_types import AuditEvent, degraded_usage, parse_timestamp_us
+from router.spool.frames import AUDIT, MAX_PAYLOAD_BYTES, USAGE
+from router.spool.writer import SpoolWriter
+
+Entry = tuple[bytes | None, AuditEvent | None]
+"""An encoded usage record and the event beside it; what is missing could not be built."""
+
+_logger = logging.getLogger("router.records")
+
+
+class Recorder:
+    """Writes what happened to the spool of this process."""
+
+    def __init__(self, spool: SpoolWriter) -> None:
+        self.spool = spool
+        self._chain = AuditChain(spool.writer_id)
+        self.taken = 0
+        """Records and events that the spool took, or that are held until it can."""
+        self.degraded = 0
+        self.refused: Counter[str] = Counter()
+        """Calls without a record, by what was wrong with the spool; none of them cost anything."""
+
+    def check(self) -> None:
+        """Raises ``RecordsUnavailable`` if what begins now could not be recorded."""
+        self.spool.check()
+
+    def admits_refusals(self) -> bool:
+        """Tell whether a call that cost nothing may be recorded now; counts one that may not.
+
+        While new calls are refused, what room is left, on the disk and in memory, is for the calls
+        that backends serve already. Refusals, of which there may be any number, would use it up.
+        """
+        try:
+            self.spool.check()
+        except RecordsUnavailable as refusal:
+            self.refused[refusal.reason] += 1
+            return False
+        return True
+
+    def record(
+        self,
+        usage: bytes | None,
+        event: AuditEvent | None,
+        *,
+        answered: bool,
+        amend: Callable[[RecordsUnavailable], Entry] | None = None,
+    ) -> None:
+        """Append both with one write; raises ``RecordsUnavailable``.
+
+        What was refused is kept in memory to be written first once the disk recovers: the call has
+        cost something, whether its reply goes out or not. With ``answered`` nobody can take the
+        reply back, so nothing is raised either. Otherwise ``amend`` may say what the refusal makes
+        of the call; it keeps the ids. It is not asked if something may stand on the disk already:
+        nobody must ever find two contents under one id.
+
+        Whatever else is raised, nothing was taken.
+        """
+        start = self._chain.end
+        frames = self._frames(usage, event)
+        end = self._chain.end
+        self.taken += len(frames)
+        try:
+            self.spool.append(frames)
+        except Exception as error:
+            refusal = _refusal_of(error)
+            if refusal.nothing_written and amend is not None and self._chain.end is end:
+                entry = amend(refusal)
+                self._chain.rewind(start)
+                frames = self._frames(*entry)
+            self.spool.hold(frames)
+            if not answered:
+                raise refusal from None
+
+    def _frames(self, usage: bytes | None, event: AuditEvent | None) -> list[tuple[int, bytes]]:
+        frames = [] if usage is None else [(USAGE, self._fitting(usage))]
+        if event is not None:
+            frames.append((AUDIT, self._link(event)))
+        return frames
+
+    def note(self, events: Iterable[AuditEvent]) -> None:
+        """Append events that no call is about; raises ``RecordsUnavailable``."""
+        frames = [(AUDIT, self._link(event)) for event in events]
+        self.spool.append(frames)
+        self.taken += len(frames)
+
+    def close(self) -> None:
+        """Sync and let go; the agent ships what is there."""
+        self.spool.close()
+
+    def _fitting(self, usage: bytes) -> bytes:
+        """The record; the least of it when it is more than the spool can carry."""
+        if len(usage) <= MAX_PAYLOAD_BYTES:
+            return usage
+        fields = orjson.loads(usage)
+        self._tell_degraded("usage record", fields["request_id"], len(usage))
+        return degraded_usage(
+            fields["request_id"],
+            fields["api_key_id"],
+            fields["endpoint"],
+            parse_timestamp_us(fields["timestamp"]) / 1e6,
+            fields["status"],
+            organization_id=fields["organization_id"],
+        )
+
+    def _link(self, event: AuditEvent) -> bytes:
+        """The event in its chain; without its details when they cannot be written or carried."""
+        try:
+            return self._chain.link(event, max_bytes=MAX_PAYLOAD_BYTES)
+        except (TypeError, ValueError) as error:
+            self._tell_degraded("audit event", event.request_id or event.event_id, str(error))
+            bare = dataclasses.replace(event, context={"degraded": True}, before=None, after=None)
+            return self._chain.link(bare, max_bytes=MAX_PAYLOAD_BYTES)
+
+    def _tell_degraded(self, what: str, request_id: str, why: object) -> None:
+        self.degraded += 1
+        _logger.error(f"{what} degraded", extra={"request_id": request_id, "why": str(why)})
+
+
+def _refusal_of(error: Exception) -> RecordsUnavailable:
+    """What the spool raised; anything but a refusal is a defect that the client is not told of."""
+    if isinstance(error, RecordsUnavailable):
+        return error
+    _logger.error("the spool failed", exc_info=error)
+    return RecordsUnavailable("disk_error")

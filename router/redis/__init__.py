@@ -1,0 +1,1 @@
+"""Redis as the limits use it: connections, discovery, scripts, the embedded server."""

@@ -1,0 +1,172 @@
+"""The connections to one Redis server: bounded in number, every wait bounded in time."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Final
+
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from router.breaker import Unavailable
+from router.redis.connection import RedisConnection, has_input
+
+_FRESH: Final = 0.9
+"""With more than this share of the time left, the socket's own timeout is near enough."""
+
+
+class Pool:
+    """Exchanges commands for replies, one connection for each exchange at a time.
+
+    A connection goes back only after all replies of its exchange were read. Whatever else ends an
+    exchange, a timeout or a killed greenlet, costs the connection: the reply that is still to come
+    must never be taken for the answer to another question.
+    """
+
+    def __init__(
+        self, connect: Callable[[], RedisConnection], *, timeout_s: float, max_connections: int
+    ) -> None:
+        self._connect = connect
+        self._timeout_s = timeout_s
+        self._max_connections = max_connections
+        self._idle: deque[RedisConnection] = deque()
+        self._open = 0
+        self._waiting = 0
+        self._changed = threading.Condition(threading.Lock())
+        self._closed = False
+
+    @property
+    def in_use(self) -> int:
+        """How many connections are exchanging, or being made, now."""
+        return self._open - len(self._idle)
+
+    @property
+    def open(self) -> int:
+        """How many connections there are."""
+        return self._open
+
+    def exchange(self, commands: bytes, count: int, deadline_s: float) -> list[object]:
+        """Send packed commands, read ``count`` replies; an error that Redis answers is a reply.
+
+        Raises :class:`Unavailable` when they are not all here by ``deadline_s``.
+        """
+        connection = self._checkout(deadline_s)
+        whole = False
+        try:
+            left_s = deadline_s - time.monotonic()
+            hurried = left_s < self._timeout_s * _FRESH
+            if hurried:
+                _set_timeout(connection, max(left_s, 0.001))
+            connection.send_packed_command((commands,), check_health=False)
+            replies = [_read(connection) for _ in range(count)]
+            if hurried:
+                _set_timeout(connection, self._timeout_s)
+            whole = True
+        except RedisTimeoutError as error:
+            raise Unavailable("redis", "timeout", str(error)) from None
+        except RedisError as error:
+            raise Unavailable("redis", "lost", str(error)) from None
+        finally:
+            if whole and not self._closed:
+                self._give_back(connection)
+            else:
+                self._discard(connection)
+        return replies
+
+    def close(self) -> None:
+        """Close idle connections now, the others when their exchange ends."""
+        self._closed = True
+        while self._idle:
+            self._discard(self._idle.pop())
+
+    def _checkout(self, deadline_s: float) -> RedisConnection:
+        while True:
+            try:
+                connection = self._idle.pop()
+            except IndexError:
+                break
+            if connection._sock is not None and not has_input(connection._sock):
+                return connection
+            self._discard(connection)  # Redis has closed it
+        return self._reserve_place(deadline_s) or self._made(deadline_s)
+
+    def _reserve_place(self, deadline_s: float) -> RedisConnection | None:
+        """A connection that came free, or ``None`` and a place for a new one."""
+        with self._changed:
+            # Announced before looking, or what is given back in between would wake nobody.
+            self._waiting += 1
+            try:
+                while True:
+                    try:
+                        return self._idle.pop()
+                    except IndexError:
+                        pass
+                    if self._open < self._max_connections:
+                        self._open += 1
+                        return None
+                    self._wait(deadline_s - time.monotonic())
+            finally:
+                self._waiting -= 1
+
+    def _wait(self, left_s: float) -> None:
+        if left_s <= 0:
+            raise Unavailable("redis", "pool_wait", f"{self._max_connections} connections busy")
+        self._changed.wait(left_s)
+
+    def _made(self, deadline_s: float) -> RedisConnection:
+        connection = None
+        made = False
+        try:
+            connection = self._connect()
+            connection.deadline_s = deadline_s
+            connection.connect()
+            _set_timeout(connection, self._timeout_s)
+            made = True
+            return connection
+        except (RedisError, OSError) as error:
+            raise Unavailable("redis", "connect", str(error)) from None
+        finally:
+            if not made:  # whatever it was, a killed greenlet included
+                self._discard(connection)
+
+    def _give_back(self, connection: RedisConnection) -> None:
+        self._idle.append(connection)
+        if self._waiting:
+            with self._changed:
+                self._changed.notify()
+
+    def _discard(self, connection: RedisConnection | None) -> None:
+        with self._changed:
+            self._open -= 1
+            self._changed.notify()
+        if connection is not None:
+            connection.disconnect()
+
+
+def _read(connection: RedisConnection) -> object:
+    try:
+        return _response(connection)
+    except RedisTimeoutError:
+        # A busy event loop may come back after the timeout to a reply that is long here. Redis was
+        # not slow then, and saying so would open the breaker for nothing.
+        if connection._sock is None or not has_input(connection._sock):
+            raise
+        return _response(connection)
+
+
+def _response(connection: RedisConnection) -> object:
+    try:
+        return connection.read_response(disable_decoding=True, disconnect_on_error=False)
+    except RedisConnectionError:
+        raise
+    except ResponseError as error:
+        return error
+
+
+def _set_timeout(connection: RedisConnection, timeout_s: float) -> None:
+    if connection._sock is not None:
+        connection._sock.settimeout(timeout_s)

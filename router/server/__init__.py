@@ -1,0 +1,1 @@
+"""How gunicorn runs the application: worker class, hooks, metric files."""

@@ -1,0 +1,1 @@
+"""Records on disk until they are shipped: written by workers, read by the agent."""

@@ -1,0 +1,234 @@
+"""The files of one writer: its directory, its lock, and segments that are whole at every moment.
+
+Nothing here is for the path of a call but :meth:`Segment.write`: the rest may wait for the disk.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+from router.spool.claims import STARTING_PREFIX
+from router.spool.disk import NOT_SUPPORTED, REPLACE, TAKE_LOCK, SpoolIO
+from router.spool.frames import (
+    LOCK_NAME,
+    draft_name,
+    header_frame,
+    segment_name,
+    whole_frames,
+)
+
+UNLIMITED: Final = 1 << 62
+
+
+class SegmentFailed(Exception):
+    """A write was cut short. The file ends with a whole frame or is not to be used any more."""
+
+    def __init__(self, error: OSError, rest: bytes) -> None:
+        super().__init__(str(error))
+        self.error = error
+        self.rest = rest
+        """The frames that did not make it."""
+
+
+class Segment:
+    """A file that frames are appended to, with copies of those that are not synced yet."""
+
+    __slots__ = ("_io", "fd", "named", "number", "path", "room_end", "size", "unsynced")
+
+    def __init__(self, io: SpoolIO, fd: int, path: Path, number: int, size: int) -> None:
+        self._io = io
+        self.fd = fd
+        self.path = path
+        self.number = number
+        self.size = size
+        self.room_end = size
+        """Up to here the file system has promised room."""
+        self.unsynced: list[bytes] = []
+        self.named = False
+        """The name survives a power failure."""
+
+    @property
+    def dirty(self) -> bool:
+        """There is something that a power failure would take."""
+        return bool(self.unsynced) or not self.named
+
+    @property
+    def unsynced_bytes(self) -> int:
+        """Bytes that a power failure would take."""
+        return sum(map(len, self.unsynced))
+
+    def write(self, data: bytes) -> None:
+        """Append whole frames with one write; raises :class:`SegmentFailed`."""
+        done = 0
+        try:
+            while done < len(data):
+                done += self._io.write(self.fd, data[done:] if done else data)
+        except OSError as error:
+            # Whole frames stay, because a reader may have read past them already.
+            kept = whole_frames(data, self._appended(done))
+            self._keep(data[:kept])
+            self._cut()
+            raise SegmentFailed(error, data[kept:]) from None
+        self._keep(data)
+
+    def wants(self, reserve_bytes: int) -> bool:
+        """Tell whether less than ``reserve_bytes`` are set aside."""
+        return self.room_end - self.size < reserve_bytes
+
+    def extend(self, reserve_bytes: int) -> None:
+        """Have room for ``reserve_bytes`` more set aside; raises ``OSError`` when there is none."""
+        if not self.wants(reserve_bytes):
+            return
+        start = self.size
+        try:
+            self._io.allocate(self.fd, start, 2 * reserve_bytes)
+        except OSError as error:
+            if error.errno not in NOT_SUPPORTED:
+                raise
+            self.room_end = UNLIMITED
+        else:
+            self.room_end = start + 2 * reserve_bytes
+
+    def sync(self) -> None:
+        """Make all that was written survive a power failure; raises ``OSError``."""
+        self._io.sync(self.fd)
+
+    def shed(self) -> None:
+        """Give back the room that was set aside and not used."""
+        try:
+            self._io.truncate(self.fd, self.size)
+        except OSError:
+            pass  # it is given back with the file
+
+    def close(self) -> None:
+        """Give the file descriptor back."""
+        try:
+            self._io.close(self.fd)
+        except OSError:
+            pass  # nothing that counts depends on it: what counts was synced
+
+    def _keep(self, data: bytes) -> None:
+        if data:
+            self.size += len(data)
+            self.unsynced.append(data)
+
+    def _appended(self, counted: int) -> int:
+        """What the file has got, which may be more than the writes have told."""
+        try:
+            return self._io.size(self.fd) - self.size
+        except OSError:
+            return counted
+
+    def _cut(self) -> None:
+        try:
+            self._io.truncate(self.fd, self.size)
+        except OSError:
+            pass  # the half frame stays, at the end of a file that is not appended to any more
+
+
+class SegmentFiles:
+    """Makes and names the segments of one writer, numbered from 1 without a gap."""
+
+    def __init__(self, io: SpoolIO, spool: Path, writer_id: str, reserve_bytes: int) -> None:
+        self._io = io
+        self._spool = spool
+        self._writer_id = writer_id
+        self._reserve_bytes = reserve_bytes
+        self._lock_fd: int | None = None
+        self._next = 1
+        self._moves = 0
+        self.directory = spool / writer_id
+
+    def open(self) -> None:
+        """Make the directory, locked from the first moment that a reader can see it."""
+        if self._lock_fd is None:
+            self._lock_fd = self._make_directory()
+        self._io.sync_dir(self._spool)
+
+    def draft(self, data: bytes = b"") -> Segment:
+        """A synced segment that no reader sees yet, with ``data`` and room; raises ``OSError``."""
+        path = self.directory / draft_name(self._next)
+        fd = self._io.open(path, REPLACE)
+        segment = Segment(self._io, fd, path, self._next, 0)
+        try:
+            segment.write(header_frame(self.directory.name, self._next) + data)
+            segment.extend(self._reserve_bytes)
+            segment.sync()
+        except SegmentFailed as failure:
+            self._io.close(fd)
+            raise failure.error from None
+        except OSError:
+            self._io.close(fd)
+            raise
+        segment.unsynced.clear()
+        return segment
+
+    def publish(self, segment: Segment) -> None:
+        """Show a draft to readers, by which all earlier segments are closed; raises ``OSError``."""
+        path = self.directory / segment_name(segment.number)
+        # Replacing a segment that a reader has begun would lose frames. So a name that may have
+        # been given is never given again; at worst the reader reports a segment as missing.
+        self._next = segment.number + 1
+        try:
+            self._io.rename(segment.path, path)
+        except OSError:
+            if self._is_absent(path):
+                self._next = segment.number
+            raise
+        segment.path = path
+
+    def sync_names(self) -> None:
+        """Make the segments' names survive a power failure; raises ``OSError``."""
+        self._io.sync_dir(self.directory)
+
+    def is_gone(self, segment: Segment) -> bool:
+        """Tell whether somebody removed the file that we write, or the lock that protects it."""
+        return self._is_absent(segment.path) or self._is_absent(self.directory / LOCK_NAME)
+
+    def move(self) -> None:
+        """Leave a directory that is gone or no longer ours; ``open`` makes another."""
+        self.close()
+        self._moves += 1
+        self._next = 1
+        self.directory = self._spool / f"{self._writer_id}-{self._moves}"
+
+    def discard(self, draft: Segment) -> None:
+        """Remove a draft that was never used."""
+        draft.close()
+        try:
+            self._io.unlink(draft.path)
+        except OSError:
+            pass  # whoever removes the directory removes it
+
+    def close(self) -> None:
+        """Let a reader finish what is here."""
+        if self._lock_fd is not None:
+            self._io.close(self._lock_fd)
+            self._lock_fd = None
+
+    def _is_absent(self, path: Path) -> bool:
+        try:
+            self._io.file_size(path)
+        except (FileNotFoundError, NotADirectoryError):
+            return True
+        except OSError:
+            return False
+        return False
+
+    def _make_directory(self) -> int:
+        self._io.make_dir(self._spool)
+        self._io.sync_dir(self._spool.parent)
+        starting = self._spool / f"{STARTING_PREFIX}{self.directory.name}"
+        self._io.make_dir(starting)
+        fd = self._io.open(starting / LOCK_NAME, TAKE_LOCK)
+        try:
+            if not self._io.lock(fd):
+                raise BlockingIOError(f"{starting} is being removed")
+            self._io.rename(starting, self.directory)
+        except OSError:
+            self._io.close(fd)
+            if not self._is_absent(self.directory):
+                self.move()  # it was renamed all the same, and now it belongs to the readers
+            raise
+        return fd

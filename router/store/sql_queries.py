@@ -1,0 +1,289 @@
+"""The questions that the record store answers, as SQL that means the same on every database.
+
+Sums are exact: a column is added up in two halves, none of which can overflow, and put together
+in Python. A percentile is a value that occurred: the smallest one that at least so many percent of
+the calls did not exceed.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from typing import Any, Final
+
+from sqlalchemy import (
+    ColumnElement,
+    Select,
+    Table,
+    and_,
+    case,
+    func,
+    null,
+    or_,
+    select,
+    tuple_,
+)
+
+from router.records.record_types import format_usd
+from router.store.rows import storable
+from router.store.sql_tables import audit, usage
+from router.store.store_errors import BadQuery
+
+Place = tuple[int, int]
+"""A position in the order of time: microseconds since the epoch, and the row's id."""
+_PLACE: Final = struct.Struct(">qq")
+
+MICROS_PER_S: Final = 1_000_000
+_HOUR_US: Final = 3600 * MICROS_PER_S
+_DAY_US: Final = 24 * _HOUR_US
+_HALF: Final = 1_000_000_000
+"""Where a number is cut in two for adding up."""
+_FARTHEST_US: Final = 9e18
+"""Beyond all years that can be written, and still a number for every database."""
+PERCENTILES: Final = (0.5, 0.95, 0.99)
+SUMS: Final = ("tokens_input", "tokens_output", "tokens_cached", "cost_nanos", "retry_count")
+SERVED: Final = ("completed", "client_aborted", "upstream_aborted", "timeout")
+FAILED: Final = ("upstream_error", "upstream_aborted", "timeout")
+
+GROUPS: Final[Mapping[str, ColumnElement[Any]]] = {
+    "organization": usage.c.organization_id,
+    "model": usage.c.model,
+    "key": usage.c.api_key_id,
+    "backend": usage.c.backend_id,
+    "day": usage.c.timestamp_us // _DAY_US,
+    "hour": usage.c.timestamp_us // _HOUR_US,
+}
+FILTERS: Final[Mapping[str, ColumnElement[Any]]] = {
+    "model": usage.c.model,
+    "key": usage.c.api_key_id,
+    "backend": usage.c.backend_id,
+    "outcome": usage.c.outcome,
+}
+AUDIT_FILTERS: Final[Mapping[str, ColumnElement[Any]]] = {
+    "action": audit.c.action,
+    "model": audit.c.model,
+    "key": audit.c.api_key_id,
+    "request_id": audit.c.request_id,
+    "actor": audit.c.actor,
+    "entity_type": audit.c.entity_type,
+    "entity_id": audit.c.entity_id,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class UsageTotals:
+    """What the calls of one group come to."""
+
+    group: Mapping[str, str | None]
+    """The group's values by the names asked for; days and hours in UTC."""
+    requests: int
+    errors: int
+    """Calls that the backends failed: upstream_error, upstream_aborted, timeout."""
+    rejected: int
+    client_aborted: int
+    estimated: int
+    """Calls whose tokens are estimated, for the backend did not report them."""
+    degraded: int
+    """Calls of which only the least is known; they are in no sum."""
+    retries: int
+    tokens_input: int
+    tokens_output: int
+    tokens_cached: int
+    cost_nanos: int
+    latency_ms_p50: float | None
+    """Over the calls that were not rejected, as are the other two."""
+    latency_ms_p95: float | None
+    latency_ms_p99: float | None
+
+    def plain(self) -> dict[str, Any]:
+        """The group's values and the figures side by side, the cost also in USD."""
+        facts: dict[str, Any] = dict(self.group)
+        for name in _FIGURES:
+            facts[name] = getattr(self, name)
+            if name == "cost_nanos":
+                facts["cost_usd"] = format_usd(self.cost_nanos)
+        return facts
+
+
+_FIGURES: Final = tuple(name for name in UsageTotals.__dataclass_fields__ if name != "group")
+
+
+def columns_of(group_by: Sequence[str]) -> list[str]:
+    """The names that :meth:`UsageTotals.plain` gives, in order, also when there are no totals."""
+    names = [*group_by, *_FIGURES]
+    names.insert(names.index("cost_nanos") + 1, "cost_usd")
+    return names
+
+
+@dataclass(frozen=True, slots=True)
+class Spend:
+    """What an organization or a key has used in a period."""
+
+    requests: int
+    """Calls that a backend has, or may have, worked on; degraded records count as such."""
+    tokens_input: int
+    tokens_output: int
+    cost_nanos: int
+
+
+def was_served() -> ColumnElement[bool]:
+    """The call counts against a quota of requests; :func:`router.store.spend` says the same of
+    a record that is not stored yet."""
+    served = and_(usage.c.backend_id.is_not(None), usage.c.outcome.in_(SERVED))
+    return or_(usage.c.outcome.is_(None), served)
+
+
+def micros(seconds: float) -> int:
+    """A moment as it is stored."""
+    return round(max(-_FARTHEST_US, min(seconds * MICROS_PER_S, _FARTHEST_US)))
+
+
+def in_period(
+    organization_id: str | None, from_s: float | None, to_s: float | None, table: Table = usage
+) -> list[ColumnElement[bool]]:
+    """Of one organization or all, from ``from_s`` on and before ``to_s``."""
+    conditions = []
+    if organization_id is not None:
+        conditions.append(table.c.organization_id == storable(organization_id))
+    if from_s is not None:
+        conditions.append(table.c.timestamp_us >= micros(from_s))
+    if to_s is not None:
+        conditions.append(table.c.timestamp_us < micros(to_s))
+    return conditions
+
+
+def not_newer(row_id: int | None, table: Table = usage) -> list[ColumnElement[bool]]:
+    """Stored no later than a row; no condition without one."""
+    return [] if row_id is None else [table.c.id <= row_id]
+
+
+def matching(
+    filters: Mapping[str, str] | None, columns: Mapping[str, ColumnElement[Any]]
+) -> list[ColumnElement[bool]]:
+    """One condition for each filter; raises :class:`BadQuery` for one that does not exist."""
+    conditions = []
+    for name, value in (filters or {}).items():
+        if name not in columns:
+            raise BadQuery(name, f"not one of {', '.join(columns)}")
+        conditions.append(columns[name] == storable(value))
+    return conditions
+
+
+def exact_sum(column: ColumnElement[int]) -> tuple[ColumnElement[Any], ColumnElement[Any]]:
+    """The two halves of a sum; :func:`whole` puts them together."""
+    return func.sum(column // _HALF), func.sum(column % _HALF)
+
+
+def whole(high: Any, low: Any) -> int:
+    """The sum of which these are the halves, 0 over nothing."""
+    return int(high or 0) * _HALF + int(low or 0)
+
+
+def usage_totals(group_by: Sequence[str], conditions: Sequence[ColumnElement[bool]]) -> Select[Any]:
+    """One row for each group, sorted by it; raises :class:`BadQuery`."""
+    for name in group_by:
+        if name not in GROUPS:
+            raise BadQuery("group_by", f"{name!r} is not one of {', '.join(GROUPS)}")
+    keys = [GROUPS[name].label(f"group_{name}") for name in group_by]
+    latency = case((usage.c.outcome != "rejected", usage.c.latency_us), else_=null())
+    # cume_dist divides two counts. Below 10^14 calls no other fraction comes so near to 95/100 that
+    # it has the same double, so comparing doubles is comparing whole numbers.
+    share = func.cume_dist().over(partition_by=[*keys, latency.is_(None)], order_by=latency)
+    calls = (
+        select(
+            *keys,
+            usage.c.outcome,
+            usage.c.usage_source,
+            *(usage.c[name] for name in SUMS),
+            latency.label("latency"),
+            share.label("share"),
+        )
+        .where(*conditions)
+        .subquery()
+    )
+    groups = [calls.c[key.name] for key in keys]
+    return (
+        select(
+            *groups,
+            func.count(),
+            *(_count(calls.c.outcome.in_(wanted)) for wanted in (FAILED, ["rejected"])),
+            _count(calls.c.outcome == "client_aborted"),
+            _count(calls.c.usage_source == "estimated"),
+            _count(calls.c.outcome.is_(None)),
+            *(half for name in SUMS for half in exact_sum(calls.c[name])),
+            *(
+                func.min(case((calls.c.share >= fraction, calls.c.latency)))
+                for fraction in PERCENTILES
+            ),
+        )
+        .group_by(*groups)
+        .order_by(*(group.nulls_first() for group in groups))
+    )
+
+
+def totals_of(group_by: Sequence[str], row: Sequence[Any]) -> UsageTotals:
+    """A row of :func:`usage_totals`."""
+    values = iter(row)
+    group = {name: _group_text(name, next(values)) for name in group_by}
+    requests, errors, rejected, client_aborted, estimated, degraded = (
+        int(next(values) or 0) for _ in range(6)
+    )
+    sums = {name: whole(next(values), next(values)) for name in SUMS}
+    p50, p95, p99 = (None if value is None else int(value) / 1000 for value in values)
+    return UsageTotals(
+        group=group,
+        requests=requests,
+        errors=errors,
+        rejected=rejected,
+        client_aborted=client_aborted,
+        estimated=estimated,
+        degraded=degraded,
+        retries=sums["retry_count"],
+        tokens_input=sums["tokens_input"],
+        tokens_output=sums["tokens_output"],
+        tokens_cached=sums["tokens_cached"],
+        cost_nanos=sums["cost_nanos"],
+        latency_ms_p50=p50,
+        latency_ms_p95=p95,
+        latency_ms_p99=p99,
+    )
+
+
+def older_than(cursor: str) -> ColumnElement[bool]:
+    """What comes after the page that ended at ``cursor``, newest first; raises ``BadQuery``."""
+    try:
+        packed = base64.b64decode(cursor, altchars=b"-_", validate=True)
+        place = _PLACE.unpack(packed)
+    except (binascii.Error, ValueError, struct.error):
+        raise BadQuery("cursor", "not one that this API gave out") from None
+    return tuple_(audit.c.timestamp_us, audit.c.id) < place
+
+
+def cursor_after(place: Place) -> str:
+    """Where the next page begins."""
+    return base64.urlsafe_b64encode(_PLACE.pack(*place)).decode()
+
+
+def after_place(table: Table, place: Place) -> ColumnElement[bool]:
+    """What comes behind a place."""
+    return tuple_(table.c.timestamp_us, table.c.id) > place
+
+
+def _count(condition: ColumnElement[bool]) -> ColumnElement[Any]:
+    return func.sum(case((condition, 1), else_=0))
+
+
+def _group_text(name: str, value: Any) -> str | None:
+    if value is None or name not in ("day", "hour"):
+        return value if value is None else str(value)
+    if name == "day":
+        return f"{_moment(int(value) * _DAY_US):%Y-%m-%d}"
+    return f"{_moment(int(value) * _HOUR_US):%Y-%m-%dT%H:00:00Z}"
+
+
+def _moment(timestamp_us: int) -> datetime:
+    return datetime.fromtimestamp(timestamp_us // MICROS_PER_S, timezone.utc)

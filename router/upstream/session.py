@@ -1,0 +1,161 @@
+"""The pooled ``requests`` session that every backend call goes through.
+
+A plain ``requests.Session`` with our own transport adapter below it: no environment proxies, no
+``.netrc``, no redirects, no cookie jar, no library retries. What ``Session.post`` would work out
+anew on each call (URL parsing, header merging, cookies) is prepared once per backend.
+"""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Iterator
+from http.cookiejar import DefaultCookiePolicy
+from typing import Any, Final, cast
+from urllib.parse import urlsplit
+
+import requests
+from requests.adapters import BaseAdapter
+from requests.cookies import RequestsCookieJar
+from requests.structures import CaseInsensitiveDict
+from requests.utils import DEFAULT_CA_BUNDLE_PATH
+
+from router.upstream.resolver import Resolver
+from router.upstream.transport import Deadlines, Endpoint, Exchange, Pool, TransportError
+
+_PORTS: Final = {"http": 80, "https": 443}
+_NO_HEADERS: Final[CaseInsensitiveDict[str]] = CaseInsensitiveDict()
+_NO_COOKIES: Final = RequestsCookieJar(policy=DefaultCookiePolicy(allowed_domains=[]))
+_NO_PROXIES: Final[dict[str, str]] = {}
+
+
+class Dispatch(requests.PreparedRequest):
+    """A prepared request that also carries where it goes on the wire and how long it may wait."""
+
+    def __init__(
+        self,
+        *,
+        endpoint: Endpoint,
+        url: str,
+        head: bytes,
+        body: bytes,
+        deadlines: Deadlines,
+    ) -> None:
+        super().__init__()
+        self.method = "POST"
+        self.url = url
+        self.headers = _NO_HEADERS
+        self.body = body
+        self.endpoint = endpoint
+        self.head = head
+        self.deadlines = deadlines
+
+
+class BackendResponse(requests.Response):
+    """A response whose ``raw`` is the exchange; skips what this session never uses."""
+
+    encoding = None
+    reason = ""
+
+    def __init__(self, request: Dispatch, exchange: Exchange) -> None:
+        # Not calling super().__init__(): it builds a cookie jar per reply, a third of its cost.
+        self.status_code = exchange.status
+        self.raw = exchange
+        self.request = request
+        self.url = request.url or ""
+        self.headers = _NO_HEADERS
+        self.cookies = _NO_COOKIES
+        self.history = []
+        self._content = False  # type: ignore[assignment]
+        self._content_consumed = False
+        self._next = None
+
+
+class PooledAdapter(BaseAdapter):
+    """Sends a :class:`Dispatch` over a pooled connection; the reply's ``raw`` is the exchange."""
+
+    def __init__(self, *, pool_size: int, idle_s: float) -> None:
+        super().__init__()
+        self._pool_size = pool_size
+        self._idle_s = idle_s
+        self._resolver = Resolver()
+        self._tls = trusted_context()
+        self._pools: dict[Endpoint, Pool] = {}
+
+    def send(self, request: requests.PreparedRequest, *_: Any, **__: Any) -> requests.Response:
+        """Raises ``TransportError``, ``BackendTimeout`` or ``ClientGone``; never retries."""
+        if not isinstance(request, Dispatch):
+            raise TransportError("not a backend call", sent=False)
+        exchange = self.pool(request.endpoint).open(request.deadlines)
+        assert isinstance(request.body, bytes)
+        exchange.run(request.head, request.body)
+        return BackendResponse(request, exchange)
+
+    def pool(self, endpoint: Endpoint) -> Pool:
+        """The connections to one endpoint."""
+        pool = self._pools.get(endpoint)
+        if pool is None:
+            pool = self._pools[endpoint] = Pool(
+                endpoint,
+                size=self._pool_size,
+                idle_s=self._idle_s,
+                resolver=self._resolver,
+                tls=self._tls,
+            )
+        return pool
+
+    def close(self) -> None:
+        """Close every idle connection."""
+        for pool in self._pools.values():
+            pool.close()
+
+
+class BackendSession(requests.Session):
+    """The one session of a worker."""
+
+    def __init__(self, *, pool_size: int, idle_s: float) -> None:
+        super().__init__()
+        self.trust_env = False
+        self.max_redirects = 0
+        self.cookies = _NO_COOKIES
+        self.adapters.clear()
+        self.transport = PooledAdapter(pool_size=pool_size, idle_s=idle_s)
+        self.mount("http://", self.transport)
+        self.mount("https://", self.transport)
+
+    def resolve_redirects(self, *_: Any, **__: Any) -> Iterator[Any]:
+        """Nothing: a redirect is an answer like any other, and never followed."""
+        return iter(())
+
+    def dispatch(self, request: Dispatch) -> Exchange:
+        """Send one prepared call; the returned exchange has read the reply's head."""
+        response = self.send(
+            request,
+            stream=True,
+            allow_redirects=False,
+            verify=True,
+            cert=None,
+            proxies=_NO_PROXIES,
+        )
+        return cast(Exchange, response.raw)
+
+
+def endpoint_of(base_url: str) -> tuple[Endpoint, str, str]:
+    """Endpoint, ``Host`` value and path prefix of a backend's validated base URL."""
+    parts = urlsplit(base_url)
+    scheme, host = parts.scheme, parts.hostname or ""
+    port = parts.port or _PORTS[scheme]
+    name = f"[{host}]" if ":" in host else host
+    shown = name if port == _PORTS[scheme] else f"{name}:{port}"
+    return (scheme, host, port), shown, parts.path
+
+
+def trusted_context() -> ssl.SSLContext:
+    """Verifies names and chains against the system's authorities and those of ``requests``."""
+    context = ssl.create_default_context()
+    context.load_verify_locations(DEFAULT_CA_BUNDLE_PATH)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    # Python asks OpenSSL 3 to take a cut connection for a proper end; a reply without a declared
+    # length could then be cut short by anybody on the way.
+    context.options &= ~ssl.OP_IGNORE_UNEXPECTED_EOF
+    context.set_alpn_protocols(["http/1.1"])
+    return context

@@ -1,0 +1,77 @@
+"""Where a backend is on the wire and what every request to it begins with."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Final
+
+from router.call import Operation
+from router.config.document import Backend
+from router.providers.provider import PROVIDERS, Provider
+from router.upstream.headers import write_head
+from router.upstream.session import endpoint_of
+from router.upstream.transport import Endpoint
+
+CREDENTIAL_FRESH_S: Final = 10.0
+"""A rotated credential file is picked up after at most this long."""
+
+ReadCredential = Callable[[str], str | None]
+
+
+class CredentialMissing(Exception):
+    """The backend has a credential reference and nothing is behind it."""
+
+
+class Target:
+    """One backend, ready to be written to. Built once per revision of the document."""
+
+    def __init__(self, backend: Backend, read_credential: ReadCredential) -> None:
+        self.backend = backend
+        self.provider: Provider = PROVIDERS[backend.kind]
+        self.endpoint: Endpoint
+        self.endpoint, self._host, self._prefix = endpoint_of(backend.base_url)
+        self._read_credential = read_credential
+        self._heads: dict[Operation, bytes] = {}
+        self._read_at_s = float("-inf")
+        self._credential: bytes | None = None
+
+    def url(self, operation: Operation) -> str:
+        """The URL as logs and ``requests`` see it."""
+        return self.backend.base_url + self.provider.path(operation)
+
+    def head(self, operation: Operation) -> bytes:
+        """Request line and fixed headers; raises :class:`CredentialMissing`."""
+        if self.backend.credential is not None:
+            self._refresh()
+        head = self._heads.get(operation)
+        if head is None:
+            head = self._heads[operation] = self._write(operation)
+        return head
+
+    def repeats_credential(self, reply: bytes) -> bool:
+        """Whether the backend quotes what we have proved ourselves with."""
+        return self._credential is not None and self._credential in reply
+
+    def _refresh(self) -> None:
+        now_s = time.monotonic()
+        if now_s - self._read_at_s > CREDENTIAL_FRESH_S:
+            self._heads.clear()
+            self._read_at_s = now_s
+
+    def _write(self, operation: Operation) -> bytes:
+        reference, credential = self.backend.credential, None
+        if reference is not None:
+            credential = self._read_credential(reference)
+            if not credential or not credential.isascii() or not credential.isprintable():
+                raise CredentialMissing(self.backend.id)
+            self._credential = credential.encode("ascii")
+        headers = [
+            ("Host", self._host),
+            ("Content-Type", "application/json"),
+            # The tap reads usage off the bytes that pass through: they must not be compressed.
+            ("Accept-Encoding", "identity"),
+            *self.provider.credential_headers(credential),
+        ]
+        path = self._prefix + self.provider.path(operation)
+        return write_head(f"POST {path} HTTP/1.1", headers)

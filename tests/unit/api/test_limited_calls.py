@@ -1,0 +1,846 @@
+"""Limits on the path of a call: who is refused, what they are told, what a call holds and pays."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from router import errors
+from router.api import dispatch, pipeline
+from router.config.document import RateLimit
+from router.limits.budgets.windows import ThresholdEvent, WindowSpec
+from tests.contract.bodies import GOOD, new_request_id
+from tests.fakes.limited import budget, limited
+from tests.fakes.router_stand import FailingGateway, RouterStand, World, chat_body, native_body
+from tests.fakes.wsgi import Reply
+
+USD = 10**9
+TO_MIDNIGHT_S = 16 * 3600  # from 08:00 UTC, where a frozen clock stands
+CHAT = "/v1/chat/completions"
+
+
+class CountingGateway:
+    """Serves like the real one, and knows how much of Redis came before."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self.asked: list[int] = []
+
+    def serve(self, *arguments: Any) -> Any:
+        self.asked.append(self._world.redis.asked)
+        return self._world.services.gateway.serve(*arguments)
+
+
+def limits_of(stand: RouterStand, key: str = "main") -> dict[str, Any]:
+    found: dict[str, Any] = stand.call("GET", "/v1/limits", key=key).json
+    return found
+
+
+def budget_of(stand: RouterStand, name: str = "usd-daily", key: str = "main") -> dict[str, Any]:
+    [found] = [entry for entry in limits_of(stand, key)["budgets"] if entry["name"] == name]
+    return dict(found)
+
+
+def rate_of(stand: RouterStand, name: str) -> dict[str, Any]:
+    [found] = [entry for entry in limits_of(stand)["rate_limits"] if entry["name"] == name]
+    return dict(found)
+
+
+# --- rate limits ----------------------------------------------------------------------------
+
+
+def test_429_in_the_native_dialect(world: World) -> None:
+    """R9, B19: exactly the fields of the contract, and a wait that is true."""
+    stand = limited(world, rate_limit=RateLimit(0.5, 1))
+    assert stand.inference().status == 200
+    reply = stand.inference()
+    assert (reply.status, reply.header("Retry-After")) == (429, "2")
+    body = reply.json
+    assert body.pop("trace_id") == stand.lines[-1]["trace_id"]
+    assert body == {
+        "error": "the rate limit 'org-requests' is exceeded",
+        "code": "RATE_LIMIT_EXCEEDED",
+        "limit_type": "rate_limit",
+        "current_usage": 1,
+        "limit": 1,
+        "retry_after": 2,
+        "details": {
+            "name": "org-requests",
+            "scope": "org",
+            "unit": "requests",
+            "this_request_estimate": 1,
+        },
+    }
+    assert stand.received() == 1
+    stand.clock.advance(1.99)
+    assert stand.inference().status == 429
+    stand.clock.advance(0.01)
+    assert stand.inference().status == 200
+
+
+def test_429_in_the_openai_dialect(world: World) -> None:
+    """The same facts where an SDK looks for them."""
+    stand = limited(world, rate_limit=RateLimit(0.5, 1))
+    stand.chat()
+    reply = stand.chat()
+    assert (reply.status, reply.header("Retry-After")) == (429, "2")
+    shown = reply.json["error"]
+    assert (shown["type"], shown["code"]) == ("rate_limit_error", "rate_limit_exceeded")
+    assert (shown["limit_type"], shown["current_usage"], shown["limit"]) == ("rate_limit", 1, 1)
+    assert shown["retry_after"] == 2
+    assert shown["details"]["name"] == "org-requests"
+
+
+def test_a_key_has_a_limit_of_its_own(stand: RouterStand) -> None:
+    """The other keys of the organization go on."""
+    body = chat_body()
+    assert stand.call("POST", CHAT, key="slow", json=body).status == 200
+    reply = stand.call("POST", CHAT, key="slow", json=body)
+    assert reply.json["error"]["details"]["name"] == "key-requests"
+    assert stand.chat().status == 200
+
+
+def test_every_answer_says_what_is_left(world: World) -> None:
+    """R9: with the draft's structured fields, also where the call fails for another reason."""
+    stand = limited(world, rate_limit=RateLimit(10, 20))
+    policy = '"org-requests";q=20;w=2, "key-requests";q=1000000;w=1'
+    left = []
+    for body in (chat_body(), chat_body("unheard-of"), {"model": 7}):
+        reply = stand.call("POST", CHAT, json=body)
+        assert reply.header("RateLimit-Policy") == policy
+        left.append(str(reply.header("RateLimit")).split(", ")[0])
+    assert left == ['"org-requests";r=19;t=1', '"org-requests";r=18;t=1', '"org-requests";r=17;t=1']
+
+
+def test_a_limit_of_nothing_blocks(world: World) -> None:
+    """B11: and does not tell to come back, for no wait would help."""
+    reply = limited(world, rate_limit=RateLimit(0, 0)).inference()
+    assert (reply.status, reply.header("Retry-After")) == (429, None)
+    assert "retry_after" not in reply.json
+
+
+def test_without_a_limit_nothing_is_told(world: World) -> None:
+    """Nobody has to count what is unlimited."""
+    unlimited = RateLimit(None)
+    reply = limited(world, rate_limit=unlimited).chat()
+    assert "org-requests" not in str(reply.header("RateLimit"))
+
+
+def test_asking_is_free(world: World) -> None:
+    """What cannot reach a backend is not limited."""
+    stand = limited(world, rate_limit=RateLimit(0, 0))
+    for path in ("/v1/models", "/v1/limits", "/v1/models/gpt-4o"):
+        reply = stand.call("GET", path)
+        assert (reply.status, reply.header("RateLimit")) == (200, None)
+
+
+def test_what_cannot_be_read_counts_too(world: World) -> None:
+    """Also where the limits of a caller depend on what it asks."""
+    stand = limited(world, rate_limit=RateLimit(1, 2, tokens_per_minute=1000))
+    statuses = [stand.call("POST", CHAT, json={"model": 7}).status for _ in range(3)]
+    assert statuses == [400, 400, 429]
+
+
+def test_a_limit_for_one_model(world: World) -> None:
+    """The organization's calls of other models go on."""
+    stand = limited(world, model_rate_limits={"gpt-4o": RateLimit(1, 1)})
+    assert [stand.chat().status, stand.chat().status] == [200, 429]
+    assert stand.chat("unpriced").status == 200
+    found = rate_of(stand, "model-requests")
+    assert (found["model"], found["remaining"]) == ("gpt-4o", 0)
+
+
+def test_tokens_are_charged_as_they_were_used(world: World) -> None:
+    """The estimate holds while the call runs; afterwards what the backend said counts."""
+    stand = limited(world, rate_limit=RateLimit(None, tokens_per_minute=6000))
+    opened = stand.open("POST", CHAT, json=chat_body(stream=True, max_tokens=3000))
+    assert rate_of(stand, "org-tokens")["remaining"] == 2997
+    opened.read()
+    used = stand.record["tokens_input"] + stand.record["tokens_output"]
+    assert 0 < used < 100
+    assert rate_of(stand, "org-tokens")["remaining"] == 6000 - used
+
+
+def test_tokens_of_a_call_that_failed_come_back(world: World) -> None:
+    """No backend has worked on it."""
+    stand = limited(world, rate_limit=RateLimit(None, tokens_per_minute=6000))
+    assert stand.chat("dead", max_tokens=3000).status == 503
+    assert rate_of(stand, "org-tokens")["remaining"] == 6000
+
+
+def test_calls_at_once(world: World) -> None:
+    """R8: a slot is held until the answer has ended."""
+    stand = limited(world, rate_limit=RateLimit(None, concurrent=1))
+    opened = stand.open("POST", CHAT, json=chat_body(stream=True))
+    refused = stand.chat()
+    assert (refused.status, refused.header("Retry-After")) == (429, "1")
+    assert refused.json["error"]["details"]["unit"] == "concurrent"
+    assert '"org-concurrent";q=1;qu="concurrent-requests"' in str(
+        refused.header("RateLimit-Policy")
+    )
+    opened.read()
+    assert stand.chat().status == 200
+
+
+SETS: dict[str, dict[str, Any]] = {
+    "requests": {},
+    "tokens and slots": {"rate_limit": RateLimit(9, 9, tokens_per_minute=9000, concurrent=9)},
+    "for a model": {"model_rate_limits": {"gpt-4o": RateLimit(9, 9)}},
+    "everything": {
+        "rate_limit": RateLimit(9, 9, tokens_per_minute=9000, concurrent=9),
+        "budgets": (budget(limit=USD), budget("tokens", 10**6, "monthly"), budget("requests", 9)),
+    },
+}
+
+
+@pytest.mark.parametrize("limits", SETS)
+def test_round_trips(world: World, limits: str) -> None:
+    """At most two before the backend is asked, whatever limits there are, with an id as well."""
+    gateway = CountingGateway(world)
+    stand = limited(world, parts={"gateway": gateway}, **SETS[limits])
+    stand.chat()  # finds windows that are new, which takes some more
+    for send in (stand.chat, stand.inference):
+        world.redis.asked = 0
+        assert send().status == 200
+        assert gateway.asked[-1] <= 2
+
+
+# --- budgets --------------------------------------------------------------------------------
+
+
+def test_402_in_the_native_dialect(world: World) -> None:
+    """B8, B17, B19: an exhausted budget, with all that an operator needs to see why."""
+    stand = limited(world, budgets=(budget(limit=0),))
+    reply = stand.inference(text="x" * 400, parameters={"max_tokens": 100})
+    assert (reply.status, reply.header("Retry-After")) == (402, None)
+    body = reply.json
+    assert body.pop("trace_id") == stand.line["trace_id"]
+    assert body == {
+        "error": "the daily budget 'usd-daily' does not cover this call",
+        "code": "BUDGET_EXCEEDED",
+        "limit_type": "budget",
+        "current_usage": 0.0,
+        "limit": 0.0,
+        "details": {
+            "name": "usd-daily",
+            "scope": "org",
+            "unit": "usd",
+            "this_request_estimate": 0.00125,
+            "period": "daily",
+            "settled": 0.0,
+            "reserved": 0.0,
+            "resets_at": "2027-01-16T00:00:00Z",
+        },
+    }
+    assert stand.received() == 0
+
+
+def test_402_says_what_the_limits_say(world: World) -> None:
+    """B17: the counter that refuses is the one that is shown, and the wait is to its reset."""
+    stand = limited(world, budgets=(budget("requests", 2),))
+    assert [stand.chat().status, stand.chat().status] == [200, 200]
+    reply = stand.chat()
+    assert (reply.status, reply.header("Retry-After")) == (402, str(TO_MIDNIGHT_S))
+    shown, counter = reply.json["error"], budget_of(stand, "requests-daily")
+    assert (shown["type"], shown["code"]) == ("insufficient_quota", "insufficient_quota")
+    assert (shown["limit_type"], shown["retry_after"]) == ("quota", TO_MIDNIGHT_S)
+    for name in ("settled", "reserved", "resets_at"):
+        assert shown["details"][name] == counter[name]
+    assert (shown["current_usage"], shown["limit"]) == (counter["current_usage"], counter["limit"])
+    stand.clock.wall_s += TO_MIDNIGHT_S - 1
+    assert stand.chat().status == 402
+    stand.clock.wall_s += 1
+    assert stand.chat().status == 200
+
+
+@pytest.mark.parametrize(
+    ("unit", "code"), [("usd", "BUDGET_EXCEEDED"), ("tokens", "QUOTA_EXCEEDED")]
+)
+def test_what_is_counted_says_which_code(world: World, unit: Any, code: str) -> None:
+    """A total does not end, so there is no wait."""
+    reply = limited(world, budgets=(budget(unit, 0, "total"),)).inference()
+    assert (reply.status, reply.json["code"]) == (402, code)
+    assert reply.header("Retry-After") is None
+    assert reply.json["details"]["resets_at"] is None
+
+
+def routes_of(stand: RouterStand) -> list[tuple[str, str]]:
+    """Every method and path that the application has, variables filled in."""
+    return [
+        (method, rule.rule.replace("<path:model_id>", "gpt-4o").replace("<request_id>", "x"))
+        for rule in stand.app.url_map.iter_rules()
+        for method in sorted((rule.methods or set()) - {"HEAD", "OPTIONS"})
+    ]
+
+
+def ask(stand: RouterStand, method: str, path: str) -> Reply:
+    body = GOOD.get(path, chat_body())
+    if path == "/v1/inference":
+        body = {**body, "request_id": new_request_id()}
+    return stand.call(method, path, promised=False, json=body if method == "POST" else None)
+
+
+def test_every_route_that_reaches_a_backend_has_a_budget(world: World) -> None:
+    """B14, Must show 7: found out by asking each of them, not from a list."""
+    gateway = CountingGateway(world)
+    stand = limited(world, parts={"gateway": gateway})
+    reaching = []
+    for method, path in routes_of(stand):
+        before = len(gateway.asked)
+        ask(stand, method, path)
+        if len(gateway.asked) > before:
+            reaching.append((method, path))
+    assert {path for _, path in reaching} == set(GOOD)
+
+    exhausted = limited(world, parts={"gateway": gateway}, budgets=(budget(limit=0),))
+    before = len(gateway.asked)
+    assert {ask(exhausted, *route).status for route in reaching} == {402}
+    assert len(gateway.asked) == before
+
+
+def test_a_route_without_limits_reaches_no_backend(stand: RouterStand) -> None:
+    """B14: a route that somebody adds and forgets to declare fails, instead of being free."""
+    pipeline.declare("forgotten", scope="inference")
+    stand.app.add_url_rule("/v1/inference/forgotten", "forgotten", lambda: dispatch.serve())
+    stand.app.before_request_funcs[None].append(pipeline.walk)
+    try:
+        reply = stand.call("GET", "/v1/inference/forgotten", promised=False)
+    finally:
+        del pipeline._SCOPES["forgotten"]
+    assert reply.status == 500
+    assert stand.received() == 0
+
+
+def test_what_is_free_passes_an_exhausted_budget(world: World) -> None:
+    """B11: a model whose price is 0."""
+    stand = limited(world, budgets=(budget(limit=0),))
+    assert stand.chat("renamed").status == 200
+    assert stand.chat().status == 402
+
+
+def test_an_unknown_price_is_the_floor_or_refused(world: World) -> None:
+    """B2: by configuration, and never silently free."""
+    stand = limited(world, budgets=(budget(limit=1000),))
+    assert stand.chat("unpriced").status == 200
+    assert budget_of(stand)["settled"] == 1000 / USD
+    assert stand.chat("unpriced").status == 402
+    with world.other_stand(unknown_price="refuse") as strict:
+        reply = strict.call("POST", CHAT, key="saving", json=chat_body("unpriced"))
+        assert (reply.status, reply.json["error"]["code"]) == (403, "price_unknown")
+        assert strict.call("POST", CHAT, key="spare", json=chat_body("unpriced")).status == 200
+
+
+def test_the_budget_of_a_key(stand: RouterStand) -> None:
+    """Only its own calls count."""
+    stand.chat()
+    assert stand.call("POST", CHAT, key="saving", json=chat_body()).status == 200
+    cost = stand.spool.records[-1]["cost_nanos"]
+    found = budget_of(stand, "pocket", key="saving")
+    assert (found["scope"], found["settled"], found["reserved"]) == ("key", cost / USD, 0)
+
+
+def test_what_is_reserved_while_a_call_runs(world: World) -> None:
+    """Prompt estimate and most output, at the model's price; less what the cap takes off."""
+    stand = limited(world, budgets=(budget(limit=USD),))
+    opened = stand.open("POST", CHAT, json=chat_body(stream=True, max_tokens=1000, n=2))
+    expected = (3 * 2_500 + 2000 * 10_000) / USD
+    assert budget_of(stand)["reserved"] == pytest.approx(expected)
+    opened.read()
+    assert budget_of(stand)["reserved"] == 0
+    assert stand.metric("budget_settled_nanousd_total") == stand.record["cost_nanos"]
+
+
+# --- settlement -----------------------------------------------------------------------------
+
+
+def left_early(stand: RouterStand) -> None:
+    stand.open("POST", CHAT, json=chat_body(stream=True)).close()
+
+
+def left_midway(stand: RouterStand) -> None:
+    opened = stand.open("POST", CHAT, json=chat_body(stream=True))
+    next(opened)
+    opened.close()
+
+
+def behaving(model: str = "gpt-4o", **behaviour: Any) -> Callable[[RouterStand], None]:
+    def run(stand: RouterStand) -> None:
+        stand.backends.first.set(**behaviour)
+        stand.chat(model, stream=behaviour.get("failure") == "cut_stream")
+
+    return run
+
+
+def raising(error: BaseException) -> Callable[[RouterStand], None]:
+    def run(stand: RouterStand) -> None:
+        stand.services = replace(stand.services, gateway=FailingGateway(error))  # type: ignore[arg-type]
+        again = RouterStand(stand.services, stand.backends, stand.keys, stand.clock, stand.redis)
+        again.call("POST", CHAT, json=chat_body(), promised=False)
+
+    return run
+
+
+def unrecorded(stand: RouterStand) -> None:
+    stand.spool.reason = "disk_full"
+    assert stand.chat().status == 503
+    stand.spool.reason = None
+
+
+ENDINGS: dict[str, Callable[[RouterStand], object]] = {
+    "answered": lambda stand: stand.chat(),
+    "streamed": lambda stand: stand.chat(stream=True),
+    "nobody there": lambda stand: stand.chat("dead"),
+    "backend fails": behaving(error_rate=1, error_status=500),
+    "backend refuses": behaving(error_rate=1, error_status=422),
+    "backend busy": behaving(error_rate=1, error_status=429),
+    "too late": behaving("impatient", failure="black_hole"),
+    "nonsense": behaving(failure="bad_json"),
+    "stream breaks": behaving(failure="cut_stream", cut_after_chunks=2),
+    "client leaves early": left_early,
+    "client leaves midway": left_midway,
+    "defect": raising(KeyError("x")),
+    "client gone": raising(errors.ClientGone()),
+    "not recorded": unrecorded,
+}
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_nothing_is_held_when_a_call_has_ended(world: World, ending: str) -> None:
+    """B5, R8: no reservation and no slot, and what is charged is what was recorded."""
+    stand = limited(
+        world,
+        budgets=(budget(limit=USD), budget("requests", 100)),
+        rate_limit=RateLimit(None, concurrent=5),
+    )
+    ENDINGS[ending](stand)
+    found = budget_of(stand)
+    assert (found["reserved"], budget_of(stand, "requests-daily")["reserved"]) == (0, 0)
+    assert rate_of(stand, "org-concurrent")["remaining"] == 5
+    costs = [record["cost_nanos"] or 0 for record in stand.spool.records]
+    assert found["settled"] == sum(costs) / USD
+    assert stand.services.enforcement.figures().reserved_nanos == 0
+
+
+def test_a_lease_has_the_id_of_its_record(world: World) -> None:
+    """What is found in one place can be looked up in the other."""
+    stand = limited(world, budgets=(budget(limit=USD),))
+    seen = []
+    admit = stand.services.enforcement._budgets._admission.admit
+
+    def watch(request: Any, entry: Any) -> Any:
+        seen.append(request.lease_id)
+        return admit(request, entry)
+
+    stand.services.enforcement._budgets._admission.admit = watch  # type: ignore[method-assign]
+    try:
+        stand.chat()
+    finally:
+        stand.services.enforcement._budgets._admission.admit = admit  # type: ignore[method-assign]
+    assert set(seen) == {stand.record["record_id"]}
+
+
+# --- idempotency ----------------------------------------------------------------------------
+
+
+def test_a_duplicate_gets_the_reply_of_the_first(world: World) -> None:
+    """P19: byte for byte, free, and without a backend."""
+    stand = limited(world, budgets=(budget(limit=USD),))
+    body = native_body()
+    first = stand.call("POST", "/v1/inference", json=body)
+    settled = budget_of(stand)["settled"]
+    second = stand.call("POST", "/v1/inference", json=body)
+    assert stand.lines[-1]["replayed"] is True
+    assert (second.status, second.body) == (200, first.body)
+    assert (first.header("Idempotency-Replayed"), second.header("Idempotency-Replayed")) == (
+        None,
+        "true",
+    )
+    assert second.header("X-Routing-Backend") == first.header("X-Routing-Backend")
+    assert stand.received() == 1
+    assert budget_of(stand)["settled"] == settled
+    record = stand.spool.records[-1]
+    assert (record["outcome"], record["usage_source"], record["cost_nanos"]) == (
+        "completed",
+        "none",
+        0,
+    )
+    assert (record["decision_reason"], record["backend_id"]) == (None, None)
+    event = stand.spool.events[-1]
+    assert (event["action"], event["context"]["replayed"]) == ("REQUEST_ALLOWED", True)
+    assert stand.metric("idempotency_total", outcome="replayed") == 1
+
+
+def test_the_openai_dialect_has_a_header_for_it(stand: RouterStand) -> None:
+    """Without it every call is new."""
+    sent = {"Idempotency-Key": "order-1"}
+    replies = [stand.call("POST", CHAT, json=chat_body(), headers=sent) for _ in range(2)]
+    assert replies[0].body == replies[1].body
+    assert replies[1].header("Idempotency-Replayed") == "true"
+    assert stand.received() == 1
+    stand.chat()
+    stand.chat()
+    assert stand.received() == 3
+
+
+def test_another_body_under_the_same_id(stand: RouterStand) -> None:
+    """422, in both dialects; also at another endpoint."""
+    body = native_body()
+    stand.call("POST", "/v1/inference", json=body)
+    reply = stand.call("POST", "/v1/inference", json={**body, "payload": "other"})
+    assert (reply.status, reply.json["code"]) == (422, "IDEMPOTENCY_MISMATCH")
+    sent = {"Idempotency-Key": body["request_id"]}
+    assert stand.call("POST", CHAT, json=chat_body(), headers=sent).status == 422
+    assert stand.received() == 1
+
+
+def test_another_organization_has_its_own_ids(stand: RouterStand) -> None:
+    """The same id and body, twice served."""
+    body = native_body()
+    for key in ("main", "narrow"):
+        assert stand.call("POST", "/v1/inference", key=key, json=body).status == 200
+    assert stand.received() == 2
+
+
+def test_a_duplicate_of_a_call_that_runs(stand: RouterStand) -> None:
+    """409 with a time to wait; and once the stream has ended, that its reply was not kept."""
+    body = native_body(stream=True)
+    opened = stand.open("POST", "/v1/inference", json=body)
+    reply = stand.call("POST", "/v1/inference", json=body)
+    assert (reply.status, reply.json["code"]) == (409, "IN_PROGRESS")
+    assert reply.header("Retry-After") == "1"
+    opened.read()
+    reply = stand.call("POST", "/v1/inference", json=body)
+    assert (reply.status, reply.json["code"]) == (409, "REPLY_NOT_KEPT")
+    assert reply.header("Retry-After") is None
+    assert stand.received() == 1
+
+
+@pytest.mark.parametrize("failed", ["backend", "budget", "client"])
+def test_what_was_not_answered_frees_its_id(world: World, failed: str) -> None:
+    """The same call may be sent again, and is made."""
+    stand = limited(world, budgets=(budget("requests", 1),))
+    body = native_body(stream=failed == "client")
+    if failed == "backend":
+        stand.backends.first.set(error_rate=1, error_status=500)
+        assert stand.call("POST", "/v1/inference", json=body).status == 502
+        stand.backends.first.reset()
+    elif failed == "client":
+        stand.open("POST", "/v1/inference", json=body).close()
+    else:
+        stand.chat()
+        assert stand.call("POST", "/v1/inference", json=body).status == 402
+    stand.clock.wall_s += 86_400
+    assert stand.call("POST", "/v1/inference", json=body).status == 200
+
+
+@pytest.mark.parametrize("key", ["", "x" * 256])
+def test_a_header_that_is_no_id(stand: RouterStand, key: str) -> None:
+    """From 1 to 255 characters."""
+    reply = stand.call("POST", CHAT, json=chat_body(), headers={"Idempotency-Key": key})
+    assert (reply.status, reply.json["error"]["param"]) == (400, "Idempotency-Key")
+
+
+# --- away -----------------------------------------------------------------------------------
+
+
+def test_without_redis_rates_are_enforced_here(world: World) -> None:
+    """P9, D4: never 429 for an outage, but each worker's share still holds."""
+    stand = limited(world, rate_limit=RateLimit(1, 2))
+    world.redis.away = "timeout"
+    assert [stand.chat().status for _ in range(3)] == [200, 200, 429]
+    stand.services.metrics.publish_limits(stand.services.enforcement.figures())
+    assert stand.metric("rate_decisions_total", source="local") >= 3
+
+
+def test_without_redis_no_budget_is_spent(world: World) -> None:
+    """D4, B3: 503 with a time to wait, and no backend hears of it."""
+    stand = limited(world, budgets=(budget(limit=USD),))
+    world.redis.away = "timeout"
+    for reply, code in ((stand.inference(), "BUDGET_UNAVAILABLE"), (stand.chat(), None)):
+        assert (reply.status, reply.header("Retry-After")) == (503, "1")
+        assert code is None or reply.json["code"] == code
+    assert stand.call("GET", "/v1/limits").status == 503
+    assert stand.received() == 0
+
+
+def test_a_call_waits_for_redis_once(world: World) -> None:
+    """P9: one timeout is all that an outage adds to a call. Its id may have been claimed all the
+    same, so its end is told later."""
+    stand = limited(world, budgets=(budget(limit=USD),))
+    world.redis.away = "timeout"
+    for send, asked in ((stand.chat, 1), (stand.inference, 1)):
+        world.redis.asked = 0
+        assert send().status == 503
+        assert world.redis.asked == asked
+    free = limited(world)
+    world.redis.away, world.redis.asked = "timeout", 0
+    assert free.inference().status == 200
+    assert world.redis.asked == 1
+    assert free.services.enforcement.figures().deferred == 1
+
+
+def test_what_is_let_through_is_charged_later(world: World) -> None:
+    """D4, D5: with `open` a call is made without its budget, and charged to it in the end."""
+    with world.other_stand(budget_fallback="open") as stand:
+        stand.redis.away = "timeout"
+        assert stand.call("POST", CHAT, key="saving", json=chat_body()).status == 200
+        cost = stand.record["cost_nanos"]
+        stand.redis.away = None
+        stand.services.enforcement._retry_queue.run()
+        assert budget_of(stand, "pocket", key="saving")["settled"] == cost / USD
+
+
+def test_a_large_reply_is_not_kept(world: World) -> None:
+    """Its duplicate learns so."""
+    with world.other_stand(idempotency_max_bytes=100) as stand:
+        body = native_body()
+        stand.call("POST", "/v1/inference", json=body)
+        reply = stand.call("POST", "/v1/inference", json=body)
+        assert (reply.status, reply.json["code"]) == (409, "REPLY_NOT_KEPT")
+
+
+def test_a_refusal_and_a_duplicate_hold_no_slot(world: World) -> None:
+    """R8: what was taken before the budget was asked is given back."""
+    slots = RateLimit(None, concurrent=5, tokens_per_minute=6000)
+    stand = limited(world, rate_limit=slots, budgets=(budget(limit=0),))
+    assert stand.inference().status == 402
+    assert rate_of(stand, "org-concurrent")["remaining"] == 5
+    assert rate_of(stand, "org-tokens")["remaining"] == 6000
+    stand = limited(world, rate_limit=slots)
+    body = native_body()
+    stand.call("POST", "/v1/inference", json=body)
+    left = rate_of(stand, "org-tokens")["remaining"]
+    assert stand.call("POST", "/v1/inference", json=body).header("Idempotency-Replayed") == "true"
+    assert rate_of(stand, "org-concurrent")["remaining"] == 5
+    assert rate_of(stand, "org-tokens")["remaining"] == left
+
+
+def test_without_redis_ids_are_not_looked_at(stand: RouterStand) -> None:
+    """A call without a budget goes on without replay protection, counted."""
+    stand.redis.away = "timeout"
+    body = native_body()
+    assert [stand.call("POST", "/v1/inference", json=body).status for _ in range(2)] == [200, 200]
+    assert stand.metric("idempotency_total", outcome="unprotected") == 2
+
+
+def test_what_an_operator_may_choose_instead(world: World) -> None:
+    """D4: each of the three has its own knob."""
+    with world.other_stand(rate_limit_fallback="closed") as stand:
+        stand.redis.away = "timeout"
+        reply = stand.inference()
+        assert (reply.status, reply.json["code"]) == (503, "LIMITS_UNAVAILABLE")
+        assert reply.header("Retry-After") == "1"
+    with world.other_stand(idempotency_fallback="closed") as stand:
+        stand.redis.away = "timeout"
+        assert stand.inference().json["code"] == "LIMITS_UNAVAILABLE"
+        assert stand.chat().status == 200
+        assert stand.received() == 1
+    with world.other_stand(budget_fallback="open") as stand:
+        stand.redis.away = "timeout"
+        body = chat_body()
+        assert stand.call("POST", CHAT, key="saving", json=body).status == 200
+
+
+def test_what_was_spent_meanwhile_is_charged_later(world: World) -> None:
+    """D5: Redis goes away while the call runs."""
+    stand = limited(world, budgets=(budget(limit=USD),))
+    opened = stand.open("POST", CHAT, json=chat_body(stream=True))
+    world.redis.away = "timeout"
+    opened.read()
+    enforcement = stand.services.enforcement
+    assert enforcement.figures().deferred == 1
+    world.redis.away = None
+    enforcement._retry_queue.run()
+    assert enforcement.figures().deferred == 0
+    found = budget_of(stand)
+    assert (found["settled"], found["reserved"]) == (stand.record["cost_nanos"] / USD, 0)
+
+
+# --- what is recorded -----------------------------------------------------------------------
+
+
+def test_the_record_of_a_rate_limit(world: World) -> None:
+    """T023: a denial can be answered for."""
+    stand = limited(world, rate_limit=RateLimit(0, 0))
+    stand.inference()
+    record = stand.record
+    assert (record["limit_state"], record["decision_reason"]) == ("RATE_LIMITED", "RATE_LIMIT")
+    assert (record["outcome"], record["status"], record["cost_nanos"]) == ("rejected", 429, None)
+    event = stand.event
+    assert (event["action"], event["reason"]) == ("REQUEST_DENIED", "RATE_LIMIT_EXCEEDED")
+    assert event["organization_id"] == "acme"
+    assert event["context"] == {
+        "api_key_id": "key-main",
+        "endpoint": "native.inference",
+        "model": "gpt-4o",
+        "status": 429,
+        "limit_type": "rate_limit",
+        "limit_name": "org-requests",
+        "limit_scope": "org",
+        "limit_unit": "requests",
+        "limit": 0,
+        "usage": 0,
+        "reservation": 1,
+        "tokens": 0,
+    }
+    assert stand.line["limit"] == "org-requests"
+    assert stand.metric("rate_limit_denials_total", limit="org-requests") == 1
+
+
+def test_the_record_of_a_budget(world: World) -> None:
+    """T023: with model, tokens, and what the call would have held."""
+    stand = limited(world, budgets=(budget(limit=0),))
+    stand.inference(text="x" * 40, parameters={"max_tokens": 10})
+    record = stand.record
+    assert (record["limit_state"], record["decision_reason"]) == ("BUDGET_EXCEEDED", None)
+    context = stand.event["context"]
+    assert (context["model"], context["tokens"]) == ("gpt-4o", 20)
+    assert (context["limit_type"], context["limit"], context["usage"]) == ("budget", 0, 0)
+    assert (context["settled"], context["reserved"]) == (0, 0)
+    assert context["reservation"] == 10 * 2_500 + 10 * 10_000
+    assert stand.metric("budget_denials_total", scope="org", period="daily") == 1
+
+
+def test_a_quota_is_counted_as_such(world: World) -> None:
+    """By owner, unit and period."""
+    stand = limited(world, budgets=(budget("tokens", 0, "monthly"),))
+    stand.chat()
+    labels = {"scope": "org", "unit": "tokens", "period": "monthly"}
+    assert stand.metric("quota_denials_total", **labels) == 1
+
+
+def test_shadow_limits_only_tell(world: World) -> None:
+    """They refuse nothing, and say what they would have refused."""
+    stand = limited(
+        world,
+        rate_limit=RateLimit(0, 0, shadow=True),
+        budgets=(budget(limit=0, shadow=True), budget("requests", 0, shadow=True)),
+    )
+    assert stand.chat().status == 200
+    told = "org-requests,org::usd-daily:usd:daily,org::requests-daily:requests:daily"
+    assert stand.event["context"]["shadow_denied"] == told
+    for limit_type in ("rate_limit", "budget", "quota"):
+        assert stand.metric("shadow_denials_total", limit_type=limit_type) == 1
+
+
+def test_a_threshold_is_told_once(world: World) -> None:
+    """B18: in the audit trail, by the call that reached it."""
+    stand = limited(world, budgets=(budget("requests", 2, thresholds=(50,)),))
+    stand.chat()
+    stand.chat()
+    [event] = [event for event in stand.spool.events if event["action"] == "BUDGET_THRESHOLD"]
+    assert (event["organization_id"], event["entity_type"]) == ("acme", "budget")
+    assert event["context"]["percent"] == 50
+    assert (event["context"]["limit"], event["context"]["unit"]) == (2, "requests")
+
+
+def test_what_the_spool_does_not_take_is_told_later(stand: RouterStand) -> None:
+    """D4: an outage has its event, as soon as there is room for it; in order, once."""
+    enforcement = stand.services.enforcement
+    enforcement.audit_outbox.changed("redis", "open")
+    enforcement.audit_outbox.changed("redis", "closed")
+    stand.spool.reason = "disk_full"
+    stand.services.heartbeat()
+    assert stand.spool.events == []
+    stand.spool.reason = None
+    stand.services.heartbeat()
+    stand.services.heartbeat()
+    told = [(event["action"], event["entity_id"]) for event in stand.spool.events]
+    assert told == [("DEPENDENCY_LOST", "redis"), ("DEPENDENCY_RESTORED", "redis")]
+
+
+def test_calls_that_never_ended_are_counted(stand: RouterStand) -> None:
+    """Their workers were killed; what they held is free again."""
+    audit_outbox = stand.services.enforcement.audit_outbox
+    before = audit_outbox.unresolved
+    audit_outbox.found_unresolved("acme", ("a", "b"))
+    stand.services.heartbeat()
+    assert stand.metric("leases_unresolved_total") == before + 2
+    audit_outbox.crossed("acme", ThresholdEvent(WindowSpec("w", "usd", "daily", 1), 80))
+    audit_outbox.tell(stand.services.recorder)
+
+
+# --- GET /v1/limits -------------------------------------------------------------------------
+
+
+def test_a_caller_sees_its_limits(world: World) -> None:
+    """Rate limits and budgets of key and organization; with any scope."""
+    stand = limited(
+        world,
+        rate_limit=RateLimit(10, 20, concurrent=3),
+        budgets=(budget(limit=USD), budget("tokens", None, "total", shadow=True)),
+    )
+    found = stand.call("GET", "/v1/limits", key="reading").json
+    assert (found["organization_id"], found["api_key_id"]) == ("acme", "key-reading")
+    assert found["is_shared"] is True
+    assert [entry["name"] for entry in found["rate_limits"]] == [
+        "org-requests",
+        "key-requests",
+        "org-concurrent",
+    ]
+    assert found["rate_limits"][0] == {
+        "name": "org-requests",
+        "scope": "org",
+        "model": None,
+        "unit": "requests",
+        "limit": 20,
+        "per_second": 10.0,
+        "remaining": 20,
+        "reset_after_s": 0,
+        "enforced": True,
+    }
+    assert found["budgets"] == [
+        {
+            "name": "usd-daily",
+            "scope": "org",
+            "unit": "usd",
+            "period": "daily",
+            "timezone": "UTC",
+            "limit": 1.0,
+            "current_usage": 0.0,
+            "settled": 0.0,
+            "reserved": 0.0,
+            "remaining": 1.0,
+            "resets_at": "2027-01-16T00:00:00Z",
+            "enforced": True,
+        },
+        {
+            "name": "tokens-total",
+            "scope": "org",
+            "unit": "tokens",
+            "period": "total",
+            "timezone": "UTC",
+            "limit": None,
+            "current_usage": 0,
+            "settled": 0,
+            "reserved": 0,
+            "remaining": None,
+            "resets_at": None,
+            "enforced": False,
+        },
+    ]
+
+
+def test_it_takes_no_parameters(stand: RouterStand) -> None:
+    """A key sees its own limits and nobody else's."""
+    reply = stand.call("GET", "/v1/limits?key=key-spare")
+    assert (reply.status, reply.json["details"]) == (400, {"field": "key"})
+
+
+def test_a_signing_key_signs_for_it(stand: RouterStand) -> None:
+    """As for everything else."""
+    assert stand.call("GET", "/v1/limits", key="signing").status == 401
+    headers = stand.signature("GET", "/v1/limits", key="signing")
+    assert stand.call("GET", "/v1/limits", key="signing", headers=headers).status == 200
+
+
+def test_the_stored_reply_is_the_clients_own(stand: RouterStand) -> None:
+    """What is kept is whole: the reply of a duplicate parses like the first."""
+    body = native_body()
+    stand.call("POST", "/v1/inference", json=body)
+    again = stand.call("POST", "/v1/inference", json=body)
+    assert json.loads(again.body)["request_id"] == body["request_id"]

@@ -1,0 +1,345 @@
+"""`routerctl budgets` as an operator meets it, on a real redis-server."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+from click.testing import CliRunner, Result
+
+from router.cli import budgets
+from router.cli.main import cli
+from router.clock import Clock
+from router.config.loader import load_plain
+from router.config.settings import Settings
+from router.config.state.access import StateWriter
+from router.limits.budgets.ledger import Ledger
+from router.limits.budgets.maintenance import LedgerMaintenance
+from router.limits.budgets.windows import Amounts, Reservation, WindowSpec
+from router.records.audit_chain import unseal
+from router.redis.address import parse_address
+from router.redis.client import RedisClient
+from router.redis.connection import ConnectionOptions
+from router.spool.frames import AUDIT, USAGE
+from router.spool.reader import SpoolReader
+from router.spool.writer import SpoolWriter
+from tests.fakes.redis_server import BINARY, running
+from tests.unit.records import samples
+
+pytestmark = pytest.mark.skipif(BINARY is None, reason="REDIS-SERVER IS NOT INSTALLED")
+
+Run = Callable[..., Result]
+
+DOCUMENT = {
+    "version": 1,
+    "organizations": [
+        {
+            "id": "acme",
+            "budgets": [
+                {"name": "spend", "unit": "usd", "period": "monthly", "limit": "10"},
+                {"name": "calls", "unit": "requests", "period": "total"},
+            ],
+        },
+        {"id": "other", "budgets": [{"name": "spend", "unit": "usd", "period": "daily"}]},
+        {"id": "plain"},
+    ],
+    "keys": [
+        {
+            "id": "batch",
+            "organization": "acme",
+            "hash": "ab" * 32,
+            "budgets": [{"name": "spend", "unit": "tokens", "period": "total", "limit": 100}],
+        },
+        {"id": "free", "organization": "acme", "hash": "cd" * 32},
+    ],
+}
+SPEND = WindowSpec("spend", "usd", "monthly", 10 * 10**9, thresholds=(80, 95))
+OF_KEY = WindowSpec("spend", "tokens", "total", 100, scope="key", subject="batch")
+
+
+@pytest.fixture(scope="module")
+def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with running(tmp_path_factory.mktemp("redis"), unix=True) as server:
+        yield server.url
+
+
+@pytest.fixture
+def client(redis_url: str) -> Iterator[RedisClient]:
+    address = parse_address(redis_url)
+    made = RedisClient(address, ConnectionOptions(login=address.login, timeout_s=5.0))
+    made.command("FLUSHALL")
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def ledger(client: RedisClient) -> Ledger:
+    """With the windows of the tests open and empty."""
+    LedgerMaintenance(client).rebuild("acme", [SPEND, OF_KEY], lambda _lost: 0)
+    return Ledger(client)
+
+
+@pytest.fixture
+def run(tmp_path: Path, redis_url: str, client: RedisClient) -> Run:
+    loaded = load_plain(DOCUMENT, demo=False)
+    StateWriter(Settings(data_dir=tmp_path).state_dir).apply(loaded)
+
+    def call(*arguments: str, **environ: str) -> Result:
+        env = {"ROUTER_DATA_DIR": str(tmp_path), "RATE_LIMIT_REDIS_ADDR": redis_url, **environ}
+        return CliRunner().invoke(cli, ["budgets", *arguments], env=env, prog_name="routerctl")
+
+    return call
+
+
+def succeeded(result: Result) -> str:
+    assert (result.exit_code, result.exception) == (0, None), result.output
+    return result.stdout
+
+
+def refused(result: Result) -> str:
+    assert result.exit_code in (1, 2), result.output
+    assert isinstance(result.exception, SystemExit)
+    return result.stderr
+
+
+def hold(ledger: Ledger, lease: str, amounts: Amounts) -> Reservation:
+    held = ledger.reserve("acme", lease, [SPEND, OF_KEY], amounts, ttl_ms=60_000)
+    assert isinstance(held, Reservation)
+    return held
+
+
+def spend(ledger: Ledger, lease: str, amounts: Amounts) -> None:
+    assert ledger.settle(hold(ledger, lease, amounts), amounts).booked
+
+
+def events(tmp_path: Path) -> list[dict[str, Any]]:
+    reader = SpoolReader(tmp_path / "spool", observe=True)
+    found = []
+    for info in reader.writers():
+        for frame in reader.read(reader.first_position(info.writer_id), 1 << 20).frames:
+            if frame.kind == AUDIT:
+                found.append(orjson.loads(unseal(frame.payload)[0]))
+    return found
+
+
+def settled(ledger: Ledger, window: WindowSpec = SPEND) -> int:
+    [state] = ledger.read("acme", [window])
+    assert not state.lost
+    return state.settled
+
+
+def test_the_list_shows_the_enforcing_counters(run: Run, ledger: Ledger) -> None:
+    """B17: settled and reserved as the next refusal would tell them, of every organization."""
+    spend(ledger, "a", Amounts(1_250_000_000, 40))
+    hold(ledger, "b", Amounts(500_000_000, 7))
+    found = {
+        (one["organization"], one["key"], one["budget"]): one
+        for one in json.loads(succeeded(run("list", "--output", "json")))
+    }
+    assert len(found) == 4
+    mine = found["acme", None, "spend"]
+    assert (mine["settled"], mine["reserved"], mine["limit"]) == ("1.25", "0.50", "10.00")
+    assert (mine["remaining"], mine["unit"], mine["period"]) == ("8.25", "usd", "monthly")
+    keys = found["acme", "batch", "spend"]
+    assert (keys["settled"], keys["reserved"], keys["remaining"]) == (40, 7, 53)
+    assert found["other", None, "spend"]["settled"] is None
+    assert found["other", None, "spend"]["counted"] is False
+
+    text = succeeded(run("list", "--organization", "acme"))
+    [head, *rows] = text.splitlines()
+    assert head.split()[:4] == ["ORGANIZATION", "KEY", "BUDGET", "PERIOD"]
+    assert [row.split()[:3] for row in rows] == [
+        ["acme", "-", "spend"],
+        ["acme", "-", "calls"],
+        ["acme", "batch", "spend"],
+    ]
+    assert rows[0].split()[-3:] == ["1.25", "0.50", "10.00"]
+
+
+def test_looking_changes_nothing(run: Run, client: RedisClient, tmp_path: Path) -> None:
+    """A window that Redis does not know stays so, until a call rebuilds it."""
+    before = client.command("DBSIZE")
+    succeeded(run("list"))
+    succeeded(run("show", "acme"))
+    assert client.command("DBSIZE") == before
+    assert events(tmp_path) == []
+
+
+def test_one_organization_in_full(run: Run, ledger: Ledger) -> None:
+    """All that is configured, and with a key what holds for its calls."""
+    text = succeeded(run("show", "acme", "--key", "batch"))
+    assert text.count("budget:") == 3
+    assert "thresholds:    80, 95" in text
+    assert "limit:         10.00" in text
+    assert succeeded(run("show", "acme", "--key", "free")).count("budget:") == 2
+    assert succeeded(run("show", "plain")) == ""
+    assert succeeded(run("list", "--organization", "plain")) == "no budgets\n"
+
+
+@pytest.mark.parametrize(
+    ("amount", "left"), [("-1.25", 0), ("-0.000000001", 1_249_999_999), ("2", 3_250_000_000)]
+)
+def test_an_adjustment_is_exact_and_audited(
+    run: Run, ledger: Ledger, tmp_path: Path, amount: str, left: int
+) -> None:
+    """B10: to the nano-USD, with its reason, who made it, and what it was before."""
+    spend(ledger, "a", Amounts(1_250_000_000, 1))
+    text = succeeded(run("adjust", "acme", "spend", "--amount", amount, "--reason", "a refund"))
+    assert text.startswith("spend: settled 1.25 -> ")
+    assert settled(ledger) == left
+    [event] = events(tmp_path)
+    assert (event["action"], event["reason"]) == ("BUDGET_ADJUSTED", "a refund")
+    assert event["actor"].startswith("operator:")
+    assert (event["organization_id"], event["entity_type"]) == ("acme", "budget")
+    assert (event["before"], event["after"]) == ({"settled": 1_250_000_000}, {"settled": left})
+    assert event["context"]["correction_id"] in text
+
+
+def test_more_cannot_be_taken_off_than_was_settled(run: Run, ledger: Ledger) -> None:
+    """Settled is never negative: that would raise the limit."""
+    spend(ledger, "a", Amounts(5, 1))
+    succeeded(run("adjust", "acme", "spend", "--amount=-9", "--reason", "r"))
+    assert settled(ledger) == 0
+
+
+def test_a_correction_counts_once(run: Run, ledger: Ledger, tmp_path: Path) -> None:
+    """Repeated with its id it changes nothing, and the trail has it once."""
+    once = ("adjust", "acme", "spend", "--amount", "1", "--reason", "r", "--correction-id", "c1")
+    succeeded(run(*once))
+    assert "made before: nothing changed" in succeeded(run(*once))
+    assert settled(ledger) == 10**9
+    assert len(events(tmp_path)) == 1
+    succeeded(run(*once[:-1], "c2"))
+    assert settled(ledger) == 2 * 10**9
+
+
+def test_calls_settled_in_between_are_in_the_trail(
+    run: Run, ledger: Ledger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """B10: the trail has what was meant and, where it differs, what was done."""
+    spend(ledger, "a", Amounts(10, 1))
+    correct = budgets._Desk.correct
+
+    def late(desk: Any, *args: Any, **options: Any) -> Any:
+        spend(ledger, "b", Amounts(2, 1))
+        return correct(desk, *args, **options)
+
+    monkeypatch.setattr(budgets._Desk, "correct", late)
+    succeeded(run("adjust", "acme", "spend", "--amount=-0.000000005", "--reason", "r"))
+    found = [(event["before"], event["after"]) for event in events(tmp_path)]
+    assert found == [
+        ({"settled": 10}, {"settled": 5}),
+        ({"settled": 12}, {"settled": 7}),
+    ]
+    assert settled(ledger) == 7
+
+
+def test_a_window_that_is_lost_meanwhile_is_a_line(
+    run: Run, ledger: Ledger, client: RedisClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is changed, and it says so."""
+    spend(ledger, "a", Amounts(10, 1))
+    correct = budgets._Desk.correct
+
+    def late(desk: Any, *args: Any, **options: Any) -> Any:
+        client.command("FLUSHALL")
+        return correct(desk, *args, **options)
+
+    monkeypatch.setattr(budgets._Desk, "correct", late)
+    text = refused(run("adjust", "acme", "spend", "--amount", "1", "--reason", "r"))
+    assert "nothing was changed" in text
+
+
+def test_a_reset_begins_the_period_again(run: Run, ledger: Ledger, tmp_path: Path) -> None:
+    """Of the key's own budget only; what is reserved stays."""
+    spend(ledger, "a", Amounts(1000, 60))
+    hold(ledger, "b", Amounts(1, 5))
+    succeeded(run("reset", "acme", "spend", "--key", "batch", "--reason", "new contract"))
+    [state] = ledger.read("acme", [OF_KEY])
+    assert (state.settled, state.reserved) == (0, 5)
+    assert settled(ledger) == 1000
+    [event] = events(tmp_path)
+    assert event["action"] == "LIMIT_RESET"
+    assert event["context"]["api_key_id"] == "batch"
+    assert (event["before"], event["after"]) == ({"settled": 60}, {"settled": 0})
+
+
+def test_thresholds_that_it_reaches_are_told(run: Run, ledger: Ledger, tmp_path: Path) -> None:
+    """B18: once each, whoever makes it happen."""
+    succeeded(run("adjust", "acme", "spend", "--amount", "9", "--reason", "booked by hand"))
+    assert [(event["action"], event["context"].get("percent")) for event in events(tmp_path)] == [
+        ("BUDGET_ADJUSTED", None),
+        ("BUDGET_THRESHOLD", 80),
+    ]
+
+
+def test_a_lost_window_is_rebuilt_first(run: Run, client: RedisClient, tmp_path: Path) -> None:
+    """D10: what the records have is there before anything is taken off."""
+    spool = SpoolWriter(tmp_path / "spool", max_bytes=1 << 30)
+    record = samples.usage(timestamp=Clock().now_s(), cost_nanos=3 * 10**9)
+    spool.append([(USAGE, orjson.dumps(record))])
+    spool.close()
+    text = succeeded(run("adjust", "acme", "spend", "--amount", "-1", "--reason", "r"))
+    assert text.startswith("spend: settled 3.00 -> 2.00")
+    assert settled(Ledger(client)) == 2 * 10**9
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("show", "nobody"), "no organization 'nobody'"),
+        (("show", "acme", "--key", "nobody"), "has no key 'nobody'"),
+        (("show", "other", "--key", "batch"), "has no key 'batch'"),
+        (("reset", "acme", "missing", "--reason", "r"), "has no budget 'missing'"),
+        (("reset", "acme", "calls", "--key", "batch", "--reason", "r"), "has no budget 'calls'"),
+        (("reset", "acme", "spend"), "--reason"),
+        (("reset", "acme", "spend", "--reason", " "), "must say something"),
+        (("adjust", "acme", "spend", "--reason", "r"), "--amount"),
+        (("adjust", "acme", "spend", "--reason", "r", "--amount", "x"), "no number"),
+        (("adjust", "acme", "spend", "--reason", "r", "--amount", "NaN"), "no number"),
+        (("adjust", "acme", "spend", "--reason", "r", "--amount", "1e99"), "can be counted"),
+        (("adjust", "acme", "spend", "--reason", "r", "--amount", "0"), "changes nothing"),
+        (("adjust", "acme", "spend", "--reason", "r", "--amount", "1e-10"), "finer than"),
+        (("adjust", "acme", "calls", "--reason", "r", "--amount", "1.5"), "finer than"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(
+    run: Run, tmp_path: Path, arguments: tuple[str, ...], message: str
+) -> None:
+    """With a line that says what, and nothing in the trail."""
+    assert message in refused(run(*arguments))
+    assert events(tmp_path) == []
+
+
+def test_redis_away_is_a_line(run: Run, tmp_path: Path) -> None:
+    """And nothing is written down that was not done."""
+    away = {"RATE_LIMIT_REDIS_ADDR": f"unix://{tmp_path}/nothing.sock"}
+    assert "no answer from" in refused(run("list", **away))
+    assert "no answer from" in refused(run("reset", "acme", "spend", "--reason", "r", **away))
+    assert events(tmp_path) == []
+
+
+def test_a_budget_service_is_left_alone(run: Run) -> None:
+    """Its ledger is not in our Redis: figures from there would be wrong."""
+    line = refused(run("list", BUDGET_SERVICE_ENDPOINT="http://127.0.0.1:1"))
+    assert "BUDGET_SERVICE_ENDPOINT" in line
+
+
+def test_no_trail_no_correction(run: Run, ledger: Ledger, tmp_path: Path) -> None:
+    """A2: what cannot be written down is not done."""
+    spend(ledger, "a", Amounts(7, 1))
+    (tmp_path / "spool").write_text("no directory")
+    assert "audit trail" in refused(run("reset", "acme", "spend", "--reason", "r"))
+    assert settled(ledger) == 7
+
+
+def test_without_a_server_one_is_there_for_the_command(run: Run, tmp_path: Path) -> None:
+    """embedded://: started for the command, its figures kept, gone afterwards."""
+    private = {"RATE_LIMIT_REDIS_ADDR": "embedded://"}
+    succeeded(run("adjust", "acme", "spend", "--amount", "1.5", "--reason", "r", **private))
+    listed = json.loads(succeeded(run("list", "--output", "json", **private)))
+    assert listed[0]["settled"] == "1.50"

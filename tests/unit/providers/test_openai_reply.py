@@ -1,0 +1,169 @@
+"""What is read off a buffered reply in the OpenAI dialect, and off an error."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import orjson
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from router.call import Usage
+from router.errors import BackendFailed
+from router.providers import openai
+from router.providers.provider import OpenAIProvider
+from tests.unit.upstream.builders import completion, new_call
+
+ANY_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-5, 2**63) | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3)
+    | st.dictionaries(
+        st.sampled_from(
+            ["choices", "usage", "message", "delta", "text", "content", "tool_calls", "function",
+             "arguments", "prompt_tokens", "completion_tokens", "prompt_tokens_details",
+             "cached_tokens", "error", "finish_reason"]
+        ),
+        inner,
+        max_size=5,
+    ),
+    max_leaves=20,
+)  # fmt: skip
+
+
+def test_a_reply_passes_with_its_usage() -> None:
+    """The bytes are the backend's own."""
+    body = completion(unknown={"kept": True})
+    delivered, usage, _ = OpenAIProvider().read_reply(new_call(), body)
+    assert delivered is body
+    assert usage == Usage(5, 7)
+
+
+@pytest.mark.parametrize(
+    ("reported", "usage"),
+    [
+        ({"prompt_tokens": 5, "completion_tokens": 7}, Usage(5, 7)),
+        ({"prompt_tokens": 5, "completion_tokens": 7, "total_tokens": 99}, Usage(5, 7)),
+        ({"prompt_tokens": 5, "total_tokens": 5}, Usage(5, 0)),
+        ({"prompt_tokens": 0, "completion_tokens": 0}, Usage(0, 0)),
+        (
+            {"prompt_tokens": 9, "completion_tokens": 1,
+             "prompt_tokens_details": {"cached_tokens": 4}},
+            Usage(9, 1, 4),
+        ),
+        (
+            {"prompt_tokens": 9, "completion_tokens": 1, "prompt_tokens_details": None},
+            Usage(9, 1),
+        ),
+        (
+            {"prompt_tokens": 9, "completion_tokens": 1,
+             "prompt_tokens_details": {"cached_tokens": -4}},
+            Usage(9, 1),
+        ),
+        ({"prompt_tokens": 1_000_000_000, "completion_tokens": 0}, Usage(1_000_000_000, 0)),
+        ({"prompt_tokens": 1_000_000_001, "completion_tokens": 0}, None),
+        ({"prompt_tokens": 2**64 - 1, "completion_tokens": 1}, None),
+        ({"prompt_tokens": -1, "completion_tokens": 7}, None),
+        ({"prompt_tokens": 5.0, "completion_tokens": 7}, None),
+        ({"prompt_tokens": "5", "completion_tokens": 7}, None),
+        ({"prompt_tokens": True, "completion_tokens": 7}, None),
+        ({"prompt_tokens": 5, "completion_tokens": None}, None),
+        ({"completion_tokens": 7}, None),
+        ({}, None),
+        ([], None),
+        ("much", None),
+        (None, None),
+    ],
+)  # fmt: skip
+def test_usage_is_exact_or_absent(reported: Any, usage: Usage | None) -> None:
+    """Counts that make no sense are no usage, never a silent zero (U8).
+
+    A count near 2⁶⁴ used to make a cost that no record could hold.
+    """
+    assert openai.read_usage(reported) == usage
+
+
+@pytest.mark.parametrize(
+    ("reply", "chars"),
+    [
+        ({"choices": [{"message": {"content": "hello"}}]}, 5),
+        ({"choices": [{"message": {"content": "hello"}}, {"message": {"content": "you"}}]}, 8),
+        ({"choices": [{"text": "hello"}]}, 5),
+        ({"choices": [{"message": {"content": None, "refusal": "no"}}]}, 2),
+        ({"choices": [{"message": {"content": "a", "reasoning_content": "bcd"}}]}, 4),
+        (
+            {"choices": [{"message": {"tool_calls": [
+                {"function": {"name": "f", "arguments": "{\"a\":1}"}},
+                {"function": {"name": "g", "arguments": "{}"}}]}}]},
+            9,
+        ),
+        ({"choices": [{"message": {"content": ["odd"]}}, None, "x", {}]}, 0),
+        ({"choices": [{"message": {"tool_calls": 5}}]}, 0),
+        ({"choices": [{"message": {"tool_calls": {"a": 1}}}]}, 0),
+        ({"choices": {"a": 1}}, 0),
+        ({"choices": None}, 0),
+        ({"data": [{"embedding": [0.1]}]}, 0),
+        ({}, 0),
+    ],
+)  # fmt: skip
+def test_output_is_counted_for_an_estimate(reply: Any, chars: int) -> None:
+    """Text, reasoning and tool arguments; oddities count nothing, and used to raise."""
+    delivered, usage, counted = OpenAIProvider().read_reply(new_call(), orjson.dumps(reply))
+    assert (delivered, usage, counted) == (orjson.dumps(reply), None, chars)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"not JSON", b"[1]", b'"text"', b"null", b"{", b'{"a": NaN}', b"\xff", b"[" * 100_000],
+)
+def test_nonsense_is_a_failure_of_the_backend(body: bytes) -> None:
+    """What is no JSON object is not handed to a client as a success."""
+    with pytest.raises(BackendFailed) as failed:
+        OpenAIProvider().read_reply(new_call(), body)
+    assert failed.value.message == "the backend failed to answer this call"
+
+
+@settings(max_examples=50)
+@given(st.dictionaries(st.text(max_size=8), ANY_JSON) | ANY_JSON)
+def test_no_reply_brings_the_reader_down(reply: Any) -> None:
+    """Whatever a backend answers, it is delivered or it is a ``BackendFailed``."""
+    body = orjson.dumps(reply)
+    try:
+        delivered, usage, chars = OpenAIProvider().read_reply(new_call(), body)
+    except BackendFailed:
+        assert not isinstance(reply, dict)
+        return
+    assert delivered == body
+    assert chars >= 0
+    assert usage is None or usage.tokens_input >= 0
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (b'{"error": {"message": "too long", "type": "x"}}', "too long"),
+        (b'{"error": "plain"}', "plain"),
+        (b'{"message": "vLLM of old"}', "vLLM of old"),
+        (b'{"object": "error", "message": "bad", "code": 400}', "bad"),
+        (b'{"error": {"message": 5}}', None),
+        (b'{"error": null}', None),
+        (b'{"detail": [{"msg": "x"}]}', None),
+        (b'["x"]', None),
+        (b"<html>Bad Request</html>", None),
+        (b"", None),
+        (b"\xff", None),
+    ],
+)
+def test_the_message_of_an_error(body: bytes, message: str | None) -> None:
+    """Only what is an error object has a message that can be shown."""
+    assert openai.read_error(400, body) == message
+
+
+def test_paths_and_credentials_are_those_of_the_dialect() -> None:
+    """Each operation has its path; without a credential there is no header."""
+    assert openai.path("chat") == "/chat/completions"
+    assert openai.path("completions") == "/completions"
+    assert openai.path("embeddings") == "/embeddings"
+    assert openai.credential_headers("sk-1") == [("Authorization", "Bearer sk-1")]
+    assert openai.credential_headers(None) == []
+    assert all(openai.supports(operation) for operation in openai.PATHS)

@@ -1,0 +1,221 @@
+"""The pen: what it writes as one, what it keeps when it cannot, and what it cuts to fit."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any, cast
+
+import pytest
+from jsonschema import Draft202012Validator
+
+from router.errors import RecordsUnavailable
+from router.records.audit_chain import chain_hash, encode_event, unseal
+from router.records.record_schemas import audit_event_schema, usage_record_schema
+from router.records.record_types import AuditEvent
+from router.records.recorder import Recorder
+from router.spool.frames import AUDIT, MAX_PAYLOAD_BYTES, USAGE, encode_frame
+from router.spool.writer import SpoolWriter
+
+Frames = list[tuple[int, bytes]]
+EVENT = AuditEvent(
+    event_id="e-1",
+    action="REQUEST_ALLOWED",
+    actor="key:k",
+    entity_type="request",
+    entity_id="r-1",
+    timestamp=1_800_000_000.5,
+    request_id="r-1",
+    context={"api_key_id": "k"},
+)
+
+
+class Spool:
+    """Takes frames as the spool does, or refuses them."""
+
+    writer_id = "w-1"
+
+    def __init__(self) -> None:
+        self.reason: str | None = None
+        self.nothing_written = False
+        self.defect: Exception | None = None
+        self.appended: Frames = []
+        self.held: Frames = []
+
+    def check(self) -> None:
+        if self.reason is not None:
+            raise RecordsUnavailable(self.reason, nothing_written=self.nothing_written)
+
+    def append(self, frames: Iterable[tuple[int, bytes]]) -> None:
+        self.check()
+        if self.defect is not None:
+            raise self.defect
+        self.appended += self._encodable(frames)
+
+    def hold(self, frames: Iterable[tuple[int, bytes]]) -> None:
+        self.held += self._encodable(frames)
+
+    @staticmethod
+    def _encodable(frames: Iterable[tuple[int, bytes]]) -> Frames:
+        return [(kind, payload) for kind, payload in frames if encode_frame(kind, payload)]
+
+
+@pytest.fixture
+def spool() -> Spool:
+    return Spool()
+
+
+@pytest.fixture
+def pen(spool: Spool) -> Recorder:
+    return Recorder(cast(SpoolWriter, spool))
+
+
+def usage(**fields: Any) -> bytes:
+    """As much of a usage record as matters here."""
+    facts = {
+        "request_id": "r-1",
+        "api_key_id": "k",
+        "organization_id": "acme",
+        "endpoint": "native.inference",
+        "timestamp": "2027-01-15T08:00:00.123457Z",
+        "status": 200,
+    }
+    return json.dumps({**facts, **fields}).encode()
+
+
+def sequences(frames: Frames) -> list[int]:
+    return [json.loads(payload)["sequence"] for kind, payload in frames if kind == AUDIT]
+
+
+def test_both_are_appended_as_one(spool: Spool, pen: Recorder) -> None:
+    """The record as it is, then its event as the next of the chain."""
+    pen.record(usage(), EVENT, answered=False)
+    pen.record(None, EVENT, answered=True)
+    assert [kind for kind, _ in spool.appended] == [USAGE, AUDIT, AUDIT]
+    assert spool.appended[0][1] == usage()
+    assert sequences(spool.appended) == [1, 2]
+    assert pen.taken == 3
+
+
+def test_what_the_spool_refuses_is_held(spool: Spool, pen: Recorder) -> None:
+    """P3: the caller hears of it unless the call was answered; either way nothing is dropped."""
+    spool.reason = "disk_error"
+    with pytest.raises(RecordsUnavailable):
+        pen.record(usage(), EVENT, answered=False)
+    pen.record(usage(), EVENT, answered=True)
+    assert sequences(spool.held) == [1, 2]
+
+
+def amended(refusal: RecordsUnavailable) -> tuple[bytes, AuditEvent]:
+    return usage(status=503), replace(EVENT, reason=refusal.reason)
+
+
+def test_what_is_held_can_be_amended(spool: Spool, pen: Recorder) -> None:
+    """P3: in the same place of the chain, as nobody has seen what stood there."""
+    pen.record(None, EVENT, answered=True)
+    spool.reason, spool.nothing_written = "disk_error", True
+    with pytest.raises(RecordsUnavailable):
+        pen.record(usage(), EVENT, answered=False, amend=amended)
+    spool.reason = None
+    pen.record(None, EVENT, answered=True)
+    (_, held), (_, event) = spool.held
+    first, last = (json.loads(payload) for _, payload in spool.appended)
+    assert (json.loads(held)["status"], json.loads(event)["reason"]) == (503, "disk_error")
+    assert sequences(spool.held) == [2]
+    assert json.loads(event)["previous_hash"] == first["hash"]
+    assert last["previous_hash"] == json.loads(event)["hash"]
+    assert pen.taken == 4
+
+
+def test_what_may_be_written_is_held_as_it_is(spool: Spool, pen: Recorder) -> None:
+    """P2: two contents under one id would be two truths."""
+    spool.reason = "disk_slow"
+    with pytest.raises(RecordsUnavailable):
+        pen.record(usage(), EVENT, answered=False, amend=amended)
+    assert spool.held[0][1] == usage()
+
+
+def test_a_defect_of_the_spool_is_a_refusal(spool: Spool, pen: Recorder) -> None:
+    """P3: what is raised as anything else was not taken; this was."""
+    spool.defect = KeyError("x")
+    with pytest.raises(RecordsUnavailable):
+        pen.record(usage(), EVENT, answered=False, amend=amended)
+    assert spool.held[0][1] == usage()
+
+
+def test_a_record_without_an_event(spool: Spool, pen: Recorder) -> None:
+    """U4: the chain goes on behind it."""
+    pen.record(usage(), None, answered=False)
+    pen.record(None, EVENT, answered=False)
+    assert [kind for kind, _ in spool.appended] == [USAGE, AUDIT]
+    assert sequences(spool.appended) == [1]
+
+
+def test_an_event_is_chained_without_the_secrets_in_it(spool: Spool, pen: Recorder) -> None:
+    """P17: the hash is that of what is kept, and its names are sorted as everywhere."""
+    key = "rtr_test_" + "k" * 32
+    details = {key: 1, "~": f"by {key}", "a": 3}
+    pen.record(None, replace(EVENT, reason=key, before=details), answered=False)
+    [(_, line)] = spool.appended
+    body, digest = unseal(line)
+    event = json.loads(line)
+    assert key.encode() not in line
+    assert (event["reason"], event["before"]) == ("…", {"…": 1, "~": "by …", "a": 3})
+    assert digest == chain_hash(event["previous_hash"], body)
+    assert encode_event(event) == line
+
+
+def test_refusals_leave_the_room_to_calls(spool: Spool, pen: Recorder) -> None:
+    """P3: they used to fill the room that is set aside for calls in flight."""
+    assert pen.admits_refusals()
+    spool.reason = "disk_full"
+    assert [pen.admits_refusals() for _ in range(3)] == [False] * 3
+    spool.reason = "spool_full"
+    assert not pen.admits_refusals()
+    assert pen.refused == {"disk_full": 3, "spool_full": 1}
+    assert spool.appended == spool.held == []
+
+
+@pytest.mark.parametrize("over", [0, 1, 100_000])
+def test_a_record_that_no_frame_can_carry_is_degraded(
+    spool: Spool, pen: Recorder, over: int
+) -> None:
+    """U4: it used to be an error, for the client and for ever; now the call is known."""
+    room = MAX_PAYLOAD_BYTES - len(usage(metadata=""))
+    pen.record(usage(metadata="x" * (room + over)), EVENT, answered=False)
+    written = json.loads(spool.appended[0][1])
+    assert ("degraded" in written) is (over > 0)
+    assert pen.degraded == (over > 0)
+    if over:
+        Draft202012Validator(usage_record_schema()).validate(written)
+        assert json.loads(usage()).items() <= written.items()
+
+
+@pytest.mark.parametrize(
+    "details",
+    [
+        {"before": "x" * MAX_PAYLOAD_BYTES},
+        {"after": ["y" * 600_000, "z" * 600_000]},
+        {"context": {"api_key_id": object()}},
+        {"after": 2**70},
+    ],
+    ids=["too long", "too long together", "no JSON", "no number"],
+)
+def test_an_event_that_cannot_be_written_loses_its_details(
+    spool: Spool, pen: Recorder, details: dict[str, Any]
+) -> None:
+    """U4, P20: what happened is still told, and the chain has no gap."""
+    pen.record(None, EVENT, answered=False)
+    pen.record(None, replace(EVENT, event_id="e-2", **details), answered=False)
+    pen.record(None, replace(EVENT, event_id="e-3"), answered=False)
+    first, cut, last = (json.loads(payload) for _, payload in spool.appended)
+    Draft202012Validator(audit_event_schema()).validate(cut)
+    assert (cut["event_id"], cut["action"], cut["context"]) == (
+        "e-2",
+        "REQUEST_ALLOWED",
+        {"degraded": True},
+    )
+    assert cut["before"] is cut["after"] is None
+    assert (cut["previous_hash"], last["previous_hash"]) == (first["hash"], cut["hash"])
+    assert pen.degraded == 1

@@ -1,0 +1,191 @@
+"""Which server is asked, and what is done about what it answers."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from router.breaker import Unavailable
+from router.redis.address import parse_address
+from router.redis.client import RedisClient
+from router.redis.connection import ConnectionOptions
+from router.redis.discovery import slot_of
+from router.redis.scripts import ScriptCall, script
+from tests.fakes.scripted_redis import ScriptedRedis, array, bulk
+
+CALL = ScriptCall(script("return 1"), ["{acme}k"], [])
+OTHER = ScriptCall(script("return 2"), ["{acme}k"], [])
+SLOT = slot_of("{acme}k")
+
+
+@pytest.fixture
+def servers() -> Iterator[list[ScriptedRedis]]:
+    opened = [ScriptedRedis(), ScriptedRedis()]
+    yield opened
+    for server in opened:
+        server.close()
+
+
+def client(url: str) -> RedisClient:
+    return RedisClient(parse_address(url), ConnectionOptions(timeout_s=0.5))
+
+
+def slots(port: int) -> bytes:
+    """The map of a cluster with one master."""
+    return array(array(b":0\r\n", b":16383\r\n", array(bulk("127.0.0.1"), b":%d\r\n" % port)))
+
+
+def test_an_unknown_script_is_taught(servers: list[ScriptedRedis]) -> None:
+    """R6: what Redis has forgotten is sent as source, and what stands before it is not repeated."""
+    server = servers[0]
+
+    def answer(command: list[bytes]) -> bytes:
+        known = command[1] != OTHER.script.sha.encode()
+        return b":1\r\n" if known else b"-NOSCRIPT No matching script.\r\n"
+
+    server.answer = answer
+    subject = client(f"redis://127.0.0.1:{server.port}")
+    assert subject.run_all([CALL, OTHER]) == [1, 1]
+    assert server.names() == [b"EVALSHA", b"EVALSHA", b"EVAL"]
+    subject.close()
+
+
+def test_an_error_of_a_script_is_an_outage(servers: list[ScriptedRedis]) -> None:
+    """D3: out of memory, read-only: three of them open the breaker, and then nobody is asked."""
+    server = servers[0]
+    server.answer = lambda _command: b"-OOM command not allowed\r\n"
+    subject = client(f"redis://127.0.0.1:{server.port}")
+    for _ in range(3):
+        with pytest.raises(Unavailable, match="script"):
+            subject.run(CALL)
+    assert subject.is_unavailable
+    with pytest.raises(Unavailable, match="breaker_open"):
+        subject.run(CALL)
+    assert server.names().count(b"EVALSHA") == 3
+    subject.close()
+
+
+def test_a_refused_administration_command_is_no_outage(servers: list[ScriptedRedis]) -> None:
+    """D10: a Redis that forbids a command still limits."""
+    servers[0].answer = lambda _command: b"-NOPERM no\r\n"
+    subject = client(f"redis://127.0.0.1:{servers[0].port}")
+    for _ in range(5):
+        with pytest.raises(Unavailable, match="script"):
+            subject.eviction_policy()
+    assert not subject.is_unavailable
+    subject.close()
+
+
+def test_the_eviction_policy_is_read(servers: list[ScriptedRedis]) -> None:
+    """D10: from INFO, which most servers allow; unknown where it is not told."""
+    subject = client(f"redis://127.0.0.1:{servers[0].port}")
+    assert subject.eviction_policy() is None
+    servers[0].answer = lambda _command: bulk("# Memory\r\nmaxmemory_policy:allkeys-lru\r\nx:1")
+    assert subject.eviction_policy() == "allkeys-lru"
+    subject.close()
+
+
+def test_sentinel_names_the_master(servers: list[ScriptedRedis]) -> None:
+    """The second sentinel answers where the first does not know."""
+    sentinel, master = servers
+    master.answer = lambda _command: b":1\r\n"
+    sentinel.answer = lambda _command: array(bulk("127.0.0.1"), bulk(str(master.port)))
+    url = f"redis+sentinel://127.0.0.1:{sentinel.port}/mymaster"
+    subject = client(url)
+    assert subject.run(CALL) == 1
+    assert sentinel.commands == [[b"SENTINEL", b"GET-MASTER-ADDR-BY-NAME", b"mymaster"]]
+    subject.close()
+
+
+def test_silent_sentinels_are_not_asked_by_every_call(servers: list[ScriptedRedis]) -> None:
+    """P9: with no master known the breaker opens too, and is seen."""
+    sentinel = servers[0]
+    sentinel.answer = lambda _command: b"*-1\r\n"
+    subject = client(f"redis+sentinel://127.0.0.1:{sentinel.port}/mymaster")
+    for _ in range(3):
+        with pytest.raises(Unavailable, match="no sentinel knows"):
+            subject.run(CALL)
+    assert subject.is_unavailable
+    with pytest.raises(Unavailable, match="breaker_open"):
+        subject.run(CALL)
+    subject.close()
+
+
+def test_a_cluster_without_servers_is_not_asked_by_every_call() -> None:
+    """P9, D6: at a cold start with everything down, the breakers open all the same."""
+    dead = ScriptedRedis()
+    dead.close()
+    subject = client(f"redis+cluster://127.0.0.1:{dead.port}")
+    for _ in range(3):
+        with pytest.raises(Unavailable, match="topology"):
+            subject.run(CALL)
+    with pytest.raises(Unavailable, match="breaker_open"):
+        subject.run(CALL)
+    assert subject.is_unavailable
+    subject.close()
+
+
+def test_moved_is_followed_and_learnt(servers: list[ScriptedRedis]) -> None:
+    """A slot that has gone to another master is asked for there from then on."""
+    old, new = servers
+
+    def answer(command: list[bytes]) -> bytes:
+        if command[0] == b"CLUSTER":
+            return slots(old.port)
+        return b"-MOVED %d 127.0.0.1:%d\r\n" % (SLOT, new.port)
+
+    old.answer = answer
+    new.answer = lambda _command: b":1\r\n"
+    subject = client(f"redis+cluster://127.0.0.1:{old.port}")
+    assert [subject.run(CALL), subject.run(CALL)] == [1, 1]
+    assert old.names() == [b"CLUSTER", b"EVALSHA"]
+    assert new.names() == [b"EVALSHA", b"EVALSHA"]
+    subject.close()
+
+
+def test_asking_goes_on_when_the_new_server_does_not_know_the_script(
+    servers: list[ScriptedRedis],
+) -> None:
+    """R6: it used to be sent there without ASKING, sent back, and given up after it was done."""
+    old, new = servers
+    asked: list[bytes] = []
+
+    def answer_old(command: list[bytes]) -> bytes:
+        if command[0] == b"CLUSTER":
+            return slots(old.port)
+        return b"-ASK %d 127.0.0.1:%d\r\n" % (SLOT, new.port)
+
+    def answer_new(command: list[bytes]) -> bytes:
+        asked.append(command[0])
+        if command[0] == b"ASKING":
+            return b"+OK\r\n"
+        if asked[-2:-1] != [b"ASKING"]:
+            return b"-MOVED %d 127.0.0.1:%d\r\n" % (SLOT, old.port)
+        return b":1\r\n" if command[0] == b"EVAL" else b"-NOSCRIPT no\r\n"
+
+    old.answer, new.answer = answer_old, answer_new
+    subject = client(f"redis+cluster://127.0.0.1:{old.port}")
+    assert subject.run(CALL) == 1
+    assert asked == [b"ASKING", b"EVALSHA", b"ASKING", b"EVAL"]
+    subject.close()
+
+
+def test_redirections_without_end_are_given_up(servers: list[ScriptedRedis]) -> None:
+    """Two servers that each name the other do not keep a call for ever."""
+    one, other = servers
+
+    def pointing_at(port: int) -> bytes:
+        return b"-MOVED %d 127.0.0.1:%d\r\n" % (SLOT, port)
+
+    one.answer = lambda command: (
+        slots(one.port) if command[0] == b"CLUSTER" else pointing_at(other.port)
+    )
+    other.answer = lambda _command: pointing_at(one.port)
+    subject = client(f"redis+cluster://127.0.0.1:{one.port}")
+    begun_s = time.monotonic()
+    with pytest.raises(Unavailable, match="too many redirections"):
+        subject.run(CALL)
+    assert time.monotonic() - begun_s < 1
+    subject.close()

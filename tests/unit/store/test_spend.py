@@ -1,0 +1,204 @@
+"""What a lost budget window is rebuilt from: the record store, and what is under way there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+
+from router.breaker import Unavailable
+from router.config.settings import Settings
+from router.exports.reconciliation import STORE
+from router.limits.budgets.periods import Period
+from router.limits.budgets.windows import LostWindow, WindowSpec
+from router.spool.checkpoints import Checkpoints, checkpoint_path
+from router.spool.frames import USAGE
+from router.spool.reader import SpoolReader
+from router.spool.writer import SpoolWriter
+from router.store import spend as budget_records
+from router.store.query_pool import Queries
+from router.store.record_store import RecordStore
+from router.store.spend import SumRecords, sum_records_of
+from tests.unit.records import samples
+
+DAY_MS = 86_400_000
+START_MS = int(samples.START_S) * 1000 // DAY_MS * DAY_MS
+PERIOD = Period(START_MS, START_MS + DAY_MS)
+USD = WindowSpec("spend", "usd", "daily", 1000)
+TOKENS = WindowSpec("tokens", "tokens", "daily", 1000)
+REQUESTS = WindowSpec("calls", "requests", "daily", 1000)
+OF_KEY = WindowSpec("mine", "usd", "daily", 1000, scope="key", subject="key_1")
+
+
+def lost(window: WindowSpec = USD, *orphans: str) -> LostWindow:
+    return LostWindow(window, PERIOD, 1, orphans)
+
+
+class Records:
+    """A data directory with a spool and a record store, and the answer under test."""
+
+    def __init__(self, directory: Path) -> None:
+        self.settings = Settings(data_dir=directory)
+        self.spool = SpoolWriter(self.settings.spool_dir, max_bytes=64 << 20)
+        self._reading = RecordStore(self.settings.store_url, read_only=True)
+        self.queries = Queries(self._reading, timeout_s=5.0)
+        self.sum: SumRecords = sum_records_of(self.queries, self.settings)
+
+    def spooled(self, **fields: Any) -> dict[str, Any]:
+        record = samples.usage(**fields)
+        self.spool.append([(USAGE, orjson.dumps(record))])
+        return record
+
+    def stored(self, *records: dict[str, Any]) -> None:
+        with RecordStore(self.settings.store_url) as store:
+            store.migrate()
+            store.write([*records] or [samples.usage(organization_id="other")])
+
+    def acknowledge(self) -> None:
+        """All that is spooled now has arrived in the store."""
+        reader = SpoolReader(self.settings.spool_dir, observe=True)
+        ends = {info.writer_id: reader.end_of(info.writer_id) for info in reader.writers()}
+        path = checkpoint_path(self.settings.data_dir, STORE)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Checkpoints(path).save(ends)
+
+    def close(self) -> None:
+        self.queries.close()
+        self.spool.close()
+
+
+@pytest.fixture
+def records(tmp_path: Path) -> Iterator[Records]:
+    made = Records(tmp_path)
+    yield made
+    made.close()
+
+
+@pytest.mark.parametrize(
+    ("window", "expected"), [(USD, 70), (TOKENS, 2 * 11), (REQUESTS, 2), (OF_KEY, 30)]
+)
+def test_store_and_spool_are_added(records: Records, window: WindowSpec, expected: int) -> None:
+    """In the unit of the window, of its organization and its key only, whatever has arrived."""
+    figures = {"tokens_input": 10, "tokens_output": 1}
+    arrived = records.spooled(cost_nanos=30, **figures)
+    records.stored(arrived)
+    records.acknowledge()
+    records.spooled(cost_nanos=40, api_key_id="key_2", **figures)
+    records.spooled(cost_nanos=500, organization_id="other", **figures)
+    assert records.sum("acme", lost(window)) == expected
+
+
+def test_a_record_on_its_way_counts_once(records: Records) -> None:
+    """It is in the store already, and its acknowledgement is not written yet."""
+    records.stored(records.spooled(cost_nanos=7), records.spooled(cost_nanos=20))
+    assert records.sum("acme", lost()) == 27
+
+
+@pytest.mark.parametrize("is_stored", [False, True])
+def test_orphans_are_left_out(records: Records, is_stored: bool) -> None:
+    """P6, P7: what was settled since the window was lost is added by the ledger itself."""
+    orphan = records.spooled(cost_nanos=5)
+    other = records.spooled(cost_nanos=60)
+    if is_stored:
+        records.stored(orphan, other)
+        records.acknowledge()
+    assert records.sum("acme", lost(USD, orphan["record_id"])) == 60
+
+
+def test_the_period_begins_inside_and_ends_outside(records: Records) -> None:
+    """B13: a call at the boundary is in exactly one period, stored or not."""
+    start_s = START_MS / 1000
+    for spooled in (True, False):
+        for second, cost in ((start_s - 1, 1), (start_s, 20), (start_s + 86_400, 300)):
+            record = records.spooled(timestamp=second, cost_nanos=cost)
+            if not spooled:
+                records.stored(record)
+    assert records.sum("acme", lost()) == 40
+
+
+def test_calls_that_no_backend_served_use_up_no_quota(records: Records) -> None:
+    """Refusals and replays are recorded too; the store and the spool agree on them."""
+    unserved = [
+        {"outcome": "rejected", "backend_id": None},
+        {"outcome": "upstream_error"},
+        {"backend_id": None},
+    ]
+    for fields in unserved:
+        records.spooled(**fields)
+        records.stored(samples.usage(**fields))
+    records.spooled(outcome="client_aborted")
+    assert records.sum("acme", lost(REQUESTS)) == 1
+
+
+def test_a_call_without_a_price_costs_nothing_here(records: Records) -> None:
+    """An unknown cost cannot be added up."""
+    records.spooled(cost_nanos=None)
+    assert records.sum("acme", lost()) == 0
+
+
+def test_a_new_router_needs_no_store(records: Records) -> None:
+    """D6: the first call does not wait for the agent to have made the tables."""
+    assert records.sum("acme", lost()) == 0
+    records.spooled(cost_nanos=3)
+    assert records.sum("acme", lost()) == 3
+
+
+@pytest.mark.parametrize("ships", [False, True], ids=["made", "made, and shipped to"])
+def test_a_store_that_is_made_meanwhile_is_asked(
+    records: Records, monkeypatch: pytest.MonkeyPatch, ships: bool
+) -> None:
+    """The first calls of a new router used to get 503 when its agent began in the same moment."""
+    own = records.spooled(cost_nanos=3)
+    ask = RecordStore.spend
+    asked = []
+
+    def spend(store: RecordStore, *args: Any, **options: Any) -> Any:
+        asked.append(options)
+        try:
+            return ask(store, *args, **options)
+        finally:
+            if len(asked) == 1:
+                records.stored(own)
+                if ships:
+                    records.acknowledge()
+
+    monkeypatch.setattr(RecordStore, "spend", spend)
+    assert records.sum("acme", lost()) == 3
+    assert len(asked) == 2
+
+
+def test_who_is_no_router_needs_a_store(records: Records) -> None:
+    """B3: a budget service that looks in the wrong place must not begin every window at 0."""
+    ask = sum_records_of(records.queries, records.settings, may_be_new=False)
+    with pytest.raises(Unavailable, match="record store"):
+        ask("acme", lost())
+    records.stored()
+    assert ask("acme", lost()) == 0
+
+
+def test_a_store_that_was_there_is_needed(records: Records) -> None:
+    """P6: what is in it cannot be known, so nobody may go on as if it were nothing."""
+    records.spooled(cost_nanos=3)
+    records.acknowledge()
+    with pytest.raises(Unavailable, match="record store"):
+        records.sum("acme", lost())
+
+
+def test_too_much_under_way_is_no_answer(records: Records, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would take too long to read, and without it the sum is too small."""
+    records.stored()
+    monkeypatch.setattr(budget_records, "MOST_UNSTORED_BYTES", 100)
+    records.spooled()
+    with pytest.raises(Unavailable, match="too far behind"):
+        records.sum("acme", lost())
+
+
+def test_what_is_no_record_counts_nothing(records: Records) -> None:
+    """It is a dead letter for the store as well."""
+    records.stored()
+    for payload in (b"[]", b"{", b'{"organization_id":"acme","timestamp":7}'):
+        records.spool.append([(USAGE, payload)])
+    assert records.sum("acme", lost()) == 0
