@@ -372,7 +372,7 @@ def _budget_denial(scope: Scope, state: WindowState, this_request: int) -> Denia
 def _used(scope: Scope, usage: Usage, cost: int | None, outcome: Outcome) -> Amounts:
     """What is charged; the same that the records say when a budget is rebuilt from them."""
     served = int(bool(scope.attempts) and outcome in SERVED)
-    if scope.delivery is None:
+    if scope.backend_reply is None:
         return Amounts(0, 0, served)
     if cost is None:
         cost = scope.services.enforcement.rule.floor_nanos

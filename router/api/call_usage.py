@@ -12,16 +12,16 @@ def call_usage(scope: Scope) -> tuple[Usage, int | None]:
 
     A backend that failed before it said anything has delivered nothing, streamed or whole.
     """
-    delivery, call, document = scope.delivery, scope.call, scope.document
+    backend_reply, call, document = scope.backend_reply, scope.call, scope.document
     if scope.limits.replay is not None:
         return NO_USAGE, 0
-    if delivery is None or call is None or document is None:
+    if backend_reply is None or call is None or document is None:
         return NO_USAGE, None
-    stream = delivery.stream
-    usage = delivery.usage if stream is None else stream.usage
+    stream = backend_reply.stream
+    usage = backend_reply.usage if stream is None else stream.usage
     if usage is None:
         if stream is None:
-            usage = estimate(call.fields, delivery.output_chars)
+            usage = estimate(call.fields, backend_reply.output_chars)
         elif stream.fault and not stream.output_chars and stream.usage_at_start is None:
             return NO_USAGE, None
         else:
@@ -34,7 +34,7 @@ def call_outcome(scope: Scope) -> Outcome:
     if scope.failed_outcome is not None:
         died = scope.failed_outcome == "upstream_error" and _broke_after_status(scope)
         return "upstream_aborted" if died else scope.failed_outcome
-    stream = None if scope.delivery is None else scope.delivery.stream
+    stream = None if scope.backend_reply is None else scope.backend_reply.stream
     if stream is not None:
         return stream.outcome or "client_aborted"
     return "completed" if scope.handed_over else "client_aborted"

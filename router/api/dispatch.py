@@ -6,12 +6,12 @@ from collections.abc import Callable
 
 from router.api.scope import Scope, current_scope
 from router.call import Decision
-from router.upstream.forwarder import Delivery, ForwardContext
+from router.upstream.forwarder import BackendReply, ForwardContext
 from router.upstream.headers import forwardable
 from router.upstream.transport import at_end
 
 
-def serve() -> Delivery:
+def serve() -> BackendReply:
     """Forward the current call; every route that can reach a backend ends up here."""
     scope = current_scope()
     assert scope.document is not None and scope.caller is not None and scope.call is not None
@@ -26,10 +26,10 @@ def serve() -> Delivery:
     headers.append(("X-Request-ID", scope.request_id))
     headers.append(("traceparent", scope.trace.traceparent))
     context = ForwardContext(headers, _client_probe(scope))
-    scope.delivery = scope.services.gateway.serve(
+    scope.backend_reply = scope.services.gateway.serve(
         scope.document, scope.caller, scope.call, context, scope.attempts
     )
-    return scope.delivery
+    return scope.backend_reply
 
 
 def _client_probe(scope: Scope) -> Callable[[], bool] | None:

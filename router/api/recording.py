@@ -73,7 +73,7 @@ def record_end(scope: Scope, outcome: Outcome, ended_s: float) -> None:
 
 def streamed_s(scope: Scope, ended_s: float) -> float:
     """Seconds that the last attempt has gone on for since the answer began."""
-    stream = None if scope.delivery is None else scope.delivery.stream
+    stream = None if scope.backend_reply is None else scope.backend_reply.stream
     if stream is None or not scope.answered_s:  # a killed greenlet has begun no answer
         return 0.0
     return max(0.0, (stream.ended_s or ended_s) - scope.answered_s)
@@ -107,7 +107,7 @@ def _record(
 
 def _name_fault(scope: Scope) -> None:
     """Say of the last attempt how its stream broke, as is said where there was no answer."""
-    stream = None if scope.delivery is None else scope.delivery.stream
+    stream = None if scope.backend_reply is None else scope.backend_reply.stream
     if stream is not None and stream.fault is not None:
         scope.attempts[-1].error = stream.fault
 

@@ -1,4 +1,4 @@
-"""Renders deliveries and errors. What every reply carries is added in one place."""
+"""Renders replies and errors. What every reply carries is added in one place."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from router.api.recording import note_refusal, record_answer, record_end
 from router.api.scope import Scope, current_scope
 from router.call import Dialect
 from router.telemetry.redaction import redact_bytes
-from router.upstream.forwarder import Delivery
+from router.upstream.forwarder import BackendReply
 from router.upstream.reply_stream import ReplyStream
 
 JSON: Final = "application/json"
@@ -107,11 +107,11 @@ class ClientStream:
         self._scope.bytes_sent = sent_bytes + len(self._on_failure(error))
 
 
-def deliver(delivery: Delivery) -> Response:
+def deliver(backend_reply: BackendReply) -> Response:
     """The reply of the OpenAI dialect: bytes as they are."""
-    if delivery.stream is None:
-        return answer(delivery.body or b"")
-    return stream_reply(ClientStream(current_scope(), delivery.stream, _openai_failure))
+    if backend_reply.stream is None:
+        return answer(backend_reply.body or b"")
+    return stream_reply(ClientStream(current_scope(), backend_reply.stream, _openai_failure))
 
 
 def answer(body: bytes) -> Response:
@@ -119,8 +119,8 @@ def answer(body: bytes) -> Response:
     _record_whole(body)
     scope = current_scope()
     admitted = scope.limits.admitted
-    if admitted is not None and admitted.entry is not None and scope.delivery is not None:
-        scope.limits.kept = stored_reply(scope.delivery.backend_id, decision(scope), body)
+    if admitted is not None and admitted.entry is not None and scope.backend_reply is not None:
+        scope.limits.kept = stored_reply(scope.backend_reply.backend_id, decision(scope), body)
     return json_reply(body)
 
 
@@ -209,10 +209,10 @@ def finish(scope: Scope, response: Response) -> Response:
     scope.overhead_s = scope.answered_s - scope.started_s - scope.backend_s
     add = response.headers.add  # none of them is there yet, so nothing is to be replaced
     add("X-Request-ID", scope.request_id)
-    if scope.delivery is not None:
-        add("X-Routing-Backend", scope.delivery.backend_id)
+    if scope.backend_reply is not None:
+        add("X-Routing-Backend", scope.backend_reply.backend_id)
         add("X-Routing-Decision", decision(scope))
-    if scope.delivery is not None or scope.limits.replay is not None:
+    if scope.backend_reply is not None or scope.limits.replay is not None:
         add("X-Router-Overhead-Ms", f"{scope.overhead_s * 1000:.2f}")
     if scope.limits.decision is not None:
         add_rate_headers(response, scope.limits.decision)

@@ -22,7 +22,7 @@ from router.limits.rates.decision import RateDecision
 from router.services import Services
 from router.telemetry.redaction import holds_secret
 from router.telemetry.traces import TraceContext
-from router.upstream.forwarder import Delivery
+from router.upstream.forwarder import BackendReply
 
 CALL_ENDPOINTS: Final = frozenset(
     {
@@ -94,7 +94,7 @@ class Scope:
     """As the client wrote it; known also when there is no such model, and hence no call."""
     call: Call | None = None
     attempts: list[Attempt] = field(default_factory=list)
-    delivery: Delivery | None = None
+    backend_reply: BackendReply | None = None
     status: int = 0
     code: str | None = None
     reason: str | None = None

@@ -30,7 +30,7 @@ def settle(scope: Scope) -> None:
     scope.settled = True
     scope.services.metrics.running -= 1
     ended_s = time.monotonic()
-    stream = None if scope.delivery is None else scope.delivery.stream
+    stream = None if scope.backend_reply is None else scope.backend_reply.stream
     try:
         if stream is not None:
             stream.close()  # may read on for a while, and the worker may end meanwhile
@@ -70,7 +70,7 @@ def _count(
     metrics.count_request(scope.endpoint, scope.status, outcome, duration_s)
     for attempt in scope.attempts:
         metrics.count_attempt(attempt.backend_id, _error_class(attempt), attempt.duration_s)
-    if scope.delivery is not None:
+    if scope.backend_reply is not None:
         metrics.count_overhead(scope.overhead_s)
         metrics.count_usage(usage.source, usage.tokens_input, usage.tokens_output)
         if cost:
@@ -137,7 +137,7 @@ def _line(
         line["replayed"] = True
     if scope.attempts:
         line.update(_attempts(scope))
-    if scope.delivery is not None:
+    if scope.backend_reply is not None:
         line.update(_delivered(scope, usage, cost))
     return line
 

@@ -6,7 +6,7 @@ from router.call import Attempt, Call, Caller
 from router.config.document import Document, Model
 from router.errors import InvalidRequest, ModelForbidden, ModelNotFound
 from router.routing.engine import RoutingEngine
-from router.upstream.forwarder import Delivery, ForwardContext, Forwarder
+from router.upstream.forwarder import BackendReply, ForwardContext, Forwarder
 
 
 class Gateway:
@@ -23,7 +23,7 @@ class Gateway:
         call: Call,
         context: ForwardContext,
         attempts: list[Attempt],
-    ) -> Delivery:
+    ) -> BackendReply:
         """Raises a leaf of ``RouterError``; what was tried is in ``attempts`` either way."""
         model = document.models[call.model]
         candidates = self._engine.plan(document, caller.organization_id, model.id)

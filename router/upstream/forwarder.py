@@ -21,7 +21,7 @@ from router.errors import (
 )
 from router.upstream.reply_stream import ReplyStream
 from router.upstream.retry_budget import RetryBudget
-from router.upstream.session import BackendSession, Dispatch
+from router.upstream.session import BackendRequest, BackendSession
 from router.upstream.targets import CredentialMissing, ReadCredential, Target
 from router.upstream.transport import Deadlines, Exchange, TransportError
 
@@ -47,7 +47,7 @@ class ForwardContext:
 
 
 @dataclass(slots=True)
-class Delivery:
+class BackendReply:
     """A backend's answer in the OpenAI dialect: either ``body`` or ``stream``."""
 
     backend_id: str
@@ -90,7 +90,7 @@ class Forwarder:
         context: ForwardContext,
         attempts: list[Attempt],
         max_output_tokens: int,
-    ) -> Delivery:
+    ) -> BackendReply:
         """The first answer that counts; every try is appended to ``attempts``.
 
         A call goes to another candidate only while no backend can have processed it: the
@@ -128,7 +128,7 @@ class Forwarder:
         attempt: Attempt,
         deadline_s: float,
         max_output_tokens: int,
-    ) -> Delivery:
+    ) -> BackendReply:
         body = self._write_body(target, call, max_output_tokens)
         exchange = self._dispatch(target, call, context, attempt, deadline_s, body)
         attempt.status = exchange.status
@@ -170,7 +170,7 @@ class Forwarder:
         try:
             head = target.head(call.operation) + _variable_head(context.headers, len(body))
             return self._session.dispatch(
-                Dispatch(
+                BackendRequest(
                     endpoint=target.endpoint,
                     url=target.url(call.operation),
                     head=head,
@@ -189,15 +189,15 @@ class Forwarder:
 
     def _deliver(
         self, target: Target, call: Call, exchange: Exchange, attempt: Attempt
-    ) -> Delivery:
+    ) -> BackendReply:
         if call.stream and _is_event_stream(exchange):
             translator = target.provider.open_stream(call)
             stream = ReplyStream(exchange, translator, drain=self._drain)
-            return Delivery(target.backend.id, stream=stream)
+            return BackendReply(target.backend.id, stream=stream)
         body, usage, output_chars = target.provider.read_reply(
             call, exchange.read_all(self._max_reply_bytes)
         )
-        return Delivery(target.backend.id, body=body, usage=usage, output_chars=output_chars)
+        return BackendReply(target.backend.id, body=body, usage=usage, output_chars=output_chars)
 
     def _refuse(self, target: Target, exchange: Exchange, attempt: Attempt) -> None:
         """Turn a status other than 200 into the error that the client, or the loop, deserves."""

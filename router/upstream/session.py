@@ -28,7 +28,7 @@ _NO_COOKIES: Final = RequestsCookieJar(policy=DefaultCookiePolicy(allowed_domain
 _NO_PROXIES: Final[dict[str, str]] = {}
 
 
-class Dispatch(requests.PreparedRequest):
+class BackendRequest(requests.PreparedRequest):
     """A prepared request that also carries where it goes on the wire and how long it may wait."""
 
     def __init__(
@@ -56,7 +56,7 @@ class BackendResponse(requests.Response):
     encoding = None
     reason = ""
 
-    def __init__(self, request: Dispatch, exchange: Exchange) -> None:
+    def __init__(self, request: BackendRequest, exchange: Exchange) -> None:
         # Not calling super().__init__(): it builds a cookie jar per reply, a third of its cost.
         self.status_code = exchange.status
         self.raw = exchange
@@ -71,7 +71,7 @@ class BackendResponse(requests.Response):
 
 
 class PooledAdapter(BaseAdapter):
-    """Sends a :class:`Dispatch` over a pooled connection; the reply's ``raw`` is the exchange."""
+    """Sends a :class:`BackendRequest` over a pooled connection; ``raw`` is the exchange."""
 
     def __init__(self, *, pool_size: int, idle_s: float) -> None:
         super().__init__()
@@ -83,7 +83,7 @@ class PooledAdapter(BaseAdapter):
 
     def send(self, request: requests.PreparedRequest, *_: Any, **__: Any) -> requests.Response:
         """Raises ``TransportError``, ``BackendTimeout`` or ``ClientGone``; never retries."""
-        if not isinstance(request, Dispatch):
+        if not isinstance(request, BackendRequest):
             raise TransportError("not a backend call", sent=False)
         exchange = self.pool(request.endpoint).open(request.deadlines)
         assert isinstance(request.body, bytes)
@@ -126,7 +126,7 @@ class BackendSession(requests.Session):
         """Nothing: a redirect is an answer like any other, and never followed."""
         return iter(())
 
-    def dispatch(self, request: Dispatch) -> Exchange:
+    def dispatch(self, request: BackendRequest) -> Exchange:
         """Send one prepared call; the returned exchange has read the reply's head."""
         response = self.send(
             request,

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from marshmallow import Schema
 
 from router.api.openapi.request_schemas import CHAT_COMPLETION, COMPLETION, EMBEDDING, INFERENCE
-from router.upstream.forwarder import Delivery
+from router.upstream.forwarder import BackendReply
 from tests.contract.bodies import GOOD, VALUES, any_json, damaged_bodies, good_bodies
 from tests.contract.checker import Contract
 from tests.fakes.router_stand import World
@@ -32,8 +32,8 @@ paths = st.sampled_from(sorted(SCHEMAS))
 class WillingGateway:
     """Serves whatever call the readers let through, without a backend."""
 
-    def serve(self, *_: Any) -> Delivery:
-        return Delivery("first", body=REPLY)
+    def serve(self, *_: Any) -> BackendReply:
+        return BackendReply("first", body=REPLY)
 
 
 @pytest.fixture(scope="module")

@@ -27,7 +27,7 @@ from router.call import Call
 from router.errors import BackendFailed, BodyTooLarge, InvalidRequest, RouterError
 from router.providers.sse import SseSplitter, data_of
 from router.routing.models import find_model
-from router.upstream.forwarder import Delivery
+from router.upstream.forwarder import BackendReply
 from router.upstream.reply_stream import ReplyStream
 
 blueprint: Final = Blueprint("native", __name__)
@@ -58,11 +58,11 @@ _UUID: Final = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}
 @blueprint.post("/v1/inference")
 def inference() -> Response:
     """One inference call, whole or, with ``stream: true``, as server-sent events."""
-    scope, delivery = current_scope(), serve()
-    if delivery.stream is not None:
-        events = _Events(scope, delivery.stream)
-        return stream_reply(ClientStream(scope, delivery.stream, events.failure, iter(events)))
-    output = _output_of(delivery)
+    scope, backend_reply = current_scope(), serve()
+    if backend_reply.stream is not None:
+        events = _Events(scope, backend_reply.stream)
+        return stream_reply(ClientStream(scope, backend_reply.stream, events.failure, iter(events)))
+    output = _output_of(backend_reply)
     if scope.call is not None and scope.call.stream:
         # The backend answered a streaming call in one piece.
         delta = _event("delta", {"output": output}) if output else b""
@@ -173,9 +173,9 @@ def _metadata(fields: dict[str, Any]) -> dict[str, str]:
     return metadata
 
 
-def _output_of(delivery: Delivery) -> str:
+def _output_of(backend_reply: BackendReply) -> str:
     try:
-        message = orjson.loads(delivery.body or b"")["choices"][0]["message"]
+        message = orjson.loads(backend_reply.body or b"")["choices"][0]["message"]
         content = message.get("content")
     except (ValueError, LookupError, TypeError, AttributeError):
         raise BackendFailed("reply without choices") from None

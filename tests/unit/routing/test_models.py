@@ -21,7 +21,7 @@ from router.config.document import (
 from router.errors import BackendUnavailable, InvalidRequest, ModelForbidden, ModelNotFound
 from router.routing.engine import RoutingEngine
 from router.routing.models import Gateway, find_model, may_use, visible_models
-from router.upstream.forwarder import Delivery, ForwardContext
+from router.upstream.forwarder import BackendReply, ForwardContext
 from router.upstream.targets import Target
 
 KINDS: dict[str, BackendKind] = {
@@ -82,14 +82,14 @@ class RecordingForwarder:
         context: ForwardContext,
         attempts: list[Attempt],
         max_output_tokens: int,
-    ) -> Delivery:
+    ) -> BackendReply:
         self.sends += 1
         self.call, self.context, self.max_output_tokens = call, context, max_output_tokens
         self.candidates = [backend.id for backend in candidates]
         attempts.append(Attempt(self.candidates[0]))
         if self.error is not None:
             raise self.error
-        return Delivery(self.candidates[0], body=b"answer")
+        return BackendReply(self.candidates[0], body=b"answer")
 
 
 def serve(
@@ -100,7 +100,7 @@ def serve(
     draw: float = 0.0,
     context: ForwardContext | None = None,
     attempts: list[Attempt] | None = None,
-) -> Delivery:
+) -> BackendReply:
     """Serve one call; a ``draw`` of 0 plans in the order of the policy, of almost 1 backwards."""
     gateway = Gateway(RoutingEngine(lambda: draw), forwarder)  # type: ignore[arg-type]
     return gateway.serve(
@@ -117,9 +117,9 @@ def serve(
 def test_the_forwarder_gets_the_plan_in_its_order(draw: float, expected: list[str]) -> None:
     """F8: what the policy drew first is tried first, the rest is there for a failover."""
     forwarder = RecordingForwarder()
-    delivery = serve(forwarder, call(), draw=draw)
+    backend_reply = serve(forwarder, call(), draw=draw)
     assert forwarder.candidates == expected
-    assert delivery == Delivery(expected[0], body=b"answer")
+    assert backend_reply == BackendReply(expected[0], body=b"answer")
 
 
 def test_the_call_travels_as_it_is() -> None:

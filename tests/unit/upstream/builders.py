@@ -12,7 +12,7 @@ import orjson
 
 from router.call import Attempt, Call, Operation
 from router.config.document import Backend, BackendKind, Timeouts
-from router.upstream.forwarder import Delivery, ForwardContext, Forwarder
+from router.upstream.forwarder import BackendReply, ForwardContext, Forwarder
 from router.upstream.resolver import Resolver
 from router.upstream.retry_budget import RetryBudget
 from router.upstream.session import BackendSession
@@ -182,7 +182,7 @@ def forward(
     headers: list[tuple[str, str]] | None = None,
     client_gone: Callable[[], bool] | None = None,
     attempts: list[Attempt] | None = None,
-) -> Delivery:
+) -> BackendReply:
     """Send one call to the first of these backends that takes it."""
     return forwarder.send(
         call or new_call(),

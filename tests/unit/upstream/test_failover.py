@@ -68,13 +68,13 @@ def test_a_backend_that_did_not_serve_is_followed_by_the_next(
     """These statuses say so: each backend sees the call once."""
     first, second = serve(answer(reply(b"{}", status))), serve(GOOD)
     attempts: list[Attempt] = []
-    delivery = forward(
+    backend_reply = forward(
         new_forwarder(session),
         new_backend(first.url, "first"),
         new_backend(second.url, "second"),
         attempts=attempts,
     )
-    assert (delivery.backend_id, delivery.body) == ("second", completion())
+    assert (backend_reply.backend_id, backend_reply.body) == ("second", completion())
     assert (len(first.requests), len(second.requests)) == (1, 1)
     assert tried(attempts) == [("first", status, f"status {status}"), ("second", 200, None)]
 
@@ -103,14 +103,14 @@ def test_a_refused_connection_is_followed_by_the_next(
     second = serve(GOOD)
     attempts: list[Attempt] = []
     started_s = time.monotonic()
-    delivery = forward(
+    backend_reply = forward(
         new_forwarder(session),
         new_backend(at(closed_port), "first"),
         new_backend(second.url, "second"),
         attempts=attempts,
     )
     assert time.monotonic() - started_s < 0.15
-    assert delivery.backend_id == "second"
+    assert backend_reply.backend_id == "second"
     assert tried(attempts) == [
         ("first", None, "connect failed: Connection refused"),
         ("second", 200, None),
@@ -124,14 +124,14 @@ def test_a_black_hole_is_followed_by_the_next(
     second = serve(GOOD)
     attempts: list[Attempt] = []
     started_s = time.monotonic()
-    delivery = forward(
+    backend_reply = forward(
         new_forwarder(session),
         new_backend(at(black_hole), "first", connect_s=0.15),
         new_backend(second.url, "second"),
         attempts=attempts,
     )
     assert 0.15 <= time.monotonic() - started_s <= 0.3
-    assert delivery.backend_id == "second"
+    assert backend_reply.backend_id == "second"
     assert tried(attempts)[0] == ("first", None, "connect timeout")
 
 
@@ -145,8 +145,8 @@ def test_a_missing_credential_is_followed_by_the_next(
         new_backend(first.url, "first", credential="env:GONE"),
         new_backend(second.url, "second"),
     )
-    delivery = forward(new_forwarder(session), *backends, attempts=attempts)
-    assert delivery.backend_id == "second"
+    backend_reply = forward(new_forwarder(session), *backends, attempts=attempts)
+    assert backend_reply.backend_id == "second"
     assert first.connections == 0
     assert tried(attempts)[0] == ("first", None, "credential missing")
     with pytest.raises(BackendUnavailable):
@@ -159,8 +159,8 @@ def test_a_full_pool_is_followed_by_the_next(serve: Serve, session: BackendSessi
     pool = session.transport.pool(first.endpoint)
     backend = new_backend(first.url, "first", connect_s=0.05)
     held = [pool.open(module.Deadlines(1.0, 1.0, 1.0, time.monotonic() + 5)) for _ in range(4)]
-    delivery = forward(new_forwarder(session), backend, new_backend(second.url, "second"))
-    assert delivery.backend_id == "second"
+    backend_reply = forward(new_forwarder(session), backend, new_backend(second.url, "second"))
+    assert backend_reply.backend_id == "second"
     assert first.requests == []
     for exchange in held:
         exchange.close()
@@ -396,10 +396,10 @@ def test_a_failover_does_not_wait_for_the_text_of_a_refusal(
     stalled = b"HTTP/1.1 503 No\r\nContent-Length: 9\r\n\r\nsor"
     first, second = serve(answer_and_hang(stalled)), serve(GOOD)
     started_s = time.monotonic()
-    delivery = forward(
+    backend_reply = forward(
         new_forwarder(session), new_backend(first.url, "first"), new_backend(second.url, "second")
     )
-    assert delivery.backend_id == "second"
+    assert backend_reply.backend_id == "second"
     assert time.monotonic() - started_s <= 0.3
 
 

@@ -100,8 +100,12 @@ def test_each_operation_goes_to_its_path(
 def test_a_buffered_answer_is_delivered_as_it_came(serve: Serve, session: BackendSession) -> None:
     """Body untouched, usage read."""
     body = completion(system_fingerprint="fp", unknown=[1, {"a": None}])
-    delivery = forward(new_forwarder(session), new_backend(serve(answer(reply(body))).url))
-    assert (delivery.body, delivery.usage, delivery.stream) == (body, Usage(5, 7), None)
+    backend_reply = forward(new_forwarder(session), new_backend(serve(answer(reply(body))).url))
+    assert (backend_reply.body, backend_reply.usage, backend_reply.stream) == (
+        body,
+        Usage(5, 7),
+        None,
+    )
 
 
 def test_an_answer_without_usage_has_its_output_counted(
@@ -109,8 +113,8 @@ def test_an_answer_without_usage_has_its_output_counted(
 ) -> None:
     """For an estimate (U8)."""
     body = completion(usage=None)
-    delivery = forward(new_forwarder(session), new_backend(serve(answer(reply(body))).url))
-    assert (delivery.usage, delivery.output_chars) == (None, 5)
+    backend_reply = forward(new_forwarder(session), new_backend(serve(answer(reply(body))).url))
+    assert (backend_reply.usage, backend_reply.output_chars) == (None, 5)
 
 
 @pytest.mark.parametrize("frame", [reply, chunked], ids=["length", "chunked"])
@@ -137,10 +141,12 @@ def test_a_stream_is_delivered_as_a_stream(
     head = reply(b"", headers=(f"Content-Type: {content_type}", "Transfer-Encoding: chunked"),
                  length=False)  # fmt: skip
     server = serve(answer_and_hang(head))
-    delivery = forward(new_forwarder(session), new_backend(server.url), call=new_call(stream=True))
-    assert delivery.body is None
-    assert delivery.stream is not None
-    delivery.stream.close()
+    backend_reply = forward(
+        new_forwarder(session), new_backend(server.url), call=new_call(stream=True)
+    )
+    assert backend_reply.body is None
+    assert backend_reply.stream is not None
+    backend_reply.stream.close()
 
 
 def test_a_stream_says_what_the_same_call_says_buffered(
@@ -167,8 +173,14 @@ def test_a_backend_that_does_not_stream_answers_all_the_same(
 ) -> None:
     """A JSON reply to a call for a stream is delivered as what it is."""
     server = serve(answer(reply(completion(), headers=("Content-Type: application/json",))))
-    delivery = forward(new_forwarder(session), new_backend(server.url), call=new_call(stream=True))
-    assert (delivery.body, delivery.usage, delivery.stream) == (completion(), Usage(5, 7), None)
+    backend_reply = forward(
+        new_forwarder(session), new_backend(server.url), call=new_call(stream=True)
+    )
+    assert (backend_reply.body, backend_reply.usage, backend_reply.stream) == (
+        completion(),
+        Usage(5, 7),
+        None,
+    )
 
 
 def test_a_compressed_stream_is_a_failure(serve: Serve, session: BackendSession) -> None:

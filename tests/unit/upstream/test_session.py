@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import requests
 
-from router.upstream.session import BackendSession, Dispatch, endpoint_of
+from router.upstream.session import BackendRequest, BackendSession, endpoint_of
 from router.upstream.transport import Exchange, TransportError
 from tests.fakes.raw_server import RawServer, answer, reply, silent
 from tests.unit.upstream.builders import REPLY_BYTES, deadlines, head
@@ -17,8 +17,8 @@ from tests.unit.upstream.builders import REPLY_BYTES, deadlines, head
 Serve = Callable[..., RawServer]
 
 
-def dispatch_to(server: RawServer, body: bytes = b"{}") -> Dispatch:
-    return Dispatch(
+def request_to(server: RawServer, body: bytes = b"{}") -> BackendRequest:
+    return BackendRequest(
         endpoint=server.endpoint,
         url=server.url + "/v1/chat/completions",
         head=head(body),
@@ -28,7 +28,7 @@ def dispatch_to(server: RawServer, body: bytes = b"{}") -> Dispatch:
 
 
 def call(session: BackendSession, server: RawServer) -> tuple[int, bytes]:
-    exchange = session.dispatch(dispatch_to(server))
+    exchange = session.dispatch(request_to(server))
     return exchange.status, exchange.read_all(REPLY_BYTES)
 
 
@@ -46,7 +46,7 @@ def test_it_is_a_requests_session(serve: Serve, session: BackendSession) -> None
     def note(response: requests.Response, **_: Any) -> None:
         seen.append(response)
 
-    request = dispatch_to(serve(answer(reply(b"busy", 503))))
+    request = request_to(serve(answer(reply(b"busy", 503))))
     request.hooks["response"].append(note)
     assert isinstance(session, requests.Session)
     response = session.send(request, stream=True, allow_redirects=False)
@@ -107,7 +107,7 @@ def test_a_redirect_is_an_answer(serve: Serve, session: BackendSession, status: 
     elsewhere = serve(answer(reply()))
     backend = serve(answer(reply(b"go", status, headers=(f"Location: {elsewhere.url}/v1",))))
     assert call(session, backend) == (status, b"go")
-    followed = session.send(dispatch_to(backend), stream=True, allow_redirects=True)
+    followed = session.send(request_to(backend), stream=True, allow_redirects=True)
     assert followed.status_code == status
     assert elsewhere.connections == 0
     assert len(backend.requests) == 2
@@ -141,7 +141,7 @@ def test_the_pool_has_the_size_that_was_set(serve: Serve) -> None:
     server = serve(silent)
     session = BackendSession(pool_size=1, idle_s=1.0)
     held = session.transport.pool(server.endpoint).open(deadlines())
-    request = dispatch_to(server)
+    request = request_to(server)
     request.deadlines = deadlines(connect_s=0.05)
     with pytest.raises(TransportError, match="pool exhausted"):
         session.dispatch(request)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from router.api.dialects.native import MAX_METADATA_BYTES, MAX_PAYLOAD_BYTES
-from router.upstream.forwarder import Delivery
+from router.upstream.forwarder import BackendReply
 from tests.fakes.router_stand import TRACEPARENT, FailingGateway, RouterStand, World, native_body
 
 REQUEST_ID = "0F5CF5C1-7B2D-4D53-9F68-5F0D3AD1F3BB"
@@ -223,7 +223,7 @@ class OnePiece:
         self._body = body
 
     def serve(self, _document: Any, _caller: Any, _call: Any, _passage: Any, attempts: Any) -> Any:
-        return Delivery("first", body=self._body, output_chars=5)
+        return BackendReply("first", body=self._body, output_chars=5)
 
 
 def test_a_backend_that_does_not_stream_is_heard_all_the_same(world: World) -> None:
