@@ -25,8 +25,11 @@ from router.upstream.session import BackendRequest, BackendSession
 from router.upstream.targets import CredentialMissing, ReadCredential, Target
 from router.upstream.transport import Deadlines, Exchange, TransportError
 
-RETRYABLE_STATUSES: Final = frozenset({429, 502, 503, 504})
+RETRYABLE_STATUSES: Final = frozenset({429, 502, 503, 504, 529})
 """The backend says that it has not served the call."""
+
+UNAVAILABLE_STATUSES: Final = frozenset({503, 529})
+"""529 is how Anthropic says that it is overloaded."""
 
 CREDENTIAL_STATUSES: Final = frozenset({401, 403})
 """The backend does not accept the router's own credential; never the client's fault."""
@@ -214,7 +217,7 @@ class Forwarder:
         if status in RETRYABLE_STATUSES:
             if status == 429:
                 raise _TryNext(BackendBusy(retry_after_s=retry_after_s))
-            if status == 503:
+            if status in UNAVAILABLE_STATUSES:
                 raise _TryNext(BackendUnavailable(retry_after_s=retry_after_s))
             raise _TryNext(BackendFailed(f"status {status}", status=status))
         if status in CREDENTIAL_STATUSES:

@@ -217,10 +217,10 @@ def test_an_anthropic_stream_that_breaks_says_so(deployed: Deployment, trouble: 
 
 
 def test_an_overloaded_anthropic_backend_is_no_fault_of_the_client(deployed: Deployment) -> None:
-    """529 means nothing to the client's SDK: it gets a 5xx in OpenAI's shape."""
+    """529 means nothing to the client's SDK: it gets a 503 in OpenAI's shape (used to be 502)."""
     deployed.claude.overloaded = True
     _, fields = fields_of("chat", CLAUDE, "", stream=False)
     reply = deployed.router.post("/v1/chat/completions", fields, deployed.key.key)
 
-    assert reply.status in (502, 503)
-    assert reply.json["error"]["type"] == "server_error"
+    assert (reply.status, reply.json["error"]["type"]) == (503, "server_error")
+    assert reply.json["error"]["code"] == "backend_unavailable"

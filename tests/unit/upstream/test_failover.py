@@ -61,7 +61,7 @@ def tried(attempts: list[Attempt]) -> list[tuple[str, int | None, str | None]]:
     return [(attempt.backend_id, attempt.status, attempt.error) for attempt in attempts]
 
 
-@pytest.mark.parametrize("status", [429, 502, 503, 504])
+@pytest.mark.parametrize("status", [429, 502, 503, 504, 529])
 def test_a_backend_that_did_not_serve_is_followed_by_the_next(
     serve: Serve, session: BackendSession, status: int
 ) -> None:

@@ -225,13 +225,16 @@ def test_a_busy_backend_says_when_to_come_back(
     if isinstance(header, (int, float)):  # so many seconds from now, written as a date
         header = in_seconds(header)
     headers = () if header is None else (f"Retry-After: {header}",)
-    server = serve(answer(reply(b"{}", 429, headers=headers), reply(b"{}", 503, headers=headers)))
+    server = serve(answer(*(reply(b"{}", status, headers=headers) for status in (429, 503, 529))))
     forwarder, backend = new_forwarder(session), new_backend(server.url)
     with pytest.raises(BackendBusy) as busy:
         forward(forwarder, backend)
-    with pytest.raises(BackendUnavailable) as away:
+    with pytest.raises(BackendUnavailable) as unavailable:
         forward(forwarder, backend)
-    for seconds in (busy.value.retry_after_s, away.value.retry_after_s):
+    with pytest.raises(BackendUnavailable) as overloaded:
+        forward(forwarder, backend)
+    for failed in (busy, unavailable, overloaded):
+        seconds = failed.value.retry_after_s
         assert isinstance(seconds, int)
         assert low <= seconds <= high
 
