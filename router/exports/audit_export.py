@@ -18,9 +18,9 @@ from typing import Any, Final, Protocol
 import orjson
 
 from router.records.audit_chain import (
-    Anchor,
-    Head,
+    ChainTip,
     Link,
+    PrunePoint,
     chain_hash,
     genesis,
     is_signed,
@@ -41,8 +41,8 @@ class WriterMarks:
     """What the record store has signed of a writer's chain."""
 
     writer_id: str
-    head: Head | None
-    anchor: Anchor | None
+    head: ChainTip | None
+    anchor: PrunePoint | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -393,8 +393,8 @@ def _check_ends(
 ) -> Iterator[Fault]:
     """Where the exported events are not all that the record store had vouched for."""
     writer_id, first, last = entry["writer_id"], entry["first"], entry["last"]
-    head = Head(writer_id=writer_id, **_named(entry["head"], "sequence", "hash", "closed"))
-    anchor = Anchor(writer_id=writer_id, **_named(entry["anchor"], "sequence", "hash"))
+    head = ChainTip(writer_id=writer_id, **_named(entry["head"], "sequence", "hash", "closed"))
+    anchor = PrunePoint(writer_id=writer_id, **_named(entry["anchor"], "sequence", "hash"))
     start = genesis(writer_id)
     if entry["anchor"] is not None:
         if not is_signed(anchor, key):

@@ -1,10 +1,10 @@
-"""The chain of audit events and the signatures that hold its ends.
+"""The hash chain of audit events, and the signatures that protect its two ends.
 
 Each writer of events (a worker, from its start to its end) has a chain of its own. An event's hash
-covers the event and the hash before it, so that nothing inside a chain can be changed, taken out
-or moved. What a chain cannot show is that its end was cut off; therefore the newest link of each
-chain is signed as its head. When old events are removed on purpose, the last of them is signed as
-the anchor that the rest hangs on.
+covers the event and the hash before it, so that nothing inside a chain can be changed, removed
+or moved. A chain alone cannot show that its end was cut off; therefore the newest link of each
+chain is signed as the chain tip. When old events are removed on purpose, the last removed link is
+signed as the prune point, from which the rest of the chain continues.
 """
 
 from __future__ import annotations
@@ -14,26 +14,25 @@ import hashlib
 import hmac
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final, NamedTuple
+from typing import Any, ClassVar, Final, NamedTuple, TypeVar
 
 from router.records.record_types import AuditEvent, audit_body, canonical, seal
 
 HASH_LENGTH: Final = 64
-SIGNATURE_LENGTH: Final = 64
 _SEAL: Final = b',"hash":"'
 _SEAL_LENGTH: Final = len(_SEAL) + HASH_LENGTH + len(b'"}')
 _KEY_CONTEXT: Final = b"audit-trail\0"
 
 
 class Link(NamedTuple):
-    """A place in a chain: how many events it has up to here, and the hash of the last of them."""
+    """A link of a chain: the number of its event, counted from 1, and that event's hash."""
 
     sequence: int
     hash: str
 
 
 def genesis(writer_id: str) -> Link:
-    """Where the chain of a writer begins: before its first event."""
+    """The link before a writer's first event."""
     return Link(0, hashlib.sha256(f"genesis:{writer_id}".encode()).hexdigest())
 
 
@@ -48,15 +47,15 @@ class AuditChain:
 
     @property
     def end(self) -> Link:
-        """What the next event will hang on."""
+        """The link that the next event will follow."""
         return self._end
 
     def rewind(self, end: Link) -> None:
-        """Make an earlier end the end again. No event behind it may have been written anywhere."""
+        """Make an earlier link the end again. No event after it may have been written anywhere."""
         self._end = end
 
     def link(self, event: AuditEvent, *, max_bytes: int | None = None) -> bytes:
-        """The event as the next of the chain, encoded.
+        """Append the event to the chain; its encoding.
 
         Raises ``TypeError`` for what JSON cannot carry and ``ValueError`` for what is longer than
         ``max_bytes``; the chain is then as it was.
@@ -77,7 +76,7 @@ def chain_hash(previous_hash: str, body: bytes) -> str:
 
 
 def unseal(line: bytes) -> tuple[bytes, str]:
-    """An encoded event as what its hash covers, and the hash; raises ``ValueError``."""
+    """Split an encoded event into what its hash covers and the hash; raises ``ValueError``."""
     start = len(line) - _SEAL_LENGTH
     if start < 1 or line[start : start + len(_SEAL)] != _SEAL or line[-2:] != b'"}':
         raise ValueError("it does not end with its hash")
@@ -85,19 +84,21 @@ def unseal(line: bytes) -> tuple[bytes, str]:
 
 
 def encode_event(event: Mapping[str, Any]) -> bytes:
-    """A decoded event as the very bytes that it was decoded from."""
+    """A decoded event as exactly the bytes that it was decoded from."""
     body = {name: value for name, value in event.items() if name != "hash"}
     return seal(canonical(body), event["hash"])
 
 
 def derive_audit_key(pepper: bytes) -> bytes:
-    """The key that signs heads, anchors and exports."""
+    """The key that signs chain tips, prune points and exports."""
     return hmac.digest(pepper, _KEY_CONTEXT, "sha256")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Head:
+class ChainTip:
     """The newest link of a writer's chain; ``closed`` when the writer will link no more."""
+
+    SIGNED_AS: ClassVar = "head"
 
     writer_id: str
     sequence: int
@@ -107,8 +108,10 @@ class Head:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Anchor:
+class PrunePoint:
     """The last link that was removed on purpose from the beginning of a writer's chain."""
+
+    SIGNED_AS: ClassVar = "anchor"
 
     writer_id: str
     sequence: int
@@ -116,40 +119,40 @@ class Anchor:
     signature: str = ""
 
 
-def sign_head(head: Head, key: bytes) -> Head:
-    """The head with its signature."""
-    return dataclasses.replace(head, signature=_signature(head, key))
+SignedLink = TypeVar("SignedLink", ChainTip, PrunePoint)
 
 
-def sign_anchor(anchor: Anchor, key: bytes) -> Anchor:
-    """The anchor with its signature."""
-    return dataclasses.replace(anchor, signature=_signature(anchor, key))
+def with_signature(link: SignedLink, key: bytes) -> SignedLink:
+    """The chain tip or prune point with its signature."""
+    return dataclasses.replace(link, signature=_signature(link, key))
 
 
-def is_signed(mark: Head | Anchor, key: bytes) -> bool:
-    """Tell whether the signature is ours and belongs to these very facts."""
-    return hmac.compare_digest(mark.signature.encode(), _signature(mark, key).encode())
+def is_signed(link: ChainTip | PrunePoint, key: bytes) -> bool:
+    """Tell whether the signature was made with ``key`` for exactly these facts."""
+    return hmac.compare_digest(link.signature.encode(), _signature(link, key).encode())
 
 
-def newest_heads(events: Iterable[Mapping[str, Any]], key: bytes) -> list[Head]:
-    """Signed heads for what was just read of the spools: one for each writer among ``events``."""
+def newest_tips(events: Iterable[Mapping[str, Any]], key: bytes) -> list[ChainTip]:
+    """The signed tip of each chain that ``events``, in any order, belong to."""
     newest: dict[str, Mapping[str, Any]] = {}
     for event in events:
         known = newest.get(event["writer_id"])
         if known is None or event["sequence"] > known["sequence"]:
             newest[event["writer_id"]] = event
     return [
-        sign_head(Head(writer_id=writer_id, sequence=event["sequence"], hash=event["hash"]), key)
+        with_signature(
+            ChainTip(writer_id=writer_id, sequence=event["sequence"], hash=event["hash"]), key
+        )
         for writer_id, event in newest.items()
     ]
 
 
 def sign(context: str, body: bytes, key: bytes) -> str:
-    """A signature that is good for nothing but ``context``."""
+    """A signature that is valid for ``context`` only."""
     return hmac.new(key, b"%b\0%b" % (context.encode(), body), hashlib.sha256).hexdigest()
 
 
-def _signature(mark: Head | Anchor, key: bytes) -> str:
-    facts = dataclasses.asdict(mark)
+def _signature(link: ChainTip | PrunePoint, key: bytes) -> str:
+    facts = dataclasses.asdict(link)
     del facts["signature"]
-    return sign(type(mark).__name__.lower(), canonical(facts), key)
+    return sign(link.SIGNED_AS, canonical(facts), key)

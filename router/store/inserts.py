@@ -15,7 +15,7 @@ from sqlalchemy import Connection, Table, func, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError
 
-from router.records.audit_chain import Head
+from router.records.audit_chain import ChainTip
 from router.store.rows import AuditRow, UsageRow
 from router.store.sql_tables import audit, heads, usage, usage_documents, usage_ids
 from router.store.store_errors import RecordKind, UnstorableRecord
@@ -101,7 +101,7 @@ def insert_audit(connection: Connection, rows: Sequence[AuditRow]) -> Written:
     return Written(0, count, repeated + len(rows) - len(kept), conflicts)
 
 
-def advance_heads(connection: Connection, newest: Iterable[Head]) -> None:
+def advance_heads(connection: Connection, newest: Iterable[ChainTip]) -> None:
     """Move each writer's head forward; an older head, delivered again, changes nothing."""
     rows = [
         {

@@ -16,7 +16,7 @@ from typing import Any, Final
 import orjson
 from sqlalchemy import Connection, Select, case, func, select
 
-from router.records.audit_chain import newest_heads
+from router.records.audit_chain import newest_tips
 from router.store import trail as store_trail
 from router.store.engine import Database
 from router.store.inserts import (
@@ -146,7 +146,7 @@ class RecordStore:
         """
         usage_rows = rows_of("usage", usage, usage_row)
         audit_rows = rows_of("audit", audit, audit_row)
-        heads = newest_heads(audit, self._key()) if audit else []
+        heads = newest_tips(audit, self._key()) if audit else []
         try:
             with self._writing() as connection:
                 records = insert_usage(connection, usage_rows)

@@ -12,7 +12,7 @@ from sqlalchemy import Connection, Row, RowMapping, delete, func, select
 from sqlalchemy.dialects import postgresql, sqlite
 
 from router.exports.audit_export import ChainFault, WriterMarks
-from router.records.audit_chain import Anchor, Head, is_signed, sign_anchor, sign_head, unseal
+from router.records.audit_chain import ChainTip, PrunePoint, is_signed, unseal, with_signature
 from router.store.rows import audit_row
 from router.store.sql_queries import in_period, micros
 from router.store.sql_tables import anchors, audit, heads
@@ -76,8 +76,9 @@ def close_heads(connection: Connection, writer_ids: Sequence[str], key: bytes) -
     for writer_id in writer_ids:
         head = _read_marks(connection, writer_id)[writer_id].head
         if head is not None and not head.closed:
-            closed = sign_head(
-                Head(writer_id=writer_id, sequence=head.sequence, hash=head.hash, closed=True), key
+            closed = with_signature(
+                ChainTip(writer_id=writer_id, sequence=head.sequence, hash=head.hash, closed=True),
+                key,
             )
             connection.execute(
                 heads.update()
@@ -126,7 +127,7 @@ def prune_slice(connection: Connection, writer_id: str, before_s: float, key: by
     _, digest = unseal(document.encode())
     _move_anchor(
         connection,
-        sign_anchor(Anchor(writer_id=writer_id, sequence=sequence, hash=digest), key),
+        with_signature(PrunePoint(writer_id=writer_id, sequence=sequence, hash=digest), key),
     )
     removed = connection.execute(delete(audit).where(of_writer, audit.c.sequence <= sequence))
     return removed.rowcount
@@ -170,8 +171,8 @@ def _read_marks(connection: Connection, writer_id: str | None = None) -> dict[st
     }
 
 
-def _head(row: Row[Any]) -> Head:
-    return Head(
+def _head(row: Row[Any]) -> ChainTip:
+    return ChainTip(
         writer_id=row.writer_id,
         sequence=row.sequence,
         hash=row.hash,
@@ -180,13 +181,13 @@ def _head(row: Row[Any]) -> Head:
     )
 
 
-def _anchor(row: Row[Any]) -> Anchor:
-    return Anchor(
+def _anchor(row: Row[Any]) -> PrunePoint:
+    return PrunePoint(
         writer_id=row.writer_id, sequence=row.sequence, hash=row.hash, signature=row.signature
     )
 
 
-def _move_anchor(connection: Connection, anchor: Anchor) -> None:
+def _move_anchor(connection: Connection, anchor: PrunePoint) -> None:
     insert: Any = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
     insertion = insert(anchors).values(
         writer_id=anchor.writer_id,

@@ -118,7 +118,7 @@ def _order() -> Operation:
     return lambda: order(shares, random.random)
 
 
-def _conceal() -> Operation:
+def _redact() -> Operation:
     from router.telemetry.redaction import redact
 
     text = CALL_BODY.decode()
@@ -143,14 +143,14 @@ def _call_log() -> Operation:
 OPERATIONS: dict[str, Callable[[], Operation]] = {
     "reference.json_loads": _reference_json_loads,
     "reference.sha256": _reference_sha256,
-    "accounting.cost_nanos": _cost_nanos,
-    "accounting.estimate": _estimate,
-    "accounting.spool_append": _spool_append,
-    "accounting.spool_check": _spool_check,
+    "pricing.cost_nanos": _cost_nanos,
+    "pricing.estimate": _estimate,
+    "spool.append": _spool_append,
+    "spool.check": _spool_check,
     "api.parse_object": _parse_object,
-    "forwarding.forwardable": _forwardable,
+    "upstream.forwardable": _forwardable,
     "routing.order": _order,
     "telemetry.call_log": _call_log,
-    "telemetry.conceal": _conceal,
+    "telemetry.redact": _redact,
     "telemetry.open_trace": _open_trace,
 }

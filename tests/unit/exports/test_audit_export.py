@@ -21,13 +21,12 @@ from router.exports.audit_export import (
     verify_export,
 )
 from router.records.audit_chain import (
-    Anchor,
     AuditChain,
-    Head,
+    ChainTip,
+    PrunePoint,
     chain_hash,
     derive_audit_key,
-    sign_anchor,
-    sign_head,
+    with_signature,
 )
 from router.records.record_types import canonical, seal
 from tests.unit.records import samples
@@ -71,13 +70,13 @@ def marks_of(
     name: str, events: list[dict[str, Any]], *, pruned: int = 0, closed: bool = False
 ) -> WriterMarks:
     last = events[-1]
-    head = Head(writer_id=name, sequence=last["sequence"], hash=last["hash"], closed=closed)
+    head = ChainTip(writer_id=name, sequence=last["sequence"], hash=last["hash"], closed=closed)
     anchor = None
     if pruned:
         before = events[pruned - 1]
-        anchor = Anchor(writer_id=name, sequence=pruned, hash=before["hash"])
+        anchor = PrunePoint(writer_id=name, sequence=pruned, hash=before["hash"])
     return WriterMarks(
-        name, sign_head(head, KEY), None if anchor is None else sign_anchor(anchor, KEY)
+        name, with_signature(head, KEY), None if anchor is None else with_signature(anchor, KEY)
     )
 
 

@@ -11,24 +11,23 @@ import orjson
 import pytest
 
 from router.records.audit_chain import (
-    Anchor,
     AuditChain,
-    Head,
+    ChainTip,
+    PrunePoint,
     chain_hash,
     derive_audit_key,
     genesis,
     is_signed,
-    newest_heads,
+    newest_tips,
     sign,
-    sign_anchor,
-    sign_head,
     unseal,
+    with_signature,
 )
 from tests.unit.records import samples
 from tests.unit.records.samples import KEY
 
-HEAD = Head(writer_id="w-1", sequence=7, hash="a" * 64)
-ANCHOR = Anchor(writer_id="w-1", sequence=7, hash="a" * 64)
+TIP = ChainTip(writer_id="w-1", sequence=7, hash="a" * 64)
+PRUNE_POINT = PrunePoint(writer_id="w-1", sequence=7, hash="a" * 64)
 
 
 def test_a_chain_begins_with_its_writer() -> None:
@@ -93,7 +92,7 @@ def test_the_key_comes_from_the_pepper_and_is_not_it() -> None:
 )
 def test_a_head_is_signed_with_all_it_says(changes: dict[str, Any]) -> None:
     """No fact of a signed head can be exchanged."""
-    signed = sign_head(HEAD, KEY)
+    signed = with_signature(TIP, KEY)
     assert is_signed(signed, KEY)
     assert not is_signed(replace(signed, **changes), KEY)
 
@@ -101,7 +100,7 @@ def test_a_head_is_signed_with_all_it_says(changes: dict[str, Any]) -> None:
 @pytest.mark.parametrize("changes", [{"writer_id": "w-2"}, {"sequence": 8}, {"hash": "b" * 64}])
 def test_an_anchor_is_signed_with_all_it_says(changes: dict[str, Any]) -> None:
     """No fact of a signed anchor can be exchanged."""
-    signed = sign_anchor(ANCHOR, KEY)
+    signed = with_signature(PRUNE_POINT, KEY)
     assert is_signed(signed, KEY)
     assert not is_signed(replace(signed, **changes), KEY)
 
@@ -109,26 +108,26 @@ def test_an_anchor_is_signed_with_all_it_says(changes: dict[str, Any]) -> None:
 @pytest.mark.parametrize("signature", ["", "0" * 64, "ä" * 64])
 def test_a_signature_that_is_none_is_refused(signature: str) -> None:
     """Whatever text it is."""
-    assert not is_signed(replace(HEAD, signature=signature), KEY)
+    assert not is_signed(replace(TIP, signature=signature), KEY)
 
 
 def test_a_signature_is_good_for_one_key_and_one_purpose() -> None:
     """A head's signature does not make an anchor, nor does another router's key."""
     other = derive_audit_key(b"another pepper of at least 32 bytes")
-    assert not is_signed(sign_head(HEAD, KEY), other)
+    assert not is_signed(with_signature(TIP, KEY), other)
     facts = orjson.dumps({"hash": "a" * 64, "sequence": 7, "writer_id": "w-1"})
-    assert is_signed(replace(ANCHOR, signature=sign("anchor", facts, KEY)), KEY)
-    assert not is_signed(replace(ANCHOR, signature=sign("head", facts, KEY)), KEY)
-    assert not is_signed(replace(ANCHOR, signature=sign_head(HEAD, KEY).signature), KEY)
+    assert is_signed(replace(PRUNE_POINT, signature=sign("anchor", facts, KEY)), KEY)
+    assert not is_signed(replace(PRUNE_POINT, signature=sign("head", facts, KEY)), KEY)
+    assert not is_signed(replace(PRUNE_POINT, signature=with_signature(TIP, KEY).signature), KEY)
 
 
 def test_heads_are_the_newest_links_of_what_was_read() -> None:
     """One for each writer, in whatever order the events came."""
     one, other = samples.chained("w-1", 3), samples.chained("w-2", 2)
-    heads = newest_heads([one[1], other[1], one[2], other[0], one[0]], KEY)
+    heads = newest_tips([one[1], other[1], one[2], other[0], one[0]], KEY)
     assert {(head.writer_id, head.sequence, head.hash) for head in heads} == {
         ("w-1", 3, one[2]["hash"]),
         ("w-2", 2, other[1]["hash"]),
     }
     assert all(is_signed(head, KEY) and not head.closed for head in heads)
-    assert newest_heads([], KEY) == []
+    assert newest_tips([], KEY) == []
