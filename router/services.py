@@ -16,6 +16,7 @@ from router.config.state.access import StateReader
 from router.errors import NotConfigured
 from router.limits.enforcement import Enforcement, build_enforcement
 from router.limits.rates.limiter import Runner
+from router.net.resolver import Resolver
 from router.readiness import Surroundings, Watch, looking_at
 from router.records.recorder import Recorder
 from router.routing.engine import RoutingEngine
@@ -27,7 +28,6 @@ from router.store.spend import sum_records_of
 from router.telemetry.logs import CallLog
 from router.telemetry.metrics import Metrics, RecordFigures, ShippingFigures
 from router.upstream.forwarder import Forwarder
-from router.upstream.resolver import Resolver
 from router.upstream.retry_budget import PER_SECOND, RetryBudget
 from router.upstream.session import BackendSession
 

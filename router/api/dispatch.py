@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 from router.api.scope import Scope, current_scope
 from router.call import Decision
+from router.net.sockets import at_end
 from router.upstream.forwarder import BackendReply, ForwardContext
 from router.upstream.headers import forwardable
-from router.upstream.transport import at_end
 
 
 def serve() -> BackendReply:

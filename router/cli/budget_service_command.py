@@ -121,7 +121,7 @@ def _options(settings: Settings, address: RedisAddress) -> Any:
 
 
 def _resolver() -> Callable[[str, float], list[str]]:
-    from router.upstream.resolver import Resolver
+    from router.net.resolver import Resolver
 
     return Resolver().resolve
 

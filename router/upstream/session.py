@@ -19,8 +19,9 @@ from requests.cookies import RequestsCookieJar
 from requests.structures import CaseInsensitiveDict
 from requests.utils import DEFAULT_CA_BUNDLE_PATH
 
-from router.upstream.resolver import Resolver
-from router.upstream.transport import Deadlines, Endpoint, Exchange, Pool, TransportError
+from router.net.resolver import Resolver
+from router.upstream.connection_pool import ConnectionPool, Endpoint
+from router.upstream.transport import Deadlines, Exchange, TransportError
 
 _PORTS: Final = {"http": 80, "https": 443}
 _NO_HEADERS: Final[CaseInsensitiveDict[str]] = CaseInsensitiveDict()
@@ -79,7 +80,7 @@ class PooledAdapter(BaseAdapter):
         self._idle_s = idle_s
         self._resolver = Resolver()
         self._tls = trusted_context()
-        self._pools: dict[Endpoint, Pool] = {}
+        self._pools: dict[Endpoint, ConnectionPool] = {}
 
     def send(self, request: requests.PreparedRequest, *_: Any, **__: Any) -> requests.Response:
         """Raises ``TransportError``, ``BackendTimeout`` or ``ClientGone``; never retries."""
@@ -90,11 +91,11 @@ class PooledAdapter(BaseAdapter):
         exchange.run(request.head, request.body)
         return BackendResponse(request, exchange)
 
-    def pool(self, endpoint: Endpoint) -> Pool:
+    def pool(self, endpoint: Endpoint) -> ConnectionPool:
         """The connections to one endpoint."""
         pool = self._pools.get(endpoint)
         if pool is None:
-            pool = self._pools[endpoint] = Pool(
+            pool = self._pools[endpoint] = ConnectionPool(
                 endpoint,
                 size=self._pool_size,
                 idle_s=self._idle_s,

@@ -9,9 +9,9 @@ from typing import Final
 from router.call import Operation
 from router.config.document import Backend
 from router.providers.provider import PROVIDERS, Provider
+from router.upstream.connection_pool import Endpoint
 from router.upstream.headers import write_head
 from router.upstream.session import endpoint_of
-from router.upstream.transport import Endpoint
 
 CREDENTIAL_FRESH_S: Final = 10.0
 """A rotated credential file is picked up after at most this long."""

@@ -1,19 +1,16 @@
-"""Pooled HTTP/1.1 connections to backends, with a deadline on every single wait.
+"""One HTTP/1.1 exchange with a backend, with a deadline on every single wait.
 
 Bytes are parsed by llhttp (through geventhttpclient's binding), which refuses every ambiguous
 framing: both ``Content-Length`` and ``Transfer-Encoding``, duplicate lengths, bare line feeds,
-folded headers. Sockets, waiting, pooling and reuse are ours, because the router's promises live
-there: no wait without a deadline, no request sent on a connection that the backend has closed,
-no connection reused after a byte too many.
+folded headers. Sending and waiting are ours, because the router's promises live there: no wait
+without a deadline, and no connection reused after a byte too many.
 """
 
 from __future__ import annotations
 
 import socket
 import ssl
-import threading
 import time
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
@@ -21,18 +18,16 @@ from typing import Final
 from geventhttpclient._parser import HTTPParseError, HTTPResponseParser
 
 from router.errors import BackendTimeout, ClientGone
-from router.upstream.resolver import Resolver
-from router.upstream.tls import TlsSocket
-
-Endpoint = tuple[str, str, int]
-"""Scheme, host, port: what connections are pooled by."""
+from router.net.tls import TlsSocket
 
 Socket = socket.socket | TlsSocket
+Release = Callable[[Socket, bool], None]
+"""Takes a connection back; the flag tells whether another exchange may use it."""
 
 RECEIVE_BYTES: Final = 32 * 1024
 MAX_HEAD_BYTES: Final = 64 * 1024
 CLIENT_CHECK_S: Final = 0.25
-"""How often a waiting call looks whether its client is still there."""
+"""How often a waiting call checks whether its client is still there."""
 _SMALL_BODY_BYTES: Final = 16 * 1024
 _SEND_BYTES: Final = 64 * 1024
 _ASCII: Final = bytes(range(128)) + b"?" * 128
@@ -59,8 +54,10 @@ class Deadlines:
 
 
 class _Parser(HTTPResponseParser):
-    """Collects what llhttp finds of one reply. Whatever comes after its head and its body, be it
-    trailers or a message that nobody asked for, changes neither; the latter spoils the connection.
+    """Collects what llhttp finds of one reply.
+
+    What follows the head and the body changes neither. Trailers are ignored; a second message that
+    no request belongs to makes the connection ``dirty``, so that it is not used again.
     """
 
     def __init__(self) -> None:
@@ -125,52 +122,24 @@ class _Parser(HTTPResponseParser):
         return data
 
 
-def has_input(sock: Socket) -> bool:
-    """True when a read would not wait: data, end of stream or an error has arrived."""
-    if isinstance(sock, TlsSocket):
-        return sock.has_input or has_input(sock.plain)
-    return _peek(sock) is not None
-
-
-def at_end(sock: socket.socket) -> bool:
-    """True when the other side has closed; looks without reading and without waiting."""
-    return _peek(sock) == b""
-
-
-def _peek(sock: socket.socket) -> bytes | None:
-    """The next byte, ``b""`` at the end of the stream or after an error, ``None`` for no input."""
-    # gevent keeps the real socket, which never waits, inside its own.
-    raw: socket.socket | None = getattr(sock, "_sock", None)
-    try:
-        if raw is not None:
-            return raw.recv(1, socket.MSG_PEEK)
-        timeout_s = sock.gettimeout()
-        sock.settimeout(0.0)
-        try:
-            return sock.recv(1, socket.MSG_PEEK)
-        finally:
-            sock.settimeout(timeout_s)
-    except BlockingIOError:
-        return None
-    except OSError:
-        return b""
-
-
 class Exchange:
     """One request on one connection and the reply to it."""
 
     __slots__ = (
-        "_deadline_s", "_look_s", "_parser", "_patience", "_pool", "_sock", "reused", "ttfb_s",
+        "_client_check_s", "_deadline_s", "_deadlines", "_parser", "_release", "_sock",
+        "reused", "ttfb_s",
     )  # fmt: skip
 
-    def __init__(self, pool: Pool, sock: Socket, deadlines: Deadlines, reused: bool) -> None:
-        self._pool = pool
+    def __init__(
+        self, release: Release, sock: Socket, deadlines: Deadlines, *, reused: bool
+    ) -> None:
+        self._release = release
         self._sock: Socket | None = sock
-        self._patience = deadlines
+        self._deadlines = deadlines
         self._parser = _Parser()
         self._deadline_s = deadlines.deadline_s
-        self._look_s = 0.0
-        """When to look again whether the client is still there."""
+        self._client_check_s = 0.0
+        """When to check again whether the client is still there."""
         self.reused = reused
         self.ttfb_s = 0.0
 
@@ -187,10 +156,10 @@ class Exchange:
     def run(self, head: bytes, body: bytes) -> None:
         """Send the request and read up to the end of the reply's head."""
         started_s = time.monotonic()
-        self._look_s = started_s + CLIENT_CHECK_S
+        self._client_check_s = started_s + CLIENT_CHECK_S
         try:
             self._send(head, body)
-            self._read_head(time.monotonic() + self._patience.first_byte_s)
+            self._read_head(time.monotonic() + self._deadlines.first_byte_s)
         except BaseException:
             self.close()
             raise
@@ -203,7 +172,7 @@ class Exchange:
         parser = self._parser
         if parser.body:
             return parser.take_body()
-        deadline_s = time.monotonic() + self._patience.idle_s
+        deadline_s = time.monotonic() + self._deadlines.idle_s
         try:
             while not parser.body and not parser.done:
                 self._feed(self._receive(deadline_s, "idle"))
@@ -238,7 +207,7 @@ class Exchange:
             return
         parser = self._parser
         reusable = parser.done and not parser.dirty and parser.should_keep_alive()
-        self._pool.give_back(sock, reusable=reusable)
+        self._release(sock, reusable)
 
     def _send(self, head: bytes, body: bytes) -> None:
         sock = self._sock
@@ -258,18 +227,18 @@ class Exchange:
             raise BackendTimeout("total") from None
         except OSError as error:
             # Part of it may have arrived: a backend that answers early (413) closes like this.
-            raise TransportError(_why(error, "send failed"), sent=True) from None
+            raise TransportError(reason_of(error, "send failed"), sent=True) from None
 
     def _send_large(self, sock: Socket, body: memoryview) -> None:
         """Piece by piece: a backend that does not read is left, and a client that left is seen."""
-        stall_s = time.monotonic() + self._patience.idle_s
+        stall_s = time.monotonic() + self._deadlines.idle_s
         while body:
             sock.settimeout(self._next_wait_s(stall_s, "idle"))
             try:
                 body = body[sock.send(body[:_SEND_BYTES]) :]
             except TimeoutError:
                 continue
-            stall_s = time.monotonic() + self._patience.idle_s
+            stall_s = time.monotonic() + self._deadlines.idle_s
 
     def _read_head(self, deadline_s: float) -> None:
         parser, size = self._parser, 0
@@ -294,19 +263,19 @@ class Exchange:
             except TimeoutError:
                 continue
             except OSError as error:
-                raise TransportError(_why(error, "receive failed"), sent=True) from None
+                raise TransportError(reason_of(error, "receive failed"), sent=True) from None
 
     def _next_wait_s(self, deadline_s: float, phase: str) -> float:
-        """How long to wait before looking at the clock and at the client again."""
+        """How long to wait before checking the deadline and the client again."""
         now_s = time.monotonic()
         if self._deadline_s < deadline_s:
             deadline_s, phase = self._deadline_s, "total"
         left_s = deadline_s - now_s
         if left_s <= 0:
             raise BackendTimeout(phase)
-        if now_s >= self._look_s:  # also when bytes trickle in all the time
-            self._look_s = now_s + CLIENT_CHECK_S
-            if self._patience.client_gone is not None and self._patience.client_gone():
+        if now_s >= self._client_check_s:  # also when bytes trickle in all the time
+            self._client_check_s = now_s + CLIENT_CHECK_S
+            if self._deadlines.client_gone is not None and self._deadlines.client_gone():
                 raise ClientGone
         return left_s if left_s < CLIENT_CHECK_S else CLIENT_CHECK_S
 
@@ -338,151 +307,8 @@ class Exchange:
             raise TransportError("connection closed early", sent=True)
 
 
-class Pool:
-    """Connections to one endpoint: at most ``size`` at a time, idle ones kept ``idle_s``."""
-
-    def __init__(
-        self,
-        endpoint: Endpoint,
-        *,
-        size: int,
-        idle_s: float,
-        resolver: Resolver,
-        tls: ssl.SSLContext,
-    ) -> None:
-        self._endpoint = endpoint
-        self._idle_s = idle_s
-        self._resolver = resolver
-        self._tls = tls if endpoint[0] == "https" else None
-        self._size = size
-        self._in_use = 0
-        self._waiting: deque[threading.Event] = deque()
-        self._idle: deque[tuple[Socket, float]] = deque()
-        self.opened = 0
-        self.reused = 0
-
-    def open(self, deadlines: Deadlines) -> Exchange:
-        """A clean connection, kept or new. Nothing has been sent when this raises."""
-        self._take_slot(min(deadlines.connect_s, deadlines.deadline_s - time.monotonic()))
-        try:
-            sock = self._take_idle()
-            if sock is not None:
-                self.reused += 1
-                return Exchange(self, sock, deadlines, True)
-            sock = self._connect(deadlines)
-            self.opened += 1
-            return Exchange(self, sock, deadlines, False)
-        except BaseException:
-            self._free_slot()
-            raise
-
-    @property
-    def in_use(self) -> int:
-        """Connections that calls hold at this moment."""
-        return self._in_use
-
-    def give_back(self, sock: Socket, *, reusable: bool) -> None:
-        """Return a connection; one that is not reusable is closed."""
-        if reusable:
-            self._idle.append((sock, time.monotonic()))
-        else:
-            _drop(sock)
-        self._free_slot()
-
-    def close(self) -> None:
-        """Close what is idle."""
-        while self._idle:
-            _drop(self._idle.pop()[0])
-
-    def _take_slot(self, timeout_s: float) -> None:
-        # Workers are single-threaded: nothing between the check and the count lets others run.
-        if self._in_use < self._size:
-            self._in_use += 1
-            return
-        turn = threading.Event()
-        self._waiting.append(turn)
-        try:
-            turn.wait(timeout_s)
-        except BaseException:
-            if not self._leave_queue(turn):
-                self._free_slot()
-            raise
-        if self._leave_queue(turn):
-            raise TransportError("connection pool exhausted", sent=False)
-
-    def _leave_queue(self, turn: threading.Event) -> bool:
-        """False when the slot was handed over before, be it at the very last moment."""
-        try:
-            self._waiting.remove(turn)
-        except ValueError:
-            return False
-        return True
-
-    def _free_slot(self) -> None:
-        """Hand the slot to whoever waits longest, or count it free."""
-        if self._waiting:
-            self._waiting.popleft().set()
-        else:
-            self._in_use -= 1
-
-    def _take_idle(self) -> Socket | None:
-        """The connection used last, which is the least likely to have been closed."""
-        oldest_s = time.monotonic() - self._idle_s
-        while self._idle:
-            sock, since_s = self._idle.pop()
-            if since_s < oldest_s:  # all that are left are older still
-                _drop(sock)
-                self.close()
-                return None
-            # Anything readable on an idle connection is its end, or bytes nobody asked for.
-            if not has_input(sock):
-                return sock
-            _drop(sock)
-        return None
-
-    def _connect(self, deadlines: Deadlines) -> Socket:
-        _, host, port = self._endpoint
-        now_s = time.monotonic()
-        deadline_s = min(now_s + deadlines.connect_s, deadlines.deadline_s)
-        reason = "no address"
-        for address in self._resolver.resolve(host, deadline_s - now_s):
-            left_s = deadline_s - time.monotonic()
-            if left_s <= 0:
-                reason = "connect timeout"
-                break
-            try:
-                sock = socket.create_connection((address, port), timeout=left_s)
-            except OSError as error:
-                reason = _why(error, "connect failed")
-                continue
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            return sock if self._tls is None else self._secure(self._tls, sock, host, deadline_s)
-        raise TransportError(reason, sent=False)
-
-    def _secure(
-        self, tls: ssl.SSLContext, sock: socket.socket, host: str, deadline_s: float
-    ) -> TlsSocket:
-        try:
-            secured = TlsSocket(sock, tls, host)
-            secured.settimeout(deadline_s - time.monotonic())
-            secured.handshake()
-        except BaseException as error:
-            _drop(sock)
-            if isinstance(error, (OSError, ValueError)):
-                raise TransportError(_why(error, "TLS failed"), sent=False) from None
-            raise
-        return secured
-
-
-def _drop(sock: Socket) -> None:
-    try:
-        sock.close()
-    except OSError:
-        pass  # it is gone either way
-
-
-def _why(error: Exception, default: str) -> str:
-    """A short reason for logs that names no host."""
+def reason_of(error: Exception, default: str) -> str:
+    """A short reason for records and logs, which names no host."""
     if isinstance(error, TimeoutError):
         return "connect timeout" if default == "connect failed" else f"{default}: timeout"
     if isinstance(error, ssl.SSLCertVerificationError):

@@ -22,7 +22,7 @@ DOORS = frozenset({"wsgi", "server", "cli", "demo", "mock_backend", "budget_serv
 # command of `cli` starts the others.
 RUNGS: tuple[frozenset[str], ...] = (
     frozenset({"call", "errors", "clock", "breaker"}),
-    frozenset({"telemetry"}),
+    frozenset({"telemetry", "net"}),
     frozenset({"config"}),
     frozenset({"auth", "pricing", "providers", "spool", "redis"}),
     frozenset({"upstream", "records"}),

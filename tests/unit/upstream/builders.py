@@ -12,12 +12,13 @@ import orjson
 
 from router.call import Attempt, Call, Operation
 from router.config.document import Backend, BackendKind, Timeouts
+from router.net.resolver import Resolver
+from router.upstream.connection_pool import ConnectionPool, Endpoint
 from router.upstream.forwarder import BackendReply, ForwardContext, Forwarder
-from router.upstream.resolver import Resolver
 from router.upstream.retry_budget import RetryBudget
 from router.upstream.session import BackendSession
 from router.upstream.targets import ReadCredential
-from router.upstream.transport import Deadlines, Endpoint, Exchange, Pool
+from router.upstream.transport import Deadlines, Exchange
 
 NO_TLS = ssl.create_default_context()
 REPLY_BYTES = 10 * 1024 * 1024
@@ -43,9 +44,11 @@ def new_pool(
     idle_s: float = 30.0,
     tls: ssl.SSLContext = NO_TLS,
     resolver: Resolver | None = None,
-) -> Pool:
+) -> ConnectionPool:
     """A pool of connections to one endpoint."""
-    return Pool(endpoint, size=size, idle_s=idle_s, resolver=resolver or Resolver(), tls=tls)
+    return ConnectionPool(
+        endpoint, size=size, idle_s=idle_s, resolver=resolver or Resolver(), tls=tls
+    )
 
 
 def head(body: bytes = b"{}") -> bytes:
@@ -56,14 +59,14 @@ def head(body: bytes = b"{}") -> bytes:
     return text.encode("ascii")
 
 
-def begin(pool: Pool, waits: Deadlines | None = None, body: bytes = b"{}") -> Exchange:
+def begin(pool: ConnectionPool, waits: Deadlines | None = None, body: bytes = b"{}") -> Exchange:
     """Send one request; the exchange has read the head of its reply."""
     exchange = pool.open(waits or deadlines())
     exchange.run(head(body), body)
     return exchange
 
 
-def exchange_body(pool: Pool, waits: Deadlines | None = None) -> tuple[int, bytes]:
+def exchange_body(pool: ConnectionPool, waits: Deadlines | None = None) -> tuple[int, bytes]:
     """Status and body of one whole exchange."""
     exchange = begin(pool, waits)
     return exchange.status, exchange.read_all(REPLY_BYTES)
@@ -87,31 +90,20 @@ class ScriptedSocket:
         return self.pieces.popleft() if self.pieces else b""
 
 
-class Returns:
-    """Stands for a pool and notes whether the connection could be used again."""
-
-    def __init__(self) -> None:
-        self.reusable: list[bool] = []
-
-    def give_back(self, _sock: object, *, reusable: bool) -> None:
-        """Note it."""
-        self.reusable.append(reusable)
-
-
-def replay(pieces: Iterable[bytes]) -> tuple[Exchange, Returns]:
-    """An exchange whose reply arrives in exactly these pieces."""
-    returns = Returns()
+def replay(pieces: Iterable[bytes]) -> tuple[Exchange, list[bool]]:
+    """An exchange whose reply arrives in exactly these pieces, and what it says when it is over."""
+    reusable: list[bool] = []
     sock: Any = ScriptedSocket(pieces)
-    pool: Any = returns
-    return Exchange(pool, sock, deadlines(), False), returns
+    exchange = Exchange(lambda _, clean: reusable.append(clean), sock, deadlines(), reused=False)
+    return exchange, reusable
 
 
 def read_pieces(pieces: Iterable[bytes]) -> tuple[int, list[list[str]], bytes, list[bool]]:
     """Status, headers, body and whether the connection may be used again."""
-    exchange, returns = replay(pieces)
+    exchange, reusable = replay(pieces)
     exchange.run(b"", b"")
     body = exchange.read_all(REPLY_BYTES)
-    return exchange.status, exchange.headers, body, returns.reusable
+    return exchange.status, exchange.headers, body, reusable
 
 
 def new_backend(

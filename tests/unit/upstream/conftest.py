@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from router.upstream import session as module
+from router.upstream.connection_pool import ConnectionPool
 from router.upstream.session import BackendSession
-from router.upstream.transport import Pool
 from tests.fakes.raw_server import RawServer, Script
 from tests.unit.upstream.builders import NO_TLS, new_pool
 
@@ -32,11 +32,11 @@ def serve() -> Iterator[Callable[..., RawServer]]:
 
 
 @pytest.fixture
-def pool_to() -> Iterator[Callable[..., Pool]]:
+def pool_to() -> Iterator[Callable[..., ConnectionPool]]:
     """Make pools; a slot that is still taken when the test is over was leaked."""
-    pools: list[Pool] = []
+    pools: list[ConnectionPool] = []
 
-    def make(server: RawServer, **options: Any) -> Pool:
+    def make(server: RawServer, **options: Any) -> ConnectionPool:
         pool = new_pool(server.endpoint, **options)
         pools.append(pool)
         return pool

@@ -10,8 +10,9 @@ import pytest
 from router.call import Usage
 from router.providers.openai import CompletionStream
 from router.upstream import reply_stream as module
+from router.upstream.connection_pool import ConnectionPool
 from router.upstream.reply_stream import ReplyStream
-from router.upstream.transport import Deadlines, Pool
+from router.upstream.transport import Deadlines
 from tests.fakes.raw_server import (
     Peer,
     RawServer,
@@ -27,7 +28,7 @@ from tests.fakes.raw_server import (
 from tests.unit.upstream.builders import begin, deadlines, exchange_body
 
 Serve = Callable[..., RawServer]
-PoolTo = Callable[..., Pool]
+PoolTo = Callable[..., ConnectionPool]
 
 FIRST = b'data: {"choices": [{"index": 0, "delta": {"content": "hello"}}]}\n\n'
 LAST = b'data: {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}\n\n'
@@ -38,7 +39,7 @@ OPEN = WHOLE[: WHOLE.index(b"\r\n\r\n") + 4]
 
 
 def open_stream(
-    pool: Pool, waits: Deadlines | None = None, *, drain: bool = False, strip: bool = True
+    pool: ConnectionPool, waits: Deadlines | None = None, *, drain: bool = False, strip: bool = True
 ) -> ReplyStream:
     return ReplyStream(begin(pool, waits), CompletionStream(strip_usage=strip), drain=drain)
 

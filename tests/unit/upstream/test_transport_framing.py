@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Callable
 from itertools import pairwise
 
@@ -10,13 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from router.upstream.connection_pool import ConnectionPool
 from router.upstream.transport import (
     MAX_HEAD_BYTES,
     RECEIVE_BYTES,
-    Pool,
     TransportError,
-    at_end,
-    has_input,
 )
 from tests.fakes.raw_server import (
     RawServer,
@@ -36,7 +33,7 @@ from tests.unit.upstream.builders import (
 )
 
 Serve = Callable[..., RawServer]
-PoolTo = Callable[..., Pool]
+PoolTo = Callable[..., ConnectionPool]
 
 OK = b"HTTP/1.1 200 OK\r\n"
 CHUNKED = OK + b"Transfer-Encoding: chunked\r\n\r\n"
@@ -306,18 +303,3 @@ def test_a_stream_is_handed_on_as_it_arrives(serve: Serve, pool_to: PoolTo) -> N
     whole.run(b"", b"")
     assert [whole.read_chunk() for _ in range(4)] == [b"one", b"t", b"wo", b""]
     assert whole.read_chunk() == b""
-
-
-def test_looking_at_a_socket_changes_nothing() -> None:
-    """A look reads no byte, waits for none and leaves the socket's timeout as it was."""
-    ours, theirs = socket.socketpair()
-    with ours, theirs:
-        ours.settimeout(7.0)
-        assert (has_input(ours), at_end(ours)) == (False, False)
-        theirs.sendall(b"x")
-        assert (has_input(ours), at_end(ours)) == (True, False)
-        assert ours.recv(10) == b"x"
-        theirs.close()
-        assert (has_input(ours), at_end(ours)) == (True, True)
-        assert ours.gettimeout() == 7.0
-    assert (has_input(ours), at_end(ours)) == (True, True)

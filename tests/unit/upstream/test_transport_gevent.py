@@ -21,7 +21,7 @@ sys.exit(pytest.main(sys.argv[1:]))
 def test_connections_behave_alike_under_gevent() -> None:
     """Reuse, deadlines and TLS; trickled TLS bytes used to outlive every deadline there, and only
     there (F7, X1)."""
-    files = ("test_transport_reuse.py", "test_transport_tls.py", "test_transport_waits.py")
+    files = ("test_connection_reuse.py", "test_transport_tls.py", "test_transport_waits.py")
     chosen = (
         "reuse or black_hole or first_byte or client_that_left or reads_nothing"
         " or (tls and not large and not slow_reader)"

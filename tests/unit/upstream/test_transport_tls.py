@@ -13,8 +13,9 @@ import trustme
 
 from router.errors import BackendTimeout
 from router.upstream import transport
+from router.upstream.connection_pool import ConnectionPool
 from router.upstream.session import trusted_context
-from router.upstream.transport import Pool, TransportError
+from router.upstream.transport import TransportError
 from tests.fakes.raw_server import (
     Peer,
     RawServer,
@@ -36,7 +37,7 @@ from tests.unit.upstream.builders import (
 )
 
 Serve = Callable[..., RawServer]
-PoolTo = Callable[..., Pool]
+PoolTo = Callable[..., ConnectionPool]
 
 SLACK_S = 0.5
 """What a busy machine may add. Without its deadline each wait would take 4 s and more."""

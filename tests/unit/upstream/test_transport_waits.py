@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from router.errors import BackendTimeout, ClientGone
-from router.upstream.transport import Deadlines, Exchange, Pool, TransportError
+from router.upstream.connection_pool import ConnectionPool
+from router.upstream.transport import Deadlines, Exchange, TransportError
 from tests.fakes.raw_server import (
     Peer,
     RawServer,
@@ -25,7 +26,6 @@ from tests.fakes.raw_server import (
 )
 from tests.unit.upstream.builders import (
     REPLY_BYTES,
-    Returns,
     ScriptedSocket,
     begin,
     deadlines,
@@ -35,7 +35,7 @@ from tests.unit.upstream.builders import (
 )
 
 Serve = Callable[..., RawServer]
-PoolTo = Callable[..., Pool]
+PoolTo = Callable[..., ConnectionPool]
 
 SLACK_S = 0.2
 """What a busy machine may add; the waits themselves are exact."""
@@ -53,7 +53,7 @@ def takes(seconds: float) -> Iterator[None]:
     assert seconds <= time.monotonic() - started_s <= seconds * 1.1 + SLACK_S
 
 
-def timeout_of(pool: Pool, waits: Deadlines, body: bytes = b"{}") -> str:
+def timeout_of(pool: ConnectionPool, waits: Deadlines, body: bytes = b"{}") -> str:
     """The phase of a call in which a backend takes too long."""
     with pytest.raises(BackendTimeout) as late:
         begin(pool, waits, body).read_all(REPLY_BYTES)
@@ -199,9 +199,8 @@ def test_a_socket_that_takes_little_at_a_time_gets_every_byte() -> None:
             self.taken += data
 
     sock: Any = Reluctant([reply()])
-    returns: Any = Returns()
     body = bytes(range(256)) * 1_000
-    Exchange(returns, sock, deadlines(), False).run(head(body), body)
+    Exchange(lambda *_: None, sock, deadlines(), reused=False).run(head(body), body)
     assert sock.taken == head(body) + body
 
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from router.upstream import resolver as module
-from router.upstream.resolver import Resolver
+from router.net import resolver as module
+from router.net.resolver import Resolver
 
 
 class NameService:
@@ -66,7 +66,7 @@ def later(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
 def settled(resolver: Resolver) -> None:
     """Wait until no question is open."""
     deadline_s = time.monotonic() + 5
-    while resolver._asking:
+    while resolver._lookups:
         assert time.monotonic() < deadline_s
         time.sleep(0.001)
 

@@ -1,8 +1,8 @@
 """TLS over a connected socket, with one deadline over each operation.
 
-The sockets of ``ssl`` under gevent, and only there, wait anew for every bit that arrives: a peer
-that trickles a handshake or a record byte by byte would hold a call for as long as it likes.
-Here the TLS engine works on memory, so every wait is a wait of ours.
+Under gevent the sockets of ``ssl`` restart their timeout at every byte that arrives: a peer that
+trickles a handshake or a record could hold a call for as long as it likes. Here the TLS engine
+works on memory, so every wait is one of ours and keeps the deadline.
 """
 
 from __future__ import annotations
@@ -12,11 +12,13 @@ import ssl
 import time
 from typing import Final
 
+from router.net.sockets import has_input, left_s
+
 _RECEIVE_BYTES: Final = 32 * 1024
 
 
 class TlsSocket:
-    """As much of a socket as a connection to a backend needs."""
+    """The part of a socket's interface that our clients use."""
 
     __slots__ = ("_deadline_s", "_engine", "_incoming", "_outgoing", "_unsent", "plain")
 
@@ -30,8 +32,8 @@ class TlsSocket:
 
     @property
     def has_input(self) -> bool:
-        """True when the peer has sent bytes that nobody has asked for yet."""
-        return self._incoming.pending > 0 or self._engine.pending() > 0
+        """True when a read would not wait: data, the end of the stream or an error has arrived."""
+        return self._incoming.pending > 0 or self._engine.pending() > 0 or has_input(self.plain)
 
     def settimeout(self, timeout_s: float) -> None:
         """How long the next operation may take, however many waits it consists of."""
@@ -49,7 +51,7 @@ class TlsSocket:
         self._flush()
 
     def recv(self, size: int) -> bytes:
-        """Decrypted bytes; ``b""`` when the peer has ended the stream as TLS demands."""
+        """Decrypted bytes; ``b""`` when the peer has sent TLS' closing message."""
         engine, incoming = self._engine, self._incoming
         if not incoming.pending and not engine.pending():
             self._fill()  # asking the engine first would only cost an exception
@@ -74,26 +76,20 @@ class TlsSocket:
         self.send(data)
 
     def close(self) -> None:
-        """Close without a farewell, for which nobody would wait."""
+        """Close without TLS' closing message, for which nobody would wait."""
         self.plain.close()
 
     def _flush(self) -> None:
         while self._unsent or self._outgoing.pending:
             if not self._unsent:
                 self._unsent = memoryview(self._outgoing.read())
-            self.plain.settimeout(self._left_s())
+            self.plain.settimeout(left_s(self._deadline_s))
             self._unsent = self._unsent[self.plain.send(self._unsent) :]
 
     def _fill(self) -> None:
-        self.plain.settimeout(self._left_s())
+        self.plain.settimeout(left_s(self._deadline_s))
         data = self.plain.recv(_RECEIVE_BYTES)
         if data:
             self._incoming.write(data)
         else:
             self._incoming.write_eof()
-
-    def _left_s(self) -> float:
-        left_s = self._deadline_s - time.monotonic()
-        if left_s <= 0:
-            raise TimeoutError
-        return left_s

@@ -12,8 +12,9 @@ from types import SimpleNamespace
 import pytest
 
 from router.errors import RouterError
-from router.upstream import transport as module
-from router.upstream.transport import Pool, TransportError
+from router.upstream import connection_pool as module
+from router.upstream.connection_pool import ConnectionPool
+from router.upstream.transport import TransportError
 from tests.fakes.raw_server import (
     RawServer,
     answer,
@@ -34,7 +35,7 @@ from tests.unit.upstream.builders import (
 )
 
 Serve = Callable[..., RawServer]
-PoolTo = Callable[..., Pool]
+PoolTo = Callable[..., ConnectionPool]
 
 OPEN_STREAM = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + chunk(b"first")
 
@@ -159,7 +160,7 @@ def test_a_thousand_aborted_exchanges_leave_nothing_behind(serve: Serve, pool_to
     assert open_files() <= before
 
 
-def exchange_body_or_error(pool: Pool, how: int) -> None:
+def exchange_body_or_error(pool: ConnectionPool, how: int) -> None:
     """Begin an exchange and give it up in one of several ways."""
     try:
         exchange = pool.open(deadlines(first_byte_s=0.002, idle_s=0.002))

@@ -7,7 +7,8 @@ from collections.abc import Callable
 
 import pytest
 
-from router.upstream.transport import Pool, TransportError
+from router.upstream.connection_pool import ConnectionPool
+from router.upstream.transport import TransportError
 from tests.fakes.raw_server import (
     Peer,
     RawServer,
@@ -21,7 +22,7 @@ from tests.fakes.raw_server import (
 from tests.unit.upstream.builders import REPLY_BYTES, begin, deadlines, exchange_body, head
 
 Serve = Callable[..., RawServer]
-PoolTo = Callable[..., Pool]
+PoolTo = Callable[..., ConnectionPool]
 
 
 def until(met: Callable[[], bool]) -> None:

@@ -1,0 +1,1 @@
+"""Sockets, TLS and name look-ups that keep one deadline. Knows no protocol above TLS."""
