@@ -17,7 +17,9 @@ from router.errors import NotConfigured
 from router.limits.enforcement import Enforcement, build_enforcement
 from router.limits.rates.limiter import Runner
 from router.net.resolver import Resolver
-from router.readiness import Surroundings, Watch, looking_at
+from router.readiness import components
+from router.readiness.components import Component, StateHistory
+from router.readiness.watch import Surroundings, Watch, watch_host
 from router.records.recorder import Recorder
 from router.routing.engine import RoutingEngine
 from router.routing.models import Gateway
@@ -45,6 +47,7 @@ class Services:
     recorder: Recorder
     queries: Queries
     watch: Watch
+    history: StateHistory
     enforcement: Enforcement
     pepper_fingerprint: str
     """Tells whether the stored keys were made with the pepper that this worker checks them with."""
@@ -64,6 +67,21 @@ class Services:
         self.watch.tick()
         if self.watch.seen is not None:
             self.metrics.publish_shipping(_shipping_figures(self.watch.seen))
+        self.components()  # so that it is noted when a state began
+
+    def components(self) -> dict[str, Component]:
+        """How each thing is that a call needs, and since when."""
+        seen = self.watch.seen
+        return self.history.dated(
+            {
+                "configuration": components.configuration(self.state, self.pepper_fingerprint),
+                "backends": components.backends(self.state, seen),
+                "limits": components.limits(self.settings, self.enforcement.breaker_states()),
+                "records": components.records(self.recorder.spool),
+                "agent": components.agent(seen),
+                "store": components.store(seen),
+            }
+        )
 
     def close(self) -> None:
         """Give back connections and files."""
@@ -116,11 +134,8 @@ def build_services(
         pepper_fingerprint=pepper_fingerprint(pepper),
         recorder=Recorder(_open_spool(settings, clock)),
         queries=queries,
-        watch=Watch(
-            looking_at(settings.data_dir, settings.spool_dir),
-            queries.check,
-            clock=clock,
-        ),
+        watch=watch_host(settings, state, queries.check, clock),
+        history=StateHistory(clock),
         enforcement=build_enforcement(
             settings,
             sum_records_of(queries, settings),

@@ -9,7 +9,7 @@ from typing import Literal, cast
 
 import gevent
 
-from router.breaker import Breaker, Unavailable
+from router.breaker import Breaker, State, Unavailable
 from router.clock import Clock
 from router.config.settings import Settings, SettingsError
 from router.errors import BudgetUnavailable, LimitsUnavailable
@@ -238,6 +238,11 @@ class Enforcement:
                 for name, found in self._breakers().items()
             },
         )
+
+    def breaker_states(self) -> dict[str, list[State]]:
+        """Whether Redis, server by server, and the budget service, if any, are asked at present."""
+        found = self._breakers().items()
+        return {name: [breaker.state for breaker in breakers] for name, breakers in found}
 
     def _breakers(self) -> dict[str, list[Breaker]]:
         found = {"redis": [] if self._redis is None else self._redis.breakers()}

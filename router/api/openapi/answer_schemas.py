@@ -32,11 +32,11 @@ def _amount(text: str, *, required: bool = True, **more: Any) -> fields.Float:
     return fields.Float(required=required, metadata=about(text, minimum=0), **more)
 
 
-def _moment(text: str, *, required: bool = True) -> Shaped:
+def _moment(text: str, *, required: bool = True, nullable: bool = True) -> Shaped:
     return Shaped(
         "^[0-9]{4,}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z$",
         required=required,
-        allow_none=True,
+        allow_none=nullable,
         metadata=about(text),
     )
 
@@ -260,6 +260,41 @@ class Health(Closed):
     build = _text("Its build, from ROUTER_BUILD.")
 
 
+class Component(Closed):
+    state = _one_of(
+        "degraded: calls are served, perhaps not all of them; unavailable: every call is refused.",
+        "ok",
+        "degraded",
+        "unavailable",
+    )
+    since = _moment("When this state began, as the worker that answers saw it.", nullable=False)
+    detail = fields.String(
+        metadata=about("What is wrong and what happens meanwhile. Absent while it is ok.")
+    )
+
+
+class ConfigurationComponent(Component):
+    revision = fields.Integer(metadata=about("Revision of the configuration in use."))
+
+
+class RecordsComponent(Component):
+    bytes_used = _count("What waits to be shipped, of all workers together.")
+    bytes_limit = _count("Beyond it calls are refused (ROUTER_SPOOL_MAX_BYTES).")
+
+
+def _nested(schema: type[Closed], text: str) -> fields.Nested:
+    return fields.Nested(schema, required=True, metadata=about(text))
+
+
+class Components(Closed):
+    configuration = _nested(ConfigurationComponent, "The document and the keys.")
+    backends = _nested(Component, "Backends that policies name, with their credentials.")
+    limits = _nested(Component, "Redis and the budget service.")
+    records = _nested(RecordsComponent, "The spool, where records of calls are written.")
+    agent = _nested(Component, "What ships records; calls are served without it.")
+    store = _nested(Component, "Where records are queried; calls are served without it.")
+
+
 class ComponentCheck(Closed):
     status = _one_of("degraded serves, failed does not.", "ok", "degraded", "failed")
     detail = fields.String(metadata=about("What is wrong."))
@@ -270,25 +305,24 @@ class StateCheck(ComponentCheck):
 
 
 class SpoolCheck(ComponentCheck):
-    bytes_used = _count("What waits to be shipped, of all workers together.")
-    bytes_limit = _count("Beyond it calls are refused (ROUTER_SPOOL_MAX_BYTES).")
+    bytes_used = _count("As in `components.records`.")
+    bytes_limit = _count("As in `components.records`.")
 
 
 class ComponentChecks(Closed):
-    state = fields.Nested(StateCheck, required=True, metadata=about("The configuration store."))
-    spool = fields.Nested(
-        SpoolCheck, required=True, metadata=about("Where records of calls go; calls need it.")
-    )
-    agent = fields.Nested(
-        ComponentCheck, required=True, metadata=about("Who ships records; calls do without it.")
-    )
-    record_store = fields.Nested(
-        ComponentCheck, required=True, metadata=about("Where records are asked for.")
-    )
+    state = _nested(StateCheck, "As `components.configuration`.")
+    spool = _nested(SpoolCheck, "As `components.records`.")
+    agent = _nested(ComponentCheck, "As `components.agent`.")
+    record_store = _nested(ComponentCheck, "As `components.store`.")
 
 
 class Readiness(Closed):
     status = _one_of("not_ready comes with 503.", "ready", "degraded", "not_ready")
-    checks = fields.Nested(ComponentChecks, required=True)
+    components = _nested(Components, "Each thing that a call needs.")
+    checks = fields.Nested(
+        ComponentChecks,
+        required=True,
+        metadata=about("Superseded by `components`; goes with the next release.", deprecated=True),
+    )
     version = _text("Version of the router.")
     build = _text("Its build, from ROUTER_BUILD.")

@@ -8,9 +8,10 @@ from typing import Any, Final
 import orjson
 from flask import Blueprint, Response
 
+from router.api.error_specs import shown_timestamp
 from router.api.replies import json_reply
 from router.api.wiring import services
-from router.errors import NotConfigured, RecordsUnavailable
+from router.readiness.components import Component
 
 blueprint: Final = Blueprint("status", __name__)
 
@@ -20,10 +21,13 @@ OPS_ENDPOINTS: Final = frozenset({"prometheus_metrics"})
 EVERYWHERE: Final = "status."
 """Served on both; all else is served on the public listener only."""
 
-SPOOL_FILLING: Final = 0.5
-"""The share of its limit at which somebody should look why the spool is not shipped."""
-
-NOT_LOOKED: Final = {"status": "degraded", "detail": "not looked at yet"}
+_OLD_CHECKS: Final = {
+    "state": "configuration",
+    "spool": "records",
+    "agent": "agent",
+    "record_store": "store",
+}
+"""Deprecated name in ``checks`` → component."""
 
 
 @blueprint.get("/v1/status/healthz")
@@ -36,79 +40,31 @@ def healthz() -> Response:
 @blueprint.get("/v1/status/readyz")
 @blueprint.get("/readyz")
 def readyz() -> Response:
-    """Whether calls can be served now, and the state of each component."""
-    checks = {
-        "state": _state_check(),
-        "spool": _spool_check(),
-        "agent": _agent_check(),
-        "record_store": _store_check(),
+    """Whether calls can be served now, and the state of each component that they need."""
+    components = services().components()
+    states = {component.state for component in components.values()}
+    status = (
+        "not_ready" if "unavailable" in states else "degraded" if "degraded" in states else "ready"
+    )
+    shown = {
+        "status": status,
+        "components": {name: _component(found) for name, found in components.items()},
+        "checks": {old: _check(components[name]) for old, name in _OLD_CHECKS.items()},
+        **_build(),
     }
-    ready = all(check["status"] != "failed" for check in checks.values())
-    degraded = any(check["status"] == "degraded" for check in checks.values())
-    status = "ready" if ready and not degraded else "degraded" if ready else "not_ready"
-    body = orjson.dumps({"status": status, "checks": checks, **_build()})
-    return json_reply(body, 200 if ready else 503)
+    return json_reply(orjson.dumps(shown), 503 if status == "not_ready" else 200)
 
 
-def _state_check() -> dict[str, Any]:
-    wired = services()
-    state = wired.state
-    try:
-        document = state.document()
-        keys_fit = state.pepper_matches(wired.pepper_fingerprint)
-    except NotConfigured as error:
-        return {"status": "failed", "detail": error.message}
-    if keys_fit is False:  # every key would be refused as unknown
-        return {
-            "status": "failed",
-            "revision": document.revision,
-            "detail": "the keys were made with another pepper than this router's",
-        }
-    if state.fault is not None:
-        return {"status": "degraded", "revision": document.revision, "detail": state.fault}
-    return {"status": "ok", "revision": document.revision}
+def _component(found: Component) -> dict[str, Any]:
+    shown = {"state": found.state, "since": shown_timestamp(int(found.since_s)), **found.facts}
+    return shown if found.state == "ok" else {**shown, "detail": found.detail}
 
 
-def _spool_check() -> dict[str, Any]:
-    """Without a place for their records no calls are served."""
-    spool = services().recorder.spool
-    figures = spool.status()
-    sizes = {"bytes_used": figures.total_bytes, "bytes_limit": figures.max_bytes}
-    try:
-        spool.check()
-    except RecordsUnavailable as refusal:
-        return {"status": "failed", "detail": refusal.reason, **sizes}
-    if figures.held_bytes:
-        return {"status": "degraded", "detail": "records are held in memory", **sizes}
-    if figures.total_bytes > SPOOL_FILLING * figures.max_bytes:
-        return {"status": "degraded", "detail": "the spool fills", **sizes}
-    return {"status": "ok", **sizes}
-
-
-def _agent_check() -> dict[str, Any]:
-    """Without it records wait in the spool."""
-    seen = services().watch.seen
-    if seen is None:
-        return NOT_LOOKED
-    if not seen.shipping.is_running:
-        return {"status": "degraded", "detail": "no agent runs"}
-    if seen.shipping.silent_s is not None:
-        detail = f"the agent has not reported for {seen.shipping.silent_s:.0f} s"
-        return {"status": "degraded", "detail": detail}
-    failing = sorted(name for name, sink in seen.shipping.sinks.items() if sink.failing)
-    if failing:
-        return {"status": "degraded", "detail": f"not delivered to: {', '.join(failing)}"}
-    return {"status": "ok"}
-
-
-def _store_check() -> dict[str, Any]:
-    """Without it audit and usage cannot be asked for."""
-    seen = services().watch.seen
-    if seen is None:
-        return NOT_LOOKED
-    if seen.store_fault is not None:
-        return {"status": "degraded", "detail": seen.store_fault}
-    return {"status": "ok"}
+def _check(found: Component) -> dict[str, Any]:
+    """The component as it was shown before there were ``components``."""
+    status = "failed" if found.state == "unavailable" else found.state
+    detail = {"detail": found.reason or found.cause} if found.cause else {}
+    return {"status": status, **detail, **found.facts}
 
 
 def _version() -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from prometheus_client.mmap_dict import MmapedDict
 from router.agent.status import Shipping, SinkState
 from router.app import expose_metrics
 from router.errors import NotConfigured
-from router.readiness import Surroundings
+from router.readiness.components import StateHistory
+from router.readiness.watch import Surroundings
 from router.spool.writer import SpoolStatus
 from router.telemetry import slot_values
 from router.telemetry.metrics import use_worker_slot
@@ -203,6 +205,65 @@ def test_head_is_get_without_a_body(stand: RouterStand, path: str) -> None:
     reply = stand.call("HEAD", path)
     assert (reply.status, reply.body) == (200, b"")
     assert reply.header("Content-Length") == str(len(stand.call("GET", path).body))
+
+
+def components(stand: RouterStand) -> dict[str, Any]:
+    """What readiness says now of each component."""
+    shown: dict[str, Any] = stand.call("GET", "/readyz", key=None).json["components"]
+    return shown
+
+
+def test_every_component_is_shown_with_its_date(world: World) -> None:
+    """State and since when; the facts of configuration and records stand beside them."""
+    stand = world.stand(watch=Seen(), history=StateHistory(world.clock))
+    shown = components(stand)
+    began = {"state": "ok", "since": "2027-01-15T08:00:00Z"}
+    assert shown["records"].pop("bytes_used") > 0
+    assert shown == {
+        "configuration": {**began, "revision": 1},
+        "backends": began,
+        "limits": began,
+        "records": {**began, "bytes_limit": world.settings.spool_max_bytes},
+        "agent": began,
+        "store": began,
+    }
+
+
+def test_a_component_says_what_happens_meanwhile(world: World) -> None:
+    """H2: in words, with the time at which it began; the old ``checks`` keep their short words."""
+    stand = world.stand(watch=Seen(), history=StateHistory(world.clock))
+    components(stand)
+    world.clock.advance(60)
+    stand.spool.reason = "disk_full"
+    reply = stand.call("GET", "/readyz", key=None)
+    records = reply.json["components"]["records"]
+    assert records["state"] == "unavailable"
+    assert records["since"] == "2027-01-15T08:01:00Z"
+    assert records["detail"] == "calls cannot be recorded, the disk is full; every call is refused"
+    assert reply.json["checks"]["spool"]["detail"] == "disk_full"
+
+
+def test_a_heartbeat_dates_a_state_that_nobody_asks_for(world: World) -> None:
+    """Else ``since`` would be the time of the first look at it."""
+    stand = world.stand(watch=_Ticking(), history=StateHistory(world.clock))
+    stand.services.heartbeat()
+    world.clock.advance(60)
+    assert components(stand)["limits"]["since"] == "2027-01-15T08:00:00Z"
+
+
+def test_backends_without_credential_are_counted(world: World) -> None:
+    """H2: the others serve on; nobody is told their names."""
+    watch = Seen()
+    references = {
+        backend.credential for backend in world.services.state.document().backends.values()
+    }
+    assert watch.seen is not None
+    watch.seen = replace(watch.seen, missing_credentials=frozenset(filter(None, references)))
+    reply = world.stand(watch=watch).call("GET", "/readyz", key=None)
+    backends = reply.json["components"]["backends"]
+    assert backends["state"] == "degraded"
+    assert "have no credential; calls " in backends["detail"]
+    assert (reply.status, reply.json["status"]) == (200, "degraded")
 
 
 # --- metrics --------------------------------------------------------------------------------

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 from router.agent.status import Shipping
 from router.clock import FrozenClock
+from router.config.document import Backend, build_document
 from router.errors import QueriesBusy, QueryTimeout, RecordStoreUnavailable
-from router.readiness import LOOK_S, Surroundings, Watch
+from router.readiness.watch import LOOK_S, Surroundings, Watch, missing_credentials
 
 FINE = Shipping(is_running=True)
 
@@ -23,7 +25,14 @@ class Bench:
         self.begun: list[Callable[[], None]] = []
         self.shipping: Shipping | OSError = FINE
         self.store_error: Exception | None = None
-        self.watch = Watch(self._look, self._ask, clock=self.clock, spawn=self.begun.append)
+        self.missing: frozenset[str] = frozenset()
+        self.watch = Watch(
+            self._look,
+            self._ask,
+            look_for_credentials=lambda: self.missing,
+            clock=self.clock,
+            spawn=self.begun.append,
+        )
 
     def _look(self) -> Shipping:
         if isinstance(self.shipping, OSError):
@@ -139,3 +148,35 @@ def test_the_log_says_why_once_at_each_change(
         ("record store gives no answers", "malformed"),
         ("record store answers again", None),
     ]
+
+
+def test_credentials_are_seen_before_the_store_is_asked(bench: Bench) -> None:
+    """H2: a store that hangs does not hide that a backend cannot be used."""
+    bench.missing = frozenset({"env:KEY"})
+    bench.store_error = KeyError("in place of a store that never answers")
+    with pytest.raises(KeyError):
+        bench.look()
+    assert bench.watch.seen == Surroundings(FINE, None, frozenset({"env:KEY"}))
+
+
+def test_which_credentials_are_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Variables and files that are not there or empty; a backend without a reference needs none."""
+    monkeypatch.setenv("PRESENT", "secret")
+    monkeypatch.setenv("EMPTY", "")
+    monkeypatch.delenv("ABSENT", raising=False)
+    (tmp_path / "present").write_text("secret")
+    references = [
+        None, "env:PRESENT", f"file:{tmp_path}/present",
+        "env:EMPTY", "env:ABSENT", f"file:{tmp_path}/absent",
+    ]  # fmt: skip
+    document = build_document(
+        1,
+        organizations=(),
+        models=(),
+        policies=(),
+        backends=tuple(
+            Backend(str(number), "openai", "http://x/v1", reference)
+            for number, reference in enumerate(references)
+        ),
+    )
+    assert missing_credentials(document) == set(references[3:])

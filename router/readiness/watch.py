@@ -1,19 +1,23 @@
-"""What a worker should know of those who take its records on; looked at beside the calls."""
+"""What a worker sees of agent, credentials and record store; looked at beside the calls."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 import gevent
 from gevent.threadpool import ThreadPool
 
 from router.agent.status import Shipping, look_at_shipping
 from router.clock import Clock
-from router.errors import QueriesBusy, RecordStoreUnavailable, RouterError
+from router.config.document import Document
+from router.config.settings import Settings, resolve_credential
+from router.config.state.access import StateReader
+from router.errors import NotConfigured, QueriesBusy, RecordStoreUnavailable, RouterError
+
+T = TypeVar("T")
 
 LOOK_S: Final = 2.0
 
@@ -27,10 +31,12 @@ class Surroundings:
     shipping: Shipping
     store_fault: str | None
     """Why the record store gives no answers, fit to be shown; ``None`` when it does."""
+    missing_credentials: frozenset[str] = frozenset()
+    """References of backends to credentials that are not there."""
 
 
 class Watch:
-    """Looks at the agent and at the record store every two seconds, on native threads.
+    """Looks at agent, credentials and record store every two seconds, on native threads.
 
     A dependency that hangs holds up the next look and nothing else.
     """
@@ -40,12 +46,15 @@ class Watch:
         look: Callable[[], Shipping],
         ask_store: Callable[[], object],
         *,
+        look_for_credentials: Callable[[], frozenset[str]] = frozenset,
         clock: Clock | None = None,
         spawn: Callable[[Callable[[], None]], object] = gevent.spawn,
     ) -> None:
-        """``ask_store`` raises a :class:`RouterError` when it gets no answer."""
+        """``ask_store`` raises a :class:`RouterError` when it gets no answer;
+        ``look_for_credentials`` returns the references behind which there is none."""
         self._look = look
         self._ask_store = ask_store
+        self._look_for_credentials = look_for_credentials
         self._clock = clock or Clock()
         self._spawn = spawn
         self._is_looking = False
@@ -63,10 +72,11 @@ class Watch:
     def _see(self) -> None:
         try:
             shipping = self._shipping()
+            missing = self._look_for_credentials()
             known = None if self.seen is None else self.seen.store_fault
-            # What is known of the agent does not wait for a store that hangs.
-            self.seen = Surroundings(shipping, known)
-            self.seen = Surroundings(shipping, self._store_fault(known))
+            # What is known of the rest does not wait for a store that hangs.
+            self.seen = Surroundings(shipping, known, missing)
+            self.seen = Surroundings(shipping, self._store_fault(known), missing)
         finally:
             self._next_look_s = self._clock.monotonic_s() + LOOK_S
             self._is_looking = False
@@ -96,20 +106,42 @@ class Watch:
         return fault
 
 
-def looking_at(data_dir: Path, spool_dir: Path) -> Callable[[], Shipping]:
-    """A look on a native thread: not even a disk that hangs may stop the loop."""
+def watch_host(
+    settings: Settings, state: StateReader, ask_store: Callable[[], object], clock: Clock
+) -> Watch:
+    """A watch of this host's agent, files and store: not even a disk that hangs stops the loop."""
     threads = ThreadPool(1)
 
-    def attempt() -> Shipping | OSError:
-        try:
-            return look_at_shipping(data_dir, spool_dir)
-        except OSError as error:  # as a value: gevent prints what a pool's thread raises
-            return error
+    def off_loop(work: Callable[[], T]) -> T:
+        def attempt() -> T | OSError:
+            try:
+                return work()
+            except OSError as error:  # as a value: gevent prints what a pool's thread raises
+                return error
 
-    def look() -> Shipping:
         found = threads.apply(attempt)
         if isinstance(found, OSError):
             raise found
         return found  # type: ignore[no-any-return]
 
-    return look
+    def missing() -> frozenset[str]:
+        try:
+            document = state.document()
+        except NotConfigured:
+            return frozenset()
+        return off_loop(lambda: missing_credentials(document))
+
+    return Watch(
+        lambda: off_loop(lambda: look_at_shipping(settings.data_dir, settings.spool_dir)),
+        ask_store,
+        look_for_credentials=missing,
+        clock=clock,
+    )
+
+
+def missing_credentials(document: Document) -> frozenset[str]:
+    """The references of backends behind which no credential is; reads files."""
+    references = {backend.credential for backend in document.backends.values()}
+    return frozenset(
+        reference for reference in references if reference and resolve_credential(reference) is None
+    )
