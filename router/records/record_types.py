@@ -1,7 +1,8 @@
-"""What is recorded of a call and of a decision: the values and their JSON, one line each.
+"""Usage records and audit events: their values, and their JSON as one line each.
 
-Where the lines go (spool, Kafka, record store) is not known here. Encoding is on the path of every
-call: it is one dictionary and one pass of the encoder.
+This module does not know where the lines go (spool, Kafka, record store). Every call encodes a
+record and an event: each is one dictionary, spelled out because a loop over the fields takes a
+microsecond more, and one pass of the encoder.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
-from typing import Any, Final, Literal, get_args
+from typing import Annotated, Any, Final, Literal, get_args
 
 import orjson
 
@@ -23,12 +24,7 @@ _MICROS_PER_S: Final = 1_000_000
 _CANONICAL: Final = orjson.OPT_SORT_KEYS | orjson.OPT_PASSTHROUGH_DATACLASS
 
 DecisionReason = Literal[Decision, "RATE_LIMIT"]
-DECISION_REASONS: Final[tuple[DecisionReason, ...]] = (
-    "PRIMARY",
-    "FAILOVER",
-    "OVERRIDE",
-    "RATE_LIMIT",
-)
+DECISION_REASONS: Final[tuple[DecisionReason, ...]] = get_args(DecisionReason)
 
 AuditAction = Literal[
     "REQUEST_ALLOWED",
@@ -57,91 +53,92 @@ AUDIT_ACTIONS: Final[tuple[AuditAction, ...]] = get_args(AuditAction)
 
 @dataclass(slots=True, kw_only=True)
 class AttemptRecord:
-    """One try at one backend, as it stands in the record of its call."""
+    """One attempt at one backend, as part of the record of its call."""
 
-    attempt: int
-    """From 1."""
+    attempt: Annotated[int, "From 1."]
     backend_id: str
     status: int | None
     error: str | None
     latency_ms: float
-    billed: bool
-    """The tokens and the cost of the record were spent here."""
+    billed: Annotated[bool, "The tokens and the cost of the record were spent here."]
 
 
 @dataclass(slots=True, kw_only=True)
 class UsageRecord:
     """One client call: what was asked, who served it, what it used and cost, how it ended.
 
-    What was never known is ``None``: a call refused before its body was read has no model.
+    A fact that was never known is ``None``: a call refused before its body was read has no model.
+    Annotations describe the field in its JSON Schema (``record_schemas``).
     """
 
-    record_id: str
-    """A UUID. Whoever meets it twice has met the same record twice."""
+    schema_version: int = SCHEMA_VERSION
+    record_id: Annotated[str, "Equal ids are the same record, delivered again."]
+    """A UUID."""
     request_id: str
-    timestamp: float
-    """When the call began; seconds since the epoch."""
+    timestamp: Annotated[float, "When the call began."]
+    """Seconds since the epoch."""
     organization_id: str | None
-    api_key_id: str | None
+    api_key_id: Annotated[str | None, "The key's id, never the key."]
     endpoint: str
     operation: str | None
-    model: str | None
-    model_requested: str | None
-    """As the client wrote it: an alias, or a name that does not exist."""
-    backend_id: str | None
+    model: Annotated[str | None, "The canonical id."]
+    model_requested: Annotated[str | None, "What the client wrote."]
+    """An alias, or a name that does not exist."""
+    backend_id: Annotated[str | None, "The backend that served the call."]
     stream: bool
-    status: int
+    status: Annotated[int, "The HTTP status; 0 when no answer was begun."]
     outcome: Outcome
     limit_state: LimitState
     decision_reason: DecisionReason | None
-    usage_source: UsageSource
+    usage_source: Annotated[
+        UsageSource, "Whether the tokens were reported by the backend, estimated, or not known."
+    ]
     tokens_input: int
     tokens_output: int
-    tokens_cached: int
-    cost_nanos: int | None
-    """``None`` when the model has no price; an unknown price is not a price of 0."""
-    latency_ms: float
+    tokens_cached: Annotated[int, "The part of the input billed as cached."]
+    cost_nanos: Annotated[
+        int | None, "Nano-USD; null when the model has no price or nothing was delivered."
+    ]
+    latency_ms: Annotated[float, "From the request's head to the moment when the record was made."]
     bytes_sent: int
     attempts: tuple[AttemptRecord, ...]
     retry_count: int
     trace_id: str | None
     span_id: str | None
     metadata: Mapping[str, str] = field(default_factory=dict)
-    schema_version: int = SCHEMA_VERSION
 
 
 @dataclass(slots=True, kw_only=True)
 class AuditEvent:
     """One decision or change that somebody may have to answer for.
 
-    The last four fields are the event's place in the chain of its writer; ``AuditChain.link`` sets
-    them.
+    ``AuditChain.link`` adds the event's place in the chain of its writer.
     """
 
-    event_id: str
+    schema_version: int = SCHEMA_VERSION
+    event_id: Annotated[str, "Equal ids are the same event, delivered again."]
+    """A UUID."""
     action: AuditAction
-    actor: str
-    entity_type: str
+    actor: Annotated[str, "Who did it: a key id, an operator, the router itself."]
+    entity_type: Annotated[str, "What it was done to: request, api_key, document, …"]
     entity_id: str
     timestamp: float
+    """Seconds since the epoch."""
     organization_id: str | None = None
     reason: str | None = None
     request_id: str | None = None
-    context: Mapping[str, str | int | float | bool | None] = field(default_factory=dict)
-    """Flat facts of the decision. The store finds events by ``api_key_id`` and ``model``."""
-    before: Any = None
-    """The entity as it was, without secrets; ``None`` when nothing changed or it is new."""
-    after: Any = None
+    context: Annotated[
+        Mapping[str, str | int | float | bool | None],
+        "Facts of the decision, such as the limit, the usage and the tokens.",
+    ] = field(default_factory=dict)
+    """Flat. The store finds events by ``api_key_id`` and ``model``."""
+    before: Annotated[Any, "The entity before the change, without secrets."] = None
+    after: Annotated[Any, "The entity after the change, without secrets."] = None
     trace_id: str | None = None
-    schema_version: int = SCHEMA_VERSION
-    writer_id: str | None = None
-    sequence: int | None = None
-    previous_hash: str | None = None
-    hash: str | None = None
 
 
 def encode_usage(record: UsageRecord) -> bytes:
-    """The record as one line of JSON without its newline, secrets in it concealed.
+    """The record as one line of JSON without its newline, secrets in it redacted.
 
     Raises ``TypeError`` for what JSON cannot carry; :func:`degraded_usage` is for that case.
     """
@@ -178,9 +175,9 @@ def encode_usage(record: UsageRecord) -> bytes:
             "metadata": record.metadata,
         }
     )
-    shown = redact_bytes(line)
-    # Read and written again: two names of metadata may have become one.
-    return line if shown is line else orjson.dumps(orjson.loads(shown))
+    redacted = redact_bytes(line)
+    # Decoded and encoded again: two names of metadata may have become one.
+    return line if redacted is line else orjson.dumps(orjson.loads(redacted))
 
 
 def degraded_usage(
@@ -192,7 +189,7 @@ def degraded_usage(
     *,
     organization_id: str | None = None,
 ) -> bytes:
-    """The least that can be said of a call whose full record could not be built; never fails."""
+    """The minimal record of a call whose full record could not be built; never fails."""
     return orjson.dumps(
         {
             "schema_version": SCHEMA_VERSION,
@@ -208,21 +205,10 @@ def degraded_usage(
     )
 
 
-def encode_audit(event: AuditEvent) -> bytes:
-    """A chained event as the line that its chain vouches for.
-
-    Raises ``ValueError`` for an event that was never linked: it would be lost to every check.
-    """
-    writer_id, sequence, previous_hash = event.writer_id, event.sequence, event.previous_hash
-    if writer_id is None or sequence is None or previous_hash is None or event.hash is None:
-        raise ValueError("the event belongs to no chain: it is encoded by AuditChain.link")
-    return seal(audit_body(event, writer_id, sequence, previous_hash), event.hash)
-
-
 def audit_body(event: AuditEvent, writer_id: str, sequence: int, previous_hash: str) -> bytes:
-    """What the hash of an event is taken over: all its fields but the hash, names sorted.
+    """The text that an event's hash covers: all its fields but the hash, names sorted.
 
-    Secrets in it are concealed before it is hashed, or the hash would not fit what is kept.
+    Secrets are redacted before hashing, or the hash would not fit what is stored.
     """
     body = canonical(
         {
@@ -245,22 +231,22 @@ def audit_body(event: AuditEvent, writer_id: str, sequence: int, previous_hash: 
             "previous_hash": previous_hash,
         }
     )
-    shown = redact_bytes(body)
-    # Concealed names may be the same, or sort differently.
-    return body if shown is body else canonical(orjson.loads(shown))
+    redacted = redact_bytes(body)
+    # Redacted names may be equal, or sort differently.
+    return body if redacted is body else canonical(orjson.loads(redacted))
 
 
 def canonical(value: Mapping[str, Any]) -> bytes:
-    """The one way to write a JSON object: names sorted, no spaces, UTF-8 unescaped.
+    """The canonical JSON of an object: names sorted, no spaces, UTF-8 unescaped.
 
     Raises ``TypeError`` for what JSON cannot carry, and for dataclasses: the encoder would write
-    their fields unsorted, and nobody who decodes the text could write it so again.
+    their fields unsorted, and a reader that decodes the text could not reproduce it.
     """
     return orjson.dumps(value, option=_CANONICAL)
 
 
 def seal(body: bytes, hash_hex: str) -> bytes:
-    """``body`` with its hash as the last field, so that what was hashed can be cut out again."""
+    """``body`` with its hash as the last field, so that a reader can cut the hashed text out."""
     return b'%b,"hash":"%b"}' % (body[:-1], hash_hex.encode())
 
 
@@ -269,7 +255,7 @@ _second: tuple[int, str] = (0, "1970-01-01T00:00:00")
 
 
 def format_timestamp(seconds: float) -> str:
-    """RFC 3339 in UTC, always with microseconds, so that texts sort as the moments do."""
+    """RFC 3339 in UTC, always with microseconds, so that the texts sort by time."""
     global _second
     total = round(seconds * _MICROS_PER_S)
     second = total // _MICROS_PER_S
