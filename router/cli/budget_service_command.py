@@ -50,13 +50,16 @@ def _serve(settings: Settings, sum_records: SumRecords | None) -> None:
     import gevent
 
     from router.budget_service.server import create_app
+    from router.net.resolver import Resolver
     from router.redis.client import RedisClient
+    from router.redis.connection import ConnectionOptions
     from router.telemetry.logs import configure_logging
 
     configure_logging(settings.log_level)
     address, stop_redis = _redis(settings)
     try:
-        client = RedisClient(address, _options(settings, address), resolve=_resolver())
+        options = ConnectionOptions(timeout_s=settings.redis_timeout_s, resolve=Resolver().resolve)
+        client = RedisClient(address, options)
         app = create_app(
             _book(client, sum_records or _records(settings)),
             windows_of=_windows_of(settings),
@@ -107,23 +110,6 @@ def _redis(settings: Settings) -> tuple[RedisAddress, Callable[[], None]]:
     except (EmbeddedRedisError, OSError) as error:
         raise click.ClickException(str(error)) from None
     return address, embedded.leave
-
-
-def _options(settings: Settings, address: RedisAddress) -> Any:
-    from router.redis.connection import ConnectionOptions
-
-    return ConnectionOptions(
-        login=address.login,
-        db=address.db,
-        tls=address.tls_context(),
-        timeout_s=settings.redis_timeout_s,
-    )
-
-
-def _resolver() -> Callable[[str, float], list[str]]:
-    from router.net.resolver import Resolver
-
-    return Resolver().resolve
 
 
 def _book(client: RedisClient, sum_records: SumRecords) -> RebuildingLedger:

@@ -218,10 +218,7 @@ def _desk(settings: Settings) -> Iterator[_Desk]:
     with ExitStack() as stack:
         address = _redis(settings, stack)
         timeout_s = max(_TIMEOUT_S, settings.redis_timeout_s)
-        options = ConnectionOptions(
-            login=address.login, db=address.db, tls=address.tls_context(), timeout_s=timeout_s
-        )
-        client = RedisClient(address, options)
+        client = RedisClient(address, ConnectionOptions(timeout_s=timeout_s))
         stack.callback(client.close)
         try:
             yield _Desk(settings, client, Ledger(client), LedgerMaintenance(client))

@@ -31,9 +31,10 @@ from router.limits.remote.admission import RemoteAdmission
 from router.limits.remote.client import BudgetClient
 from router.limits.remote.session import BudgetSession
 from router.limits.retry_queue import RetryQueue
+from router.net.resolver import Resolve, system_resolve
 from router.records.recorder import Recorder
 from router.redis.client import RedisClient
-from router.redis.connection import ConnectionOptions, Resolve, system_resolve
+from router.redis.connection import ConnectionOptions
 from router.redis.embedded import redis_address
 from router.telemetry.metrics import LimitFigures
 
@@ -355,13 +356,9 @@ def _connect(settings: Settings, resolve: Resolve, audit_outbox: AuditOutbox) ->
     except ValueError as error:
         raise SettingsError([f"RATE_LIMIT_REDIS_ADDR: {error}"]) from None
     options = ConnectionOptions(
-        login=address.login,
-        db=address.db,
-        tls=address.tls_context(),
-        timeout_s=settings.redis_timeout_s,
-        pipeline_commands=True,
+        timeout_s=settings.redis_timeout_s, pipeline_commands=True, resolve=resolve
     )
-    return RedisClient(address, options, resolve=resolve, on_change=audit_outbox.changed)
+    return RedisClient(address, options, on_change=audit_outbox.changed)
 
 
 def _budget_client(

@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 from redis.exceptions import AskError, MovedError, NoScriptError, ResponseError
 
 from router.breaker import Breaker, Unavailable
-from router.redis.address import RedisAddress
-from router.redis.connection import ConnectionOptions, Resolve, system_resolve
-from router.redis.discovery import Node, OnChange, open_topology, parse_redirection
+from router.redis.address import Kind, RedisAddress
+from router.redis.cluster import Cluster
+from router.redis.connection import ConnectionOptions
 from router.redis.scripts import Argument, ScriptCall, packed
+from router.redis.sentinel import SentinelMaster
+from router.redis.topology import Node, OnChange, SingleServer, Topology
+
+TOPOLOGIES: Final[Mapping[Kind, type[Topology]]] = {
+    "server": SingleServer,
+    "sentinel": SentinelMaster,
+    "cluster": Cluster,
+}
 
 _HOPS: Final = 3
 _ASKING: Final = packed(("ASKING",))
@@ -33,16 +42,16 @@ class RedisClient:
         address: RedisAddress,
         options: ConnectionOptions,
         *,
-        resolve: Resolve = system_resolve,
         on_change: OnChange = lambda _name, _state: None,
     ) -> None:
         self.address = address
         self._timeout_s = options.timeout_s
-        self._topology = open_topology(address, options, resolve, on_change)
+        options = replace(options, login=address.login, db=address.db, tls=address.tls_context())
+        self._topology = TOPOLOGIES[address.kind](address, options, on_change)
 
     @property
     def is_unavailable(self) -> bool:
-        """Whether every server known so far is away, so that no call is sent at present."""
+        """Whether every server known so far is unavailable, so that no call is sent at present."""
         breakers = self.breakers()
         return bool(breakers) and all(breaker.state != "closed" for breaker in breakers)
 
@@ -59,16 +68,13 @@ class RedisClient:
         deadline_s = time.monotonic() + self._timeout_s
         node = self._usable(calls[0].keys[0], deadline_s)
         try:
-            replies = node.pool.exchange(
+            replies = node.exchange(
                 b"".join([call.by_digest() for call in calls]), len(calls), deadline_s
             )
-            for reply in replies:
-                if isinstance(reply, ResponseError):
-                    replies = self._recovered(calls, replies, node, deadline_s)
-                    break
+            if _first_error(replies) is not None:
+                replies = self._recovered(calls, replies, node, deadline_s)
         except Unavailable as error:
-            if not error.echo:
-                node.breaker.failed(error.reason, error.detail)
+            node.failed(error)
             raise
         node.breaker.succeeded()
         return replies
@@ -81,10 +87,9 @@ class RedisClient:
         deadline_s = time.monotonic() + self._timeout_s
         node = self._usable(key, deadline_s)
         try:
-            [reply] = node.pool.exchange(packed(arguments), 1, deadline_s)
+            [reply] = node.exchange(packed(arguments), 1, deadline_s)
         except Unavailable as error:
-            if not error.echo:
-                node.breaker.failed(error.reason, error.detail)
+            node.failed(error)
             raise
         node.breaker.succeeded()
         if isinstance(reply, ResponseError):
@@ -133,9 +138,9 @@ class RedisClient:
             if isinstance(error, NoScriptError) and known[first]:
                 known[first] = False  # and once more to the same server, as it was asked
             elif isinstance(error, MovedError):
-                node, prefix = self._topology.moved(*parse_redirection(error)), b""
+                node, prefix = self._topology.moved(error.slot_id, error.node_addr), b""
             elif isinstance(error, AskError):
-                node, prefix = self._topology.redirected(parse_redirection(error)[1]), _ASKING
+                node, prefix = self._topology.redirected(error.node_addr), _ASKING
             else:
                 raise Unavailable("redis", "script", str(error))
             again = _send(calls[first:], known[first:], prefix, node, deadline_s)
@@ -164,5 +169,5 @@ def _send(
         for call, is_known in zip(calls, known, strict=True)
     ]
     each = 2 if prefix else 1
-    replies = node.pool.exchange(b"".join(packed), len(calls) * each, deadline_s)
+    replies = node.exchange(b"".join(packed), len(calls) * each, deadline_s)
     return replies[each - 1 :: each]

@@ -1,114 +1,86 @@
-"""What several greenlets ask of Redis in one turn of the event loop leaves as one.
+"""Auto-pipelining: the commands that greenlets send in one turn of the event loop form a batch.
 
-A worker under load wakes many calls at once, and each of them has a question. On connections of
-their own every question costs a send, a wait and a receive; together they cost that once. Nobody
-waits for it: what is gathered is what has been asked by the time the loop comes round, or until
-there is enough of it.
+A worker under load wakes many calls at once, and each of them has a command for Redis. On a
+connection of its own every command costs a send, a wait and a receive; a batch costs that once. No
+call waits for a batch to grow: it holds what was sent by the time the loop comes round.
 """
 
 from __future__ import annotations
 
 import time
-from typing import Final, Protocol
+from collections.abc import Callable
+from typing import Final
 
 import gevent
 from gevent.hub import Waiter
 
 from router.breaker import Unavailable
 
-MOST: Final = 16
-"""Questions in one exchange. Redis works on one bunch while the next is being made, and answers in
-order, so that each waits for all before it: with more of them the worker would stand idle."""
+MAX_BATCH: Final = 16
+"""Commands in one batch. Redis executes one batch while the worker prepares the next, and replies
+in order, so that each command waits for all before it: in larger batches the worker would idle."""
 
 FRESH: Final = 0.9
-"""Of the time for an exchange; a second hop has less left."""
+"""A command with less than this share of the timeout left, such as a second hop, goes alone."""
 
 LARGE_BYTES: Final = 16 * 1024
-"""A question above this size goes alone: the others need not wait until it is transferred."""
+"""A command above this size goes alone: the others need not wait for its transfer."""
 
-
-class Exchanger(Protocol):
-    """Connections to one server; :class:`router.redis.pool.Pool` are the real ones."""
-
-    @property
-    def in_use(self) -> int:
-        """How many connections are exchanging, or being made, now."""
-
-    @property
-    def open(self) -> int:
-        """How many connections there are."""
-
-    def exchange(self, commands: bytes, count: int, deadline_s: float) -> list[object]:
-        """Send packed commands, read ``count`` replies; raises :class:`Unavailable`."""
-
-    def close(self) -> None:
-        """Close them."""
+Exchange = Callable[[bytes, int, float], list[object]]
+"""Packed commands, the number of replies and a deadline → the replies; raises
+:class:`Unavailable`."""
 
 
 class Pipelining:
-    """Exchanges of one turn over one connection, for programs that run under gevent.
+    """Batches the exchanges of one turn, for programs that run under gevent.
 
-    Each caller gets its own replies, or the failure of the exchange; of that failure one caller
-    hears as such, the others as ``echo``, so that it counts once.
+    Each caller gets its own replies, or the failure of the whole exchange; one caller gets that
+    failure as such, the others get it as ``echo``, so that it counts once.
     """
 
-    def __init__(self, pool: Exchanger, *, timeout_s: float) -> None:
-        self._pool = pool
+    def __init__(self, exchange: Exchange, *, timeout_s: float) -> None:
+        self._exchange = exchange
         self._timeout_s = timeout_s
-        self._open_bunch: list[_Question] | None = None
-
-    @property
-    def in_use(self) -> int:
-        """How many connections are exchanging, or being made, now."""
-        return self._pool.in_use
-
-    @property
-    def open(self) -> int:
-        """How many connections there are."""
-        return self._pool.open
+        self._open_batch: list[_Command] | None = None
 
     def exchange(self, commands: bytes, count: int, deadline_s: float) -> list[object]:
         """As :meth:`router.redis.pool.Pool.exchange`. The time in which others may join does not
-        count: it is our own, not Redis'. Who has less time left than the others goes alone."""
-        is_late = deadline_s - time.monotonic() < self._timeout_s * FRESH
-        if is_late or len(commands) > LARGE_BYTES:
-            return self._pool.exchange(commands, count, deadline_s)
-        question = _Question(commands, count)
-        bunch = self._open_bunch
-        if bunch is None:
-            bunch = self._open_bunch = [question]
-            self._let_others_join(bunch)
+        count: the worker spends it, not Redis."""
+        is_short_of_time = deadline_s - time.monotonic() < self._timeout_s * FRESH
+        if is_short_of_time or len(commands) > LARGE_BYTES:
+            return self._exchange(commands, count, deadline_s)
+        command = _Command(commands, count)
+        batch = self._open_batch
+        if batch is None:
+            batch = self._open_batch = [command]
+            self._let_others_join(batch)
         else:
-            bunch.append(question)
-            if len(bunch) < MOST:
-                return question.answer()
-        if self._open_bunch is not bunch:  # whoever filled it has sent it
-            return question.answer()
-        self._open_bunch = None
-        return self._carried_out(bunch, question)
+            batch.append(command)
+            if len(batch) < MAX_BATCH:
+                return command.replies()
+        if self._open_batch is not batch:  # the caller that filled it has sent it
+            return command.replies()
+        self._open_batch = None
+        return self._carried_out(batch, command)
 
-    def close(self) -> None:
-        """Close the connections."""
-        self._pool.close()
-
-    def _let_others_join(self, bunch: list[_Question]) -> None:
+    def _let_others_join(self, batch: list[_Command]) -> None:
         try:
             gevent.sleep(0)
         except BaseException:
-            if self._open_bunch is bunch:
-                self._open_bunch = None
-                _fail(bunch, Unavailable("redis", "lost", "its sender has ended"))
+            if self._open_batch is batch:
+                self._open_batch = None
+                _fail(batch, Unavailable("redis", "lost", "its sender has ended"))
             raise
 
-    def _carried_out(self, bunch: list[_Question], own: _Question) -> list[object]:
+    def _carried_out(self, batch: list[_Command], own: _Command) -> list[object]:
         """The replies to ``own``, once all others have theirs on the way."""
-        others = [question for question in bunch if question is not own]
-        count = sum([question.count for question in bunch])
+        others = [command for command in batch if command is not own]
+        count = sum([command.count for command in batch])
         deadline_s = time.monotonic() + self._timeout_s
         failure: Unavailable | None = Unavailable("redis", "lost", "its exchange was ended")
         try:
-            commands = b"".join([question.commands for question in bunch])
-            replies = self._pool.exchange(commands, count, deadline_s)
+            packed = b"".join([command.packed for command in batch])
+            replies = self._exchange(packed, count, deadline_s)
             failure = None
         except Unavailable as error:
             failure = error
@@ -116,38 +88,38 @@ class Pipelining:
         finally:  # whatever ended it, a killed greenlet included
             if failure is not None:
                 _fail(others, failure)
-        at, mine = 0, replies
-        for question in bunch:
-            found = replies[at : at + question.count]
-            at += question.count
-            if question is own:
-                mine = found
+        at, own_replies = 0, replies
+        for command in batch:
+            found = replies[at : at + command.count]
+            at += command.count
+            if command is own:
+                own_replies = found
             else:
-                _soon(question.waiter.switch, found)
-        return mine
+                _soon(command.waiter.switch, found)
+        return own_replies
 
 
-class _Question:
-    """What one greenlet asks, and what it waits on."""
+class _Command:
+    """What one greenlet sends, and what it waits on."""
 
-    __slots__ = ("commands", "count", "waiter")
+    __slots__ = ("count", "packed", "waiter")
 
-    def __init__(self, commands: bytes, count: int) -> None:
-        self.commands = commands
+    def __init__(self, packed: bytes, count: int) -> None:
+        self.packed = packed
         self.count = count
         self.waiter = Waiter()
 
-    def answer(self) -> list[object]:
+    def replies(self) -> list[object]:
         """The replies, once they are there; raises :class:`Unavailable`."""
         replies: list[object] = self.waiter.get()
         return replies
 
 
-def _fail(questions: list[_Question], error: Unavailable) -> None:
-    for question in questions:
-        # One for each: a raised exception gathers the traceback of whoever raises it.
+def _fail(commands: list[_Command], error: Unavailable) -> None:
+    for command in commands:
+        # One for each: an exception collects the traceback of every greenlet that raises it.
         echo = Unavailable(error.name, error.reason, error.detail, echo=True)
-        _soon(question.waiter.throw, echo)
+        _soon(command.waiter.throw, echo)
 
 
 def _soon(wake: object, value: object) -> None:

@@ -6,17 +6,14 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Final
 
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from router.breaker import Unavailable
-from router.redis.connection import RedisConnection, has_input
-
-_FRESH: Final = 0.9
-"""With more than this share of the time left, the socket's own timeout is near enough."""
+from router.net.sockets import has_input
+from router.redis.connection import RedisConnection
 
 
 class Pool:
@@ -24,14 +21,11 @@ class Pool:
 
     A connection goes back only after all replies of its exchange were read. Whatever else ends an
     exchange, a timeout or a killed greenlet, costs the connection: the reply that is still to come
-    must never be taken for the answer to another question.
+    must never be taken for the reply to another command.
     """
 
-    def __init__(
-        self, connect: Callable[[], RedisConnection], *, timeout_s: float, max_connections: int
-    ) -> None:
+    def __init__(self, connect: Callable[[], RedisConnection], *, max_connections: int) -> None:
         self._connect = connect
-        self._timeout_s = timeout_s
         self._max_connections = max_connections
         self._idle: deque[RedisConnection] = deque()
         self._open = 0
@@ -55,23 +49,18 @@ class Pool:
         Raises :class:`Unavailable` when they are not all here by ``deadline_s``.
         """
         connection = self._checkout(deadline_s)
-        whole = False
+        complete = False
         try:
-            left_s = deadline_s - time.monotonic()
-            hurried = left_s < self._timeout_s * _FRESH
-            if hurried:
-                _set_timeout(connection, max(left_s, 0.001))
+            connection.set_deadline(deadline_s)
             connection.send_packed_command((commands,), check_health=False)
             replies = [_read(connection) for _ in range(count)]
-            if hurried:
-                _set_timeout(connection, self._timeout_s)
-            whole = True
+            complete = True
         except RedisTimeoutError as error:
             raise Unavailable("redis", "timeout", str(error)) from None
         except RedisError as error:
             raise Unavailable("redis", "lost", str(error)) from None
         finally:
-            if whole and not self._closed:
+            if complete and not self._closed:
                 self._give_back(connection)
             else:
                 self._discard(connection)
@@ -122,9 +111,8 @@ class Pool:
         made = False
         try:
             connection = self._connect()
-            connection.deadline_s = deadline_s
+            connection.set_deadline(deadline_s)
             connection.connect()
-            _set_timeout(connection, self._timeout_s)
             made = True
             return connection
         except (RedisError, OSError) as error:
@@ -149,24 +137,8 @@ class Pool:
 
 def _read(connection: RedisConnection) -> object:
     try:
-        return _response(connection)
-    except RedisTimeoutError:
-        # A busy event loop may come back after the timeout to a reply that is long here. Redis was
-        # not slow then, and saying so would open the breaker for nothing.
-        if connection._sock is None or not has_input(connection._sock):
-            raise
-        return _response(connection)
-
-
-def _response(connection: RedisConnection) -> object:
-    try:
         return connection.read_response(disable_decoding=True, disconnect_on_error=False)
     except RedisConnectionError:
         raise
     except ResponseError as error:
         return error
-
-
-def _set_timeout(connection: RedisConnection, timeout_s: float) -> None:
-    if connection._sock is not None:
-        connection._sock.settimeout(timeout_s)

@@ -24,7 +24,7 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.exceptions import HTTPError, NewConnectionError
 
 from router.breaker import Reason, Unavailable
-from router.redis.connection import Resolve, system_resolve
+from router.net.resolver import Resolve, system_resolve
 
 NAME: Final = "budget service"
 MAX_CONNECTIONS: Final = 64

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
 import time
 from collections.abc import Iterator
 
@@ -10,8 +12,8 @@ import pytest
 from router.breaker import Unavailable
 from router.redis.address import parse_address
 from router.redis.client import RedisClient
+from router.redis.cluster import slot_of
 from router.redis.connection import ConnectionOptions
-from router.redis.discovery import slot_of
 from router.redis.scripts import ScriptCall, script
 from tests.fakes.scripted_redis import ScriptedRedis, array, bulk
 
@@ -35,6 +37,16 @@ def client(url: str) -> RedisClient:
 def slots(port: int) -> bytes:
     """The map of a cluster with one master."""
     return array(array(b":0\r\n", b":16383\r\n", array(bulk("127.0.0.1"), b":%d\r\n" % port)))
+
+
+def masters(*named: tuple[str, int], flags: str = "master") -> bytes:
+    """What a sentinel says of the masters that it watches."""
+    states = []
+    for name, port in named:
+        facts = {"name": name, "ip": "127.0.0.1", "port": str(port), "flags": flags}
+        facts["num-other-sentinels"] = "0"
+        states.append(array(*(bulk(word) for fact in facts.items() for word in fact)))
+    return array(*states)
 
 
 def test_an_unknown_script_is_taught(servers: list[ScriptedRedis]) -> None:
@@ -88,14 +100,86 @@ def test_the_eviction_policy_is_read(servers: list[ScriptedRedis]) -> None:
 
 
 def test_sentinel_names_the_master(servers: list[ScriptedRedis]) -> None:
-    """The second sentinel answers where the first does not know."""
+    """The sentinel is asked once, by the first call."""
     sentinel, master = servers
     master.answer = lambda _command: b":1\r\n"
-    sentinel.answer = lambda _command: array(bulk("127.0.0.1"), bulk(str(master.port)))
-    url = f"redis+sentinel://127.0.0.1:{sentinel.port}/mymaster"
+    sentinel.answer = lambda _command: masters(("other", 1), ("mymaster", master.port))
+    subject = client(f"redis+sentinel://127.0.0.1:{sentinel.port}/mymaster")
+    assert [subject.run(CALL), subject.run(CALL)] == [1, 1]
+    assert sentinel.commands == [[b"SENTINEL", b"MASTERS"]]
+    subject.close()
+
+
+@pytest.mark.parametrize(
+    "first",
+    [b"*0\r\n", b"*-1\r\n", b"*1\r\n*0\r\n", b"-NOPERM no\r\n", b"$9\r\nhal", None, b"down"],
+    ids=["none", "null", "empty", "error", "partial", "silent", "down"],
+)
+def test_the_second_sentinel_answers_where_the_first_does_not(
+    servers: list[ScriptedRedis], first: bytes | None
+) -> None:
+    """D1: whatever the first one says or does not say, it takes its share of the time only. A
+    master that its sentinel holds for down is no master."""
+    sentinel, master = servers
+    second = ScriptedRedis(lambda _command: masters(("mymaster", master.port)))
+    master.answer = lambda _command: b":1\r\n"
+    down = masters(("mymaster", 1), flags="master,s_down")
+    sentinel.answer = lambda _command: down if first == b"down" else first
+    url = f"redis+sentinel://127.0.0.1:{sentinel.port},127.0.0.1:{second.port}/mymaster"
     subject = client(url)
+    begun_s = time.monotonic()
     assert subject.run(CALL) == 1
-    assert sentinel.commands == [[b"SENTINEL", b"GET-MASTER-ADDR-BY-NAME", b"mymaster"]]
+    assert time.monotonic() - begun_s < 0.5
+    subject.close()
+    second.close()
+
+
+def test_a_trickling_sentinel_is_given_up(servers: list[ScriptedRedis]) -> None:
+    """D1: one byte after another, each in time, is no reply in time."""
+    sentinel = servers[0]
+    trickling = threading.Event()
+
+    def trickle(_command: list[bytes]) -> bytes:
+        def send() -> None:
+            for _ in range(30):
+                for sock in list(sentinel._open):
+                    with contextlib.suppress(OSError):
+                        sock.sendall(b"1")
+                time.sleep(0.05)
+
+        trickling.set()
+        threading.Thread(target=send, daemon=True).start()
+        return b"$"
+
+    sentinel.answer = trickle
+    subject = client(f"redis+sentinel://127.0.0.1:{sentinel.port}/mymaster")
+    begun_s = time.monotonic()
+    with pytest.raises(Unavailable, match="no sentinel knows"):
+        subject.run(CALL)
+    assert trickling.is_set()
+    assert 0.4 < time.monotonic() - begun_s < 1.0
+    subject.close()
+
+
+def test_one_call_at_a_time_asks_the_sentinels(servers: list[ScriptedRedis]) -> None:
+    """D7: calls that arrive together at a cold start share one lookup, and all are served."""
+    sentinel, master = servers
+    master.answer = lambda _command: b":1\r\n"
+
+    def answer(_command: list[bytes]) -> bytes:
+        time.sleep(0.05)
+        return masters(("mymaster", master.port))
+
+    sentinel.answer = answer
+    subject = client(f"redis+sentinel://127.0.0.1:{sentinel.port}/mymaster")
+    found: list[object] = []
+    threads = [threading.Thread(target=lambda: found.append(subject.run(CALL))) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(5)
+    assert found == [1] * 8
+    assert sentinel.connections == 1
     subject.close()
 
 

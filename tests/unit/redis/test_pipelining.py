@@ -1,4 +1,4 @@
-"""Many questions of one turn, one exchange; and nobody gets another's answer."""
+"""Many commands of one turn, one exchange; and nobody gets another's reply."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import gevent
 import pytest
 
 from router.breaker import Unavailable
-from router.redis.pipelining import LARGE_BYTES, MOST, Pipelining
+from router.redis.pipelining import LARGE_BYTES, MAX_BATCH, Pipelining
 
 
 @dataclass
@@ -20,9 +20,6 @@ class Recorder:
     sent: list[bytes] = field(default_factory=list)
     left_s: list[float] = field(default_factory=list)
     before: Callable[[], None] = lambda: None
-    in_use: int = 0
-    open: int = 1
-    closed: bool = False
 
     def exchange(self, commands: bytes, count: int, deadline_s: float) -> list[object]:
         self.sent.append(commands)
@@ -30,9 +27,6 @@ class Recorder:
         self.before()
         assert count == len(commands)
         return list(commands)
-
-    def close(self) -> None:
-        self.closed = True
 
 
 @pytest.fixture
@@ -44,8 +38,8 @@ def in_a(s: float) -> float:
     return time.monotonic() + s
 
 
-def ask(gathering: Pipelining, question: bytes, left_s: float = 1.0) -> gevent.Greenlet:
-    return gevent.spawn(lambda: gathering.exchange(question, len(question), in_a(left_s)))
+def ask(pipelining: Pipelining, command: bytes, left_s: float = 1.0) -> gevent.Greenlet:
+    return gevent.spawn(lambda: pipelining.exchange(command, len(command), in_a(left_s)))
 
 
 def answers(asking: list[gevent.Greenlet]) -> list[list[object]]:
@@ -54,48 +48,45 @@ def answers(asking: list[gevent.Greenlet]) -> list[list[object]]:
 
 
 def test_who_asks_alone_asks_as_ever(pool: Recorder) -> None:
-    """One question, one exchange, its replies."""
-    gathering = Pipelining(pool, timeout_s=1.0)
-    assert answers([ask(gathering, b"ab")]) == [[97, 98]]
+    """One command, one exchange, its replies."""
+    pipelining = Pipelining(pool.exchange, timeout_s=1.0)
+    assert answers([ask(pipelining, b"ab")]) == [[97, 98]]
     assert pool.sent == [b"ab"]
-    assert (gathering.in_use, gathering.open) == (0, 1)
-    gathering.close()
-    assert pool.closed
 
 
 def test_what_is_asked_in_one_turn_goes_out_together(pool: Recorder) -> None:
     """In the order of asking, and each gets what it has asked for, however many replies that is."""
-    gathering = Pipelining(pool, timeout_s=1.0)
-    found = answers([ask(gathering, question) for question in (b"a", b"bcd", b"", b"ef")])
+    pipelining = Pipelining(pool.exchange, timeout_s=1.0)
+    found = answers([ask(pipelining, command) for command in (b"a", b"bcd", b"", b"ef")])
     assert found == [[97], [98, 99, 100], [], [101, 102]]
     assert pool.sent == [b"abcdef"]
 
 
 def test_the_next_turn_does_not_wait_for_this_one(pool: Recorder) -> None:
-    """While one bunch is under way another one leaves, over another connection."""
+    """While one batch is under way another one leaves, over another connection."""
     pool.before = lambda: gevent.sleep(0.01)
-    gathering = Pipelining(pool, timeout_s=1.0)
-    first = ask(gathering, b"a")
+    pipelining = Pipelining(pool.exchange, timeout_s=1.0)
+    first = ask(pipelining, b"a")
     gevent.sleep(0.001)
-    second = ask(gathering, b"b")
+    second = ask(pipelining, b"b")
     gevent.sleep(0.001)
     assert pool.sent == [b"a", b"b"]
     assert answers([first, second]) == [[97], [98]]
 
 
-def test_a_full_bunch_leaves_at_once(pool: Recorder) -> None:
+def test_a_full_batch_leaves_at_once(pool: Recorder) -> None:
     """Whoever fills it sends it, also for the one that began it."""
-    gathering = Pipelining(pool, timeout_s=1.0)
-    asking = [ask(gathering, bytes([number])) for number in range(2 * MOST + 3)]
-    assert answers(asking) == [[number] for number in range(2 * MOST + 3)]
-    assert [len(sent) for sent in pool.sent] == [MOST, MOST, 3]
+    pipelining = Pipelining(pool.exchange, timeout_s=1.0)
+    asking = [ask(pipelining, bytes([number])) for number in range(2 * MAX_BATCH + 3)]
+    assert answers(asking) == [[number] for number in range(2 * MAX_BATCH + 3)]
+    assert [len(sent) for sent in pool.sent] == [MAX_BATCH, MAX_BATCH, 3]
 
 
-def test_a_large_question_holds_nobody_up(pool: Recorder) -> None:
+def test_a_large_command_holds_nobody_up(pool: Recorder) -> None:
     """It goes alone, and those around it together."""
-    gathering = Pipelining(pool, timeout_s=1.0)
+    pipelining = Pipelining(pool.exchange, timeout_s=1.0)
     large = b"x" * (LARGE_BYTES + 1)
-    found = answers([ask(gathering, b"a"), ask(gathering, large), ask(gathering, b"b")])
+    found = answers([ask(pipelining, b"a"), ask(pipelining, large), ask(pipelining, b"b")])
     assert found == [[97], list(large), [98]]
     assert sorted(pool.sent) == [b"ab", large]
 
@@ -107,8 +98,8 @@ def test_a_failure_is_everybodys_and_counts_once(pool: Recorder) -> None:
         raise Unavailable("redis", "timeout", "too slow")
 
     pool.before = fail
-    gathering = Pipelining(pool, timeout_s=1.0)
-    asking = [ask(gathering, b"a") for _ in range(3)]
+    pipelining = Pipelining(pool.exchange, timeout_s=1.0)
+    asking = [ask(pipelining, b"a") for _ in range(3)]
     gevent.joinall(asking, timeout=5)
     errors = [one.exception for one in asking]
     assert {(error.name, error.reason, error.detail) for error in errors} == {
@@ -124,8 +115,8 @@ def test_a_killed_greenlet_leaves_nobody_waiting(pool: Recorder, victim: int, wh
     """D9: who is killed while it sends for others costs them their answer, not their life; who is
     killed while it waits costs them nothing."""
     pool.before = lambda: gevent.sleep(0.01)
-    gathering = Pipelining(pool, timeout_s=1.0)
-    asking = [ask(gathering, question) for question in (b"a", b"b", b"c")]
+    pipelining = Pipelining(pool.exchange, timeout_s=1.0)
+    asking = [ask(pipelining, command) for command in (b"a", b"b", b"c")]
     gevent.sleep(0)
     if when == "under way":
         gevent.sleep(0.005)
@@ -137,13 +128,13 @@ def test_a_killed_greenlet_leaves_nobody_waiting(pool: Recorder, victim: int, wh
         assert [error.reason for error in (one.exception for one in others)] == ["lost", "lost"]
     else:
         assert [one.value for one in others] == [[97], [99]]
-    assert answers([ask(gathering, b"d")]) == [[100]]
+    assert answers([ask(pipelining, b"d")]) == [[100]]
 
 
 def test_the_time_to_gather_is_not_redis_time(pool: Recorder) -> None:
     """A loop that is busy is no slow Redis."""
-    gathering = Pipelining(pool, timeout_s=1.0)
-    asking = [ask(gathering, b"a") for _ in range(3)]
+    pipelining = Pipelining(pool.exchange, timeout_s=1.0)
+    asking = [ask(pipelining, b"a") for _ in range(3)]
     asking.append(gevent.spawn(time.sleep, 0.2))  # in the same turn, and it holds the loop
     gevent.joinall(asking, timeout=5, raise_error=True)
     [left_s] = pool.left_s
@@ -152,28 +143,30 @@ def test_the_time_to_gather_is_not_redis_time(pool: Recorder) -> None:
 
 def test_who_has_little_time_left_goes_alone(pool: Recorder) -> None:
     """A second hop, or a share of the time, must not make it short for everybody else."""
-    gathering = Pipelining(pool, timeout_s=1.0)
-    found = answers([ask(gathering, b"a"), ask(gathering, b"b", left_s=0.5), ask(gathering, b"c")])
+    pipelining = Pipelining(pool.exchange, timeout_s=1.0)
+    found = answers(
+        [ask(pipelining, b"a"), ask(pipelining, b"b", left_s=0.5), ask(pipelining, b"c")]
+    )
     assert found == [[97], [98], [99]]
     assert sorted(pool.sent) == [b"ac", b"b"]
     assert min(pool.left_s) <= 0.5 < 0.9 < max(pool.left_s)
 
 
-def test_a_thousand_questions_get_a_thousand_answers(pool: Recorder) -> None:
+def test_a_thousand_commands_get_a_thousand_answers(pool: Recorder) -> None:
     """D9: at random moments, with kills in between, nobody ever gets the answer of another."""
     pool.before = lambda: gevent.sleep(0)
-    gathering = Pipelining(pool, timeout_s=1.0)
+    pipelining = Pipelining(pool.exchange, timeout_s=1.0)
     wrong = []
 
     def client(number: int) -> None:
         for turn in range(20):
-            question = bytes([number % 256, turn])
+            command = bytes([number % 256, turn])
             try:
-                found = gathering.exchange(question, 2, in_a(1.0))
+                found = pipelining.exchange(command, 2, in_a(1.0))
             except Unavailable:
                 continue
-            if found != list(question):
-                wrong.append((question, found))
+            if found != list(command):
+                wrong.append((command, found))
             gevent.sleep(0)
 
     clients = [gevent.spawn(client, number) for number in range(50)]

@@ -1,0 +1,57 @@
+"""Sockets whose every read and write ends at one deadline, for libraries that know timeouts only.
+
+A timeout holds for one wait, so a peer that trickles would never be late. ``deadline_s``, in
+seconds of the monotonic clock, is set before each exchange; until then no wait is granted.
+"""
+
+from __future__ import annotations
+
+import socket
+import ssl
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from router.net.sockets import connect, left_s
+
+
+class _Deadline:
+    deadline_s = 0.0
+
+    def recv_into(self: Any, *args: Any) -> int:
+        """Read what there is, or wait for it until the deadline; raises ``TimeoutError``."""
+        read: Callable[..., int] = super().recv_into  # type: ignore[misc]
+        try:
+            self.settimeout(max(0.0, self.deadline_s - time.monotonic()))
+            return read(*args)
+        except (TimeoutError, BlockingIOError, ssl.SSLWantReadError):
+            pass
+        # A busy event loop may come back after the deadline to bytes that came before it. The peer
+        # was not slow then.
+        try:
+            self.settimeout(0.0)
+            return read(*args)
+        except (BlockingIOError, ssl.SSLWantReadError):
+            raise TimeoutError("the deadline has passed") from None
+
+    def sendall(self: Any, *args: Any) -> None:
+        """Write all bytes before the deadline; raises ``TimeoutError``."""
+        self.settimeout(left_s(self.deadline_s))
+        super().sendall(*args)  # type: ignore[misc]
+
+
+class DeadlineSocket(_Deadline, socket.socket):
+    """A plain socket with a deadline."""
+
+
+class DeadlineTlsSocket(_Deadline, ssl.SSLSocket):
+    """A TLS socket with a deadline once its handshake is done; the handshake has one timeout."""
+
+
+def open_socket(addresses: Iterable[str], port: int, deadline_s: float) -> DeadlineSocket:
+    """A TCP connection to the first address that accepts one; raises ``OSError``."""
+    plain = connect(addresses, port, deadline_s)
+    sock = DeadlineSocket(plain.family, plain.type, plain.proto, fileno=plain.detach())
+    sock.settimeout(left_s(deadline_s))
+    sock.deadline_s = deadline_s
+    return sock

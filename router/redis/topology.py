@@ -1,0 +1,143 @@
+"""Which server owns a key: what all topologies share, and the topology of a single server.
+
+To support another topology, write a subclass of :class:`Topology` and add one line to
+``TOPOLOGIES`` of :mod:`router.redis.client`.
+"""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Final
+
+from redis.exceptions import ResponseError
+
+from router.breaker import Breaker, State, Unavailable
+from router.redis.address import HostPort, RedisAddress
+from router.redis.connection import (
+    ConnectionOptions,
+    RedisConnection,
+    tcp_connection,
+    unix_connection,
+)
+from router.redis.pipelining import Pipelining
+from router.redis.pool import Pool
+from router.redis.scripts import packed
+
+OnChange = Callable[[str, State], None]
+"""Called with the name of the dependency and the new state of its breaker."""
+
+PING: Final = packed(("PING",))
+
+
+class Node:
+    """One server: its connections, and the breaker that counts its failures."""
+
+    def __init__(
+        self,
+        connect: Callable[[], RedisConnection],
+        options: ConnectionOptions,
+        breaker: Breaker,
+    ) -> None:
+        self.pool = Pool(connect, max_connections=options.max_connections)
+        self.breaker = breaker
+        self.exchange = (
+            Pipelining(self.pool.exchange, timeout_s=options.timeout_s).exchange
+            if options.pipeline_commands
+            else self.pool.exchange
+        )
+
+    def failed(self, error: Unavailable) -> None:
+        """Count a failure of an exchange, unless another caller counts the very same one."""
+        if not error.echo:
+            self.breaker.failed(error.reason, error.detail)
+
+    def probe(self, command: bytes, deadline_s: float) -> None:
+        """Send one command; raises :class:`Unavailable` when it is refused or not answered."""
+        [reply] = self.exchange(command, 1, deadline_s)
+        if isinstance(reply, ResponseError):
+            raise Unavailable("redis", "script", str(reply))
+
+    def close(self) -> None:
+        """Close all connections and end the probes."""
+        self.breaker.stop()
+        self.pool.close()
+
+
+class Topology(ABC):
+    """Knows the server that owns a key. Connects to nothing before it is first used."""
+
+    def __init__(
+        self, address: RedisAddress, options: ConnectionOptions, on_change: OnChange
+    ) -> None:
+        self.address = address
+        self.options = options
+        self.on_change = on_change
+
+    @abstractmethod
+    def node(self, key: str, deadline_s: float) -> Node:
+        """The server that owns ``key``; raises :class:`Unavailable` when none is known."""
+
+    @abstractmethod
+    def nodes(self) -> list[Node]:
+        """Every server known so far."""
+
+    def moved(self, slot: int, address: HostPort) -> Node:
+        """The server at ``address``, which owns ``slot`` from now on."""
+        raise Unavailable("redis", "topology", "the server is part of a cluster")
+
+    def redirected(self, address: HostPort) -> Node:
+        """The server at ``address``, for one command only."""
+        raise Unavailable("redis", "topology", "the server is part of a cluster")
+
+    def breakers(self) -> list[Breaker]:
+        """The breakers of all servers known so far."""
+        return [node.breaker for node in self.nodes()]
+
+    def close(self) -> None:
+        """Close all connections and end all probes."""
+        for node in self.nodes():
+            node.close()
+
+    def tcp_node(self, address: HostPort, breaker: Breaker) -> Node:
+        """A new node at ``address``."""
+        options = self.options
+        return Node(lambda: tcp_connection(address, options), options, breaker)
+
+    def probe_deadline_s(self) -> float:
+        """When a probe that begins now has to be done."""
+        return time.monotonic() + self.options.timeout_s
+
+
+class SingleServer(Topology):
+    """One server that stays where it is, over TCP or a unix socket."""
+
+    def __init__(
+        self, address: RedisAddress, options: ConnectionOptions, on_change: OnChange
+    ) -> None:
+        super().__init__(address, options, on_change)
+        path = address.path
+        breaker = Breaker("redis", probe=self._probe, on_change=on_change)
+        self._node = (
+            Node(lambda: unix_connection(path, options), options, breaker)
+            if path is not None
+            else self.tcp_node(address.hosts[0], breaker)
+        )
+
+    def node(self, key: str, deadline_s: float) -> Node:
+        """The only server."""
+        return self._node
+
+    def nodes(self) -> list[Node]:
+        """The only server."""
+        return [self._node]
+
+    def _probe(self) -> None:
+        self._node.probe(write_probe(), self.probe_deadline_s())
+
+
+def write_probe(key: str = "router:{probe}") -> bytes:
+    """The command of a probe: a write, because a server that has become a replica, or whose memory
+    is full, still answers PING."""
+    return packed(("SET", key, "1", "PX", "1000"))
