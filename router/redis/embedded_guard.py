@@ -1,12 +1,12 @@
-"""The parent of an embedded Redis: tells it to end when the last process that uses it is gone.
+"""The parent process of an embedded Redis: stops it when the last process that uses it has ended.
 
-A program of its own, run by path: ``embedded_guard.py USERS_FILE LOCK_FD STOP_S COMMAND...``. Who
-uses the server holds a shared lock on the file; the kernel gives it up however a process ends. So
-the guard only has to wait for the exclusive one, and holds it until the server has ended: who comes
-meanwhile waits, and then starts the next.
+A program of its own, run by path: ``embedded_guard.py USERS_FILE LOCK_FD STOP_S COMMAND...``. Each
+user of the server holds a shared lock on the users file, which the kernel releases however the
+process ends. So the guard only waits for the exclusive lock, and keeps it until the server has
+ended; whoever wants a server meanwhile waits and then starts the next one.
 
-It is nobody's child, so that nobody who uses the server has to reap it, and it takes no part of
-this package, so that it stays small.
+The guard detaches itself, so that no user of the server has to reap it, and imports nothing of the
+``router`` package, so that it stays small.
 """
 
 import _thread
@@ -21,10 +21,10 @@ _PR_SET_PDEATHSIG = 1
 
 
 def main() -> None:
-    """Run the command until nobody uses it; the lock ends with it."""
+    """Run the command until it has no users; the lock is released when the command ends."""
     if os.fork():
         os._exit(0)
-    os.setsid()  # Ctrl-C in a terminal goes to the whole group; the workers still have to settle
+    os.setsid()  # Ctrl-C in a terminal reaches the whole group, but workers still have to settle
     users, lock_fd, stop_s, *command = sys.argv[1:]
     _keep_only(int(lock_fd))
     server = os.fork()
@@ -37,7 +37,7 @@ def main() -> None:
 
 
 def _keep_only(lock_fd: int) -> None:
-    """Listeners that a worker, or a master before an upgrade, has left open are not ours."""
+    """Close all inherited files, such as a worker's listening sockets, except the lock."""
     nothing = os.open(os.devnull, os.O_RDWR)
     for fd in (0, 1, 2):
         os.dup2(nothing, fd)
@@ -47,7 +47,7 @@ def _keep_only(lock_fd: int) -> None:
 
 def _become(command: list[str]) -> None:
     try:
-        if sys.platform == "linux":  # without a guard it would run for ever
+        if sys.platform == "linux":  # a server without its guard would never be stopped
             ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
         os.execv(command[0], command)
     finally:

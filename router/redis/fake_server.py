@@ -1,6 +1,6 @@
-"""fakeredis behind a unix socket, as a process: ``python -m router.redis.fake_server SOCKET``.
+"""fakeredis as a process on a unix socket: ``python -m router.redis.fake_server SOCKET``.
 
-TERM ends it, and its data is lost then.
+It keeps its data in memory only; TERM ends it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 
 
 def main() -> None:
-    """Serve until told to end."""
+    """Serve until TERM."""
     signal.signal(signal.SIGTERM, _end)
     path = sys.argv[1]
     with contextlib.suppress(FileNotFoundError):
@@ -27,13 +27,13 @@ def main() -> None:
 
 
 def _server_class() -> Any:
-    # An optional package, found by name so that it need not be installed to run the router.
+    # Imported by name: fakeredis is optional, and the router's own type check runs without it.
     tcp_server = importlib.import_module("fakeredis").TcpFakeServer
     numbers = itertools.count()
 
     def get_request(server: Any) -> tuple[socket.socket, tuple[str, int]]:
         client, _ = server.socket.accept()
-        # It tells its clients apart by their address, and on a unix socket they have none.
+        # fakeredis keys its clients by address, and clients of a unix socket have none.
         return client, ("client", next(numbers))
 
     return type(

@@ -407,9 +407,3 @@ def _refuse(client: Any, status: int, reason: str, code: str) -> None:
         client.sendall(head.encode("ascii") + body)
     except OSError:
         pass  # the client does not wait for an answer
-
-
-def run() -> None:
-    """Become gunicorn. Does not return."""
-    command = [sys.executable, "-m", "gunicorn", "-c", "python:router.server.gunicorn_conf"]
-    os.execv(sys.executable, command)

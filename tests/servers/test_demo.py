@@ -16,6 +16,8 @@ from pathlib import Path
 
 import pytest
 
+from router.demo.backend import DemoBackend
+from router.redis.embedded import ENGINES
 from tests.servers.router_process import (
     children,
     clean_environment,
@@ -38,18 +40,37 @@ def descendants(pid: int) -> list[int]:
     return found + [below for child in found for below in descendants(child)]
 
 
+def environment(directory: Path, **changes: str) -> dict[str, str]:
+    """What a demo with free ports and its data in ``directory`` is started with."""
+    own = {
+        "ROUTER_BIND": f"127.0.0.1:{free_port()}",
+        "ROUTER_OPS_BIND": f"127.0.0.1:{free_port()}",
+        "ROUTER_DATA_DIR": str(directory / "data"),
+    }
+    return clean_environment({**own, **changes})
+
+
+COMMAND = (sys.executable, "-m", "router.cli.main", "demo")
+
+
+def refusal(environ: dict[str, str]) -> str:
+    """What a demo says that cannot be started: one line, and exit code 1."""
+    done = subprocess.run(COMMAND, env=environ, capture_output=True, text=True, timeout=20)
+    assert (done.returncode, done.stdout) == (1, "")
+    [line] = done.stderr.splitlines()
+    return line
+
+
 class Demo:
     """A running demo and what it has printed."""
 
     def __init__(self, directory: Path) -> None:
-        environment = {
-            "ROUTER_BIND": f"127.0.0.1:{free_port()}",
-            "ROUTER_OPS_BIND": f"127.0.0.1:{free_port()}",
-            "ROUTER_DATA_DIR": str(directory / "data"),
-        }
+        self.environment = environment(directory)
+        self.url = f"http://{self.environment['ROUTER_BIND']}"
+        self.directory = directory / "data" / "demo"
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "router.cli.main", "demo"],
-            env=clean_environment(environment),
+            COMMAND,
+            env=self.environment,
             cwd=directory,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -139,3 +160,55 @@ def test_the_demo_refuses(demo: Demo) -> None:
     assert counted["200", None] >= 20
     assert call("dev-budget-key") == ("402", "BUDGET_EXCEEDED")
     assert call("dev-quota-key") == ("402", "QUOTA_EXCEEDED")
+
+
+def test_the_banner_is_all_that_the_terminal_shows(demo: Demo) -> None:
+    """Logs go to the file that the banner names; nothing follows the banner."""
+    demo.curl_line()
+    shown = demo.text
+    subprocess.run(native(demo.url, "dev-test-key"), capture_output=True, timeout=20, check=True)
+    log = demo.directory / "router.log"
+    assert f"Log: {log}" in shown
+    wait_until(lambda: '"endpoint":"native.inference"' in log.read_text(), 5.0, "the call is logged")
+    demo.process.send_signal(signal.SIGINT)
+    assert demo.process.wait(STOP_TIMEOUT_S) == 0
+    assert demo.text == shown
+    assert shown.rstrip().endswith("Stop: Ctrl-C")
+
+
+def test_the_banner_says_where_limits_are_counted(demo: Demo) -> None:
+    """The server that it names is the one whose data lies in the demo's directory."""
+    demo.curl_line()
+    found = re.search(r"counted in a private ([\w-]+) \(([^)]+)\)", demo.text)
+    assert found is not None, demo.text
+    assert found[1] in ENGINES
+    assert (demo.directory / "redis" / "redis.sock").is_socket() or found[2] == "in memory"
+
+
+def test_a_second_demo_does_not_disturb_the_first(demo: Demo) -> None:
+    """It says in one line where the first one runs, also if it was given other ports."""
+    demo.curl_line()
+    document = (demo.directory / "demo.yaml").read_bytes()
+    for environ in (demo.environment, environment(demo.directory.parent.parent)):
+        line = refusal(environ)
+        assert f"a demo already runs at {demo.url}" in line
+    assert (demo.directory / "demo.yaml").read_bytes() == document
+    answer = subprocess.run(
+        native(demo.url, "dev-test-key"), capture_output=True, text=True, timeout=20, check=True
+    )
+    assert answer.stdout.endswith("\n200")
+
+
+@pytest.mark.parametrize("variable", ["ROUTER_BIND", "ROUTER_OPS_BIND"])
+def test_a_port_of_another_program_is_refused(tmp_path: Path, variable: str) -> None:
+    """It was taken for the router if it answered 200; now one line says how to choose another."""
+    with DemoBackend("other") as other:
+        serving = threading.Thread(target=other.serve_forever)
+        serving.start()
+        taken = f"127.0.0.1:{other.server_address[1]}"
+        line = refusal(environment(tmp_path, **{variable: taken}))
+        other.shutdown()
+        serving.join()
+    assert f"{taken} is not free" in line
+    assert f"{variable}=127.0.0.1:" in line
+    assert not (tmp_path / "data" / "demo" / "state").exists()
