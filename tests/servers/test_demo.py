@@ -169,7 +169,9 @@ def test_the_banner_is_all_that_the_terminal_shows(demo: Demo) -> None:
     subprocess.run(native(demo.url, "dev-test-key"), capture_output=True, timeout=20, check=True)
     log = demo.directory / "router.log"
     assert f"Log: {log}" in shown
-    wait_until(lambda: '"endpoint":"native.inference"' in log.read_text(), 5.0, "the call is logged")
+    wait_until(
+        lambda: '"endpoint":"native.inference"' in log.read_text(), 5.0, "the call is logged"
+    )
     demo.process.send_signal(signal.SIGINT)
     assert demo.process.wait(STOP_TIMEOUT_S) == 0
     assert demo.text == shown
