@@ -14,7 +14,7 @@ from router.config.pepper import load_pepper, pepper_fingerprint
 from router.config.settings import Settings, resolve_credential
 from router.config.state.access import StateReader
 from router.errors import NotConfigured
-from router.limits.enforcement import Enforcement, build_enforcement
+from router.limits.enforcement import Enforcement, LimitFigures, build_enforcement
 from router.limits.rates.limiter import Runner
 from router.net.resolver import Resolver
 from router.readiness import components
@@ -28,7 +28,7 @@ from router.store.query_pool import Queries
 from router.store.record_store import RecordStore
 from router.store.spend import sum_records_of
 from router.telemetry.logs import CallLog
-from router.telemetry.metrics import Metrics, RecordFigures, ShippingFigures
+from router.telemetry.metrics import Figures, Metrics
 from router.upstream.forwarder import Forwarder
 from router.upstream.retry_budget import PER_SECOND, RetryBudget
 from router.upstream.session import BackendSession
@@ -61,12 +61,12 @@ class Services:
         except NotConfigured:
             revision = 0
         self.metrics.publish(revision)
-        self.metrics.publish_records(_record_figures(self.recorder))
+        self.metrics.publish_figures(_record_figures(self.recorder))
         self.enforcement.tick(self.recorder)
-        self.metrics.publish_limits(self.enforcement.figures())
+        self.metrics.publish_figures(limit_figures(self.enforcement.figures()))
         self.watch.tick()
         if self.watch.seen is not None:
-            self.metrics.publish_shipping(_shipping_figures(self.watch.seen))
+            self.metrics.publish_figures(_shipping_figures(self.watch.seen))
         self.components()  # so that it is noted when a state began
 
     def components(self) -> dict[str, Component]:
@@ -88,7 +88,7 @@ class Services:
         self.session.close()
         self.enforcement.close(self.recorder)
         self.recorder.close()
-        self.metrics.publish_records(_record_figures(self.recorder))
+        self.metrics.publish_figures(_record_figures(self.recorder))
         self.queries.close()
         self.state.close()
 
@@ -159,30 +159,44 @@ def _open_spool(settings: Settings, clock: Clock) -> SpoolWriter:
     )
 
 
-def _record_figures(recorder: Recorder) -> RecordFigures:
+def _record_figures(recorder: Recorder) -> Figures:
     status = recorder.spool.status()
-    return RecordFigures(
-        spool_bytes=status.total_bytes,
-        spool_max_bytes=status.max_bytes,
-        unsynced_bytes=status.unsynced_bytes,
-        held_bytes=status.held_bytes,
-        is_writable=status.refusal is None,
-        taken=recorder.taken,
-        lost=status.lost_frames,
-        degraded=recorder.degraded,
-        refused=recorder.refused,
-        write_errors=status.write_errors,
-        sync_errors=status.sync_errors,
-    )
+    return {
+        "spool_bytes": status.total_bytes,
+        "spool_limit_bytes": status.max_bytes,
+        "spool_writable": status.refusal is None,
+        "spool_unsynced_bytes": status.unsynced_bytes,
+        "spool_write_errors": status.write_errors,
+        "spool_sync_errors": status.sync_errors,
+        "records": recorder.taken,
+        "records_held_bytes": status.held_bytes,
+        "records_lost": status.lost_frames,
+        "records_degraded": recorder.degraded,
+        "records_refused": recorder.refused,
+    }
 
 
-def _shipping_figures(seen: Surroundings) -> ShippingFigures:
+def limit_figures(found: LimitFigures) -> Figures:
+    """The state of a worker's limits by the names of its metrics."""
+    return {
+        "rate_decisions": found.decisions,
+        "budget_reserved_nanousd": found.reserved_nanos,
+        "limits_deferred": found.deferred,
+        "limits_deferred_dropped": found.deferred_dropped,
+        "leases_unresolved": found.unresolved,
+        "redis_may_evict": found.may_evict,
+        "dependency_up": found.is_up,
+        "dependency_away_seconds": found.unavailable_s,
+    }
+
+
+def _shipping_figures(seen: Surroundings) -> Figures:
     sinks = seen.shipping.sinks
-    return ShippingFigures(
-        is_agent_running=seen.shipping.is_running and seen.shipping.silent_s is None,
-        is_store_answering=seen.store_fault is None,
-        quarantined_bytes=seen.shipping.quarantined_bytes,
-        behind_bytes={name: sink.behind_bytes for name, sink in sinks.items()},
-        dead_lettered={name: sink.dead_lettered for name, sink in sinks.items()},
-        failing={name: sink.failing is not None for name, sink in sinks.items()},
-    )
+    return {
+        "agent_up": seen.shipping.is_running and seen.shipping.silent_s is None,
+        "record_store_up": seen.store_fault is None,
+        "spool_quarantined_bytes": seen.shipping.quarantined_bytes,
+        "agent_behind_bytes": {name: sink.behind_bytes for name, sink in sinks.items()},
+        "agent_dead_lettered": {name: sink.dead_lettered for name, sink in sinks.items()},
+        "agent_sink_failing": {name: sink.failing is not None for name, sink in sinks.items()},
+    }

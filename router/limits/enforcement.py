@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Literal, cast
 
 import gevent
@@ -36,13 +37,28 @@ from router.records.recorder import Recorder
 from router.redis.client import RedisClient
 from router.redis.connection import ConnectionOptions
 from router.redis.embedded import redis_address
-from router.telemetry.metrics import LimitFigures
 
 log = logging.getLogger("router.limits")
 
 OnUnavailable = Literal["closed", "open"]
 ReadWindows = Callable[[str, Sequence[WindowSpec], str], Sequence[WindowState]]
 """What the enforcing counters of an organization and one of its keys say."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LimitFigures:
+    """The state of one worker's limits; what is counted, since the worker began."""
+
+    decisions: Mapping[str, int]
+    """Rate decisions by who took them: a closed set."""
+    reserved_nanos: int
+    deferred: int
+    deferred_dropped: int
+    unresolved: int
+    may_evict: bool
+    is_up: Mapping[str, bool]
+    """By dependency: a closed set, as is the next one's."""
+    unavailable_s: Mapping[str, float]
 
 
 class Enforcement:

@@ -13,6 +13,7 @@ from router import errors
 from router.api import dispatch, pipeline
 from router.config.document import RateLimit
 from router.limits.budgets.windows import ThresholdEvent, WindowSpec
+from router.services import limit_figures
 from tests.contract.bodies import GOOD, new_request_id
 from tests.fakes.limited import budget, limited
 from tests.fakes.router_stand import FailingGateway, RouterStand, World, chat_body, native_body
@@ -552,7 +553,7 @@ def test_without_redis_rates_are_enforced_here(world: World) -> None:
     stand = limited(world, rate_limit=RateLimit(1, 2))
     world.redis.away = "timeout"
     assert [stand.chat().status for _ in range(3)] == [200, 200, 429]
-    stand.services.metrics.publish_limits(stand.services.enforcement.figures())
+    stand.services.metrics.publish_figures(limit_figures(stand.services.enforcement.figures()))
     assert stand.metric("rate_decisions_total", source="local") >= 3
 
 

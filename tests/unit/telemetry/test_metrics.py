@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import get_args
 
 import pytest
@@ -20,10 +19,7 @@ from router.telemetry.metrics import (
     LATENCY_BUCKETS_S,
     OVERHEAD_BUCKETS_S,
     RATE_SOURCES,
-    LimitFigures,
     Metrics,
-    RecordFigures,
-    ShippingFigures,
 )
 
 FAMILIES = {
@@ -72,37 +68,37 @@ FAMILIES = {
     "api_router_dependency_away_seconds": ("counter", {"dependency"}),
 }
 
-RECORDS = RecordFigures(
-    spool_bytes=1000,
-    spool_max_bytes=2000,
-    unsynced_bytes=300,
-    held_bytes=40,
-    is_writable=True,
-    taken=12,
-    lost=1,
-    degraded=2,
-    refused={"disk_full": 5},
-    write_errors=3,
-    sync_errors=4,
-)
-SHIPPING = ShippingFigures(
-    is_agent_running=True,
-    is_store_answering=True,
-    quarantined_bytes=77,
-    behind_bytes={"store": 4096, "kafka": 0},
-    dead_lettered={"store": 0, "kafka": 6},
-    failing={"store": False, "kafka": True},
-)
-LIMITS = LimitFigures(
-    decisions={"redis": 90, "local": 8},
-    reserved_nanos=12_345,
-    deferred=6,
-    deferred_dropped=7,
-    unresolved=2,
-    may_evict=True,
-    is_up={"redis": False, "budget_service": True},
-    unavailable_s={"redis": 1.5, "budget_service": 0.0},
-)
+RECORDS = {
+    "spool_bytes": 1000,
+    "spool_limit_bytes": 2000,
+    "spool_unsynced_bytes": 300,
+    "records_held_bytes": 40,
+    "spool_writable": True,
+    "records": 12,
+    "records_lost": 1,
+    "records_degraded": 2,
+    "records_refused": {"disk_full": 5},
+    "spool_write_errors": 3,
+    "spool_sync_errors": 4,
+}
+SHIPPING = {
+    "agent_up": True,
+    "record_store_up": True,
+    "spool_quarantined_bytes": 77,
+    "agent_behind_bytes": {"store": 4096, "kafka": 0},
+    "agent_dead_lettered": {"store": 0, "kafka": 6},
+    "agent_sink_failing": {"store": False, "kafka": True},
+}
+LIMITS = {
+    "rate_decisions": {"redis": 90, "local": 8},
+    "budget_reserved_nanousd": 12_345,
+    "limits_deferred": 6,
+    "limits_deferred_dropped": 7,
+    "leases_unresolved": 2,
+    "redis_may_evict": True,
+    "dependency_up": {"redis": False, "budget_service": True},
+    "dependency_away_seconds": {"redis": 1.5, "budget_service": 0.0},
+}
 
 
 @pytest.fixture
@@ -134,9 +130,9 @@ def count_everything(metrics: Metrics) -> None:
     metrics.count_lost_line()
     metrics.count_attempt("primary", "none", 0.01)
     metrics.publish(1)
-    metrics.publish_records(RECORDS)
-    metrics.publish_shipping(SHIPPING)
-    metrics.publish_limits(LIMITS)
+    metrics.publish_figures(RECORDS)
+    metrics.publish_figures(SHIPPING)
+    metrics.publish_figures(LIMITS)
     metrics.count_rate_denial("org-requests")
     metrics.count_budget_denial("org", "daily")
     metrics.count_quota_denial("key", "tokens", "total")
@@ -237,7 +233,7 @@ COUNTED: dict[str, tuple[Callable[[Metrics], None], list[str]]] = {
         ["api_router_config_revision 17.0"],
     ),
     "records": (
-        lambda metrics: metrics.publish_records(RECORDS),
+        lambda metrics: metrics.publish_figures(RECORDS),
         [
             "api_router_spool_bytes 1000.0",
             "api_router_spool_limit_bytes 2000.0",
@@ -253,7 +249,7 @@ COUNTED: dict[str, tuple[Callable[[Metrics], None], list[str]]] = {
         ],
     ),
     "shipping": (
-        lambda metrics: metrics.publish_shipping(SHIPPING),
+        lambda metrics: metrics.publish_figures(SHIPPING),
         [
             "api_router_agent_up 1.0",
             "api_router_record_store_up 1.0",
@@ -264,7 +260,7 @@ COUNTED: dict[str, tuple[Callable[[Metrics], None], list[str]]] = {
         ],
     ),
     "limits": (
-        lambda metrics: metrics.publish_limits(LIMITS),
+        lambda metrics: metrics.publish_figures(LIMITS),
         [
             'api_router_rate_decisions_total{source="redis"} 90.0',
             'api_router_rate_decisions_total{source="local"} 8.0',
@@ -354,9 +350,11 @@ def test_running_requests_are_published_not_counted(
 
 def test_a_workers_own_counts_are_carried_on(metrics: Metrics, registry: CollectorRegistry) -> None:
     """M2: publishing the same totals again counts nothing, and growth counts once."""
-    metrics.publish_records(RECORDS)
-    metrics.publish_records(RECORDS)
-    metrics.publish_records(replace(RECORDS, taken=20, refused={"disk_full": 6, "disk_slow": 1}))
+    metrics.publish_figures(RECORDS)
+    metrics.publish_figures(RECORDS)
+    metrics.publish_figures(
+        RECORDS | {"records": 20, "records_refused": {"disk_full": 6, "disk_slow": 1}}
+    )
     assert registry.get_sample_value("api_router_records_total") == 20.0
     assert {
         reason: registry.get_sample_value("api_router_records_refused_total", {"reason": reason})
