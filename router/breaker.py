@@ -1,4 +1,4 @@
-"""A dependency that does not answer is away: ask it no more until a probe finds it back."""
+"""Circuit breaker: nobody asks a dependency that fails until a probe finds that it is back."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ State = Literal["closed", "open", "half_open"]
 Reason = Literal["connect", "timeout", "lost", "pool_wait", "script", "topology", "breaker_open"]
 
 NOT_SENT: Final = frozenset({"breaker_open", "connect", "pool_wait"})
-"""Reasons for which the dependency cannot have done anything that would have to be undone."""
+"""Reasons that mean: the dependency never got the request, so there is nothing to undo."""
 
 FAILURES: Final = 3
-"""How many failures in a row open the breaker; one success in between starts the count again."""
+"""So many failures in a row open the breaker; a success in between starts the count again."""
 
 FIRST_PAUSE_S: Final = 0.1
 LONGEST_PAUSE_S: Final = 1.0
@@ -26,30 +26,32 @@ JITTER: Final = 0.25
 
 
 class Unavailable(Exception):
-    """The dependency was not asked, or was and gave no usable answer."""
+    """The dependency was not asked, or gave no usable answer."""
 
-    def __init__(self, name: str, reason: Reason, detail: str = "", *, echo: bool = False) -> None:
+    def __init__(self, name: str, reason: Reason, detail: str = "", *, counts: bool = True) -> None:
         super().__init__(f"{name}: {reason}" + (f" ({detail})" if detail else ""))
         self.name = name
         self.reason = reason
         self.detail = detail
-        self.echo = echo
-        """Somebody else has met with the very same failure and counts it."""
+        self.counts = counts
+        """Whether a breaker counts it: not where another caller reports the very same failure, nor
+        where the dependency itself is well."""
 
 
 class Refused(Unavailable):
-    """It answered that it will never do this: to ask once more is of no use."""
+    """The dependency refuses this request for good, so that asking again is of no use."""
 
 
 class Breaker:
-    """Counts failures in a row, opens, probes, closes. One line in the log each way.
+    """Opens after some failures in a row, and closes when a probe succeeds; logs one line each.
 
     While it is open, calls are refused at once. ``probe`` runs in a thread of its own after pauses
     that double up to ``LONGEST_PAUSE_S``, with jitter so that many workers do not come back in the
-    same moment; it raises while the dependency is away. So no call pays for finding out. Without
-    a ``probe``, one call is let through after each pause and decides (half open).
+    same moment; it raises while the dependency is unavailable. So no call pays for finding out.
+    Without a ``probe``, the breaker lets one call through after each pause, which decides (half
+    open).
 
-    ``on_change`` hears ``"open"`` and ``"closed"`` of every outage, once each.
+    ``on_change`` is called with ``"open"`` and ``"closed"``, once each for every outage.
     """
 
     def __init__(
@@ -79,13 +81,13 @@ class Breaker:
 
     @property
     def unavailable_s(self) -> float:
-        """Seconds that the dependency was away, all outages of this process together."""
+        """Seconds that the dependency was unavailable, all outages of this process together."""
         if self.state == "closed":
             return self._unavailable_s
         return self._unavailable_s + self._monotonic_s() - self._opened_s
 
     def allows(self) -> bool:
-        """Whether the dependency may be asked now. Who was allowed reports how it went."""
+        """Whether the caller may ask the dependency now. It must report how that went."""
         if self.state == "closed":
             return True
         if self._probe is not None:
@@ -104,14 +106,14 @@ class Breaker:
         if self._failures == 0:
             return
         with self._lock:
-            # A call from before the outage may still succeed: only a probe, or the one call that
-            # was let through, closes it again.
+            # A call from before the outage may still succeed. Only a probe, or the one call that
+            # was let through, closes the breaker again.
             if self.state == "closed":
                 self._failures = 0
             if self.state != "half_open":
                 return
             unavailable_s = self._closed()
-        self._tell("closed", unavailable_s=round(unavailable_s, 3))
+        self._announce("closed", unavailable_s=round(unavailable_s, 3))
 
     def failed(self, reason: Reason, detail: str = "") -> None:
         """The dependency gave no usable answer."""
@@ -125,7 +127,7 @@ class Breaker:
             self._pause_s = FIRST_PAUSE_S
             self._next_try_s = self._opened_s + self._jittered_s()
             self.state = "open"
-        self._tell("open", reason=reason, detail=detail)
+        self._announce("open", reason=reason, detail=detail)
         if self._probe is not None:
             threading.Thread(
                 target=self._probe_until_back,
@@ -135,7 +137,7 @@ class Breaker:
             ).start()
 
     def stop(self) -> None:
-        """End probing; the breaker stays as it is."""
+        """End the probes; the breaker keeps its state."""
         self._stopped.set()
 
     def _probe_until_back(self, probe: Callable[[], None]) -> None:
@@ -148,7 +150,7 @@ class Breaker:
                 continue
             with self._lock:
                 unavailable_s = self._closed()
-            self._tell("closed", unavailable_s=round(unavailable_s, 3))
+            self._announce("closed", unavailable_s=round(unavailable_s, 3))
             return
 
     def _closed(self) -> float:
@@ -165,7 +167,7 @@ class Breaker:
     def _jittered_s(self) -> float:
         return self._pause_s * (1 - JITTER + 2 * JITTER * self._jitter())
 
-    def _tell(self, state: State, **facts: object) -> None:
+    def _announce(self, state: State, **facts: object) -> None:
         logger.warning("%s breaker %s", self.name, state, extra={"breaker": self.name, **facts})
         if self._on_change is not None:
             self._on_change(self.name, state)

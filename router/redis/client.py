@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
-from redis.exceptions import AskError, MovedError, NoScriptError, ResponseError
+from redis.exceptions import AskError, MovedError, NoScriptError, ResponseError, TryAgainError
 
 from router.breaker import Breaker, Unavailable
 from router.redis.address import Kind, RedisAddress
@@ -142,7 +142,9 @@ class RedisClient:
             elif isinstance(error, AskError):
                 node, prefix = self._topology.redirected(error.node_addr), _ASKING
             else:
-                raise Unavailable("redis", "script", str(error))
+                # While a slot moves, scripts with several keys are put off: that is no outage.
+                is_moving = isinstance(error, TryAgainError)
+                raise Unavailable("redis", "script", str(error), counts=not is_moving)
             again = _send(calls[first:], known[first:], prefix, node, deadline_s)
             replies = replies[:first] + again
         if _first_error(replies) is None:

@@ -35,7 +35,7 @@ class Pipelining:
     """Batches the exchanges of one turn, for programs that run under gevent.
 
     Each caller gets its own replies, or the failure of the whole exchange; one caller gets that
-    failure as such, the others get it as ``echo``, so that it counts once.
+    failure, the others get copies that no breaker counts.
     """
 
     def __init__(self, exchange: Exchange, *, timeout_s: float) -> None:
@@ -118,8 +118,8 @@ class _Command:
 def _fail(commands: list[_Command], error: Unavailable) -> None:
     for command in commands:
         # One for each: an exception collects the traceback of every greenlet that raises it.
-        echo = Unavailable(error.name, error.reason, error.detail, echo=True)
-        _soon(command.waiter.throw, echo)
+        copy = Unavailable(error.name, error.reason, error.detail, counts=False)
+        _soon(command.waiter.throw, copy)
 
 
 def _soon(wake: object, value: object) -> None:

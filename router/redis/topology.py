@@ -49,8 +49,8 @@ class Node:
         )
 
     def failed(self, error: Unavailable) -> None:
-        """Count a failure of an exchange, unless another caller counts the very same one."""
-        if not error.echo:
+        """Count a failure of an exchange."""
+        if error.counts:
             self.breaker.failed(error.reason, error.detail)
 
     def probe(self, command: bytes, deadline_s: float) -> None:

@@ -92,7 +92,7 @@ def test_a_large_command_holds_nobody_up(pool: Recorder) -> None:
 
 
 def test_a_failure_is_everybodys_and_counts_once(pool: Recorder) -> None:
-    """D3: one hears of it as such, for the others it is an echo that no breaker counts."""
+    """D3: one gets the failure as such, the others get copies that no breaker counts."""
 
     def fail() -> None:
         raise Unavailable("redis", "timeout", "too slow")
@@ -105,7 +105,7 @@ def test_a_failure_is_everybodys_and_counts_once(pool: Recorder) -> None:
     assert {(error.name, error.reason, error.detail) for error in errors} == {
         ("redis", "timeout", "too slow")
     }
-    assert sorted(error.echo for error in errors) == [False, True, True]
+    assert sorted(error.counts for error in errors) == [False, False, True]
     assert len(set(map(id, errors))) == 3
 
 
