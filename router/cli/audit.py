@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import secrets
 import sys
@@ -14,7 +13,7 @@ from typing import IO, TYPE_CHECKING, Any, Final
 
 import click
 
-from router.cli.file_errors import files_explained
+from router.cli import output as out
 from router.cli.time_range import check_period, moment
 from router.cli.trail_pepper import OTHER_PEPPER, is_stored_pepper, trail_pepper
 from router.clock import Clock
@@ -22,14 +21,12 @@ from router.config.faults import PepperError
 from router.config.settings import Settings, load_settings
 
 if TYPE_CHECKING:
-    from router.exports.audit_export import Position, Verdict, Verification
-    from router.exports.audit_selection import SelectionVerification
+    from router.exports.audit_verification import Verdict
     from router.store.record_store import RecordStore
 
-    Check = Verification | SelectionVerification
+Facts = dict[str, Any]
 
 _SINK: Final = "store"
-_UNSIGNED: Final = "is not what was signed"
 _IN_USE: Final = (
     "the agent removes what is older than ROUTER_AUDIT_RETENTION_DAYS itself;"
     " end the router to do it by hand"
@@ -41,10 +38,13 @@ def audit() -> None:
     """Export the audit trail, verify it, or remove its oldest part.
 
     All of them need the pepper of the router whose trail it is.
+
+    \b
+    Example: routerctl audit export --file trail.jsonl && routerctl audit verify trail.jsonl
     """
 
 
-@audit.command("export")
+@audit.command("export", cls=out.CommandWithOldOptions, old_options={"--output": "--file"})
 @click.option(
     "--from",
     "from_s",
@@ -56,19 +56,17 @@ def audit() -> None:
     "--to", "to_s", callback=moment, metavar="TIME", help="Events before it; default: all."
 )
 @click.option("--organization", metavar="ID", help="A selection: the events of this organization.")
-@click.option(
-    "--output",
-    type=click.Path(dir_okay=False, path_type=Path),
-    metavar="FILE",
-    help="Appears when it is complete; replaced if it is there. Default: standard output.",
-)
+@out.file_option("Appears when it is complete; replaced if it is there. Default: standard output.")
 def export(
-    from_s: float | None, to_s: float | None, organization: str | None, output: Path | None
+    from_s: float | None, to_s: float | None, organization: str | None, file: Path | None
 ) -> None:
-    """Write audit events as JSON Lines; the last line is the signed head.
+    """Write audit events as JSON Lines; the last line is signed.
 
     Checks what it writes and exits with 1 if the trail is damaged; the file is written all the
     same, and says so to whoever verifies it.
+
+    \b
+    Example: routerctl audit export --from 2026-11-01 --to 2026-12-01 --file november.jsonl
     """
     from router.records.audit_chain import derive_audit_key
 
@@ -76,30 +74,32 @@ def export(
     settings = load_settings()
     pepper = trail_pepper(settings)
     key = derive_audit_key(pepper)
-    with _explained(), _store(settings) as store, _destination(output) as file:
-        lines = _lines(store, settings, key, (from_s, to_s), organization)
-        with closing(lines):
-            check, verdict = _copy(lines, key, file)
+    with (
+        _finding_out(),
+        _store(settings) as store,
+        _destination(file) as destination,
+        closing(_lines(store, settings, key, from_s, to_s, organization)) as lines,
+    ):
+        facts, verdict = _check(lines, key, destination)
     verdict = _doubting_pepper(verdict, settings, pepper)
-    click.echo(_counts(verdict, check.facts), err=True)
+    click.echo(_summary(verdict, facts), err=True)
     if not verdict.ok:
-        raise click.ClickException(f"the trail is damaged: {_where(verdict.position, verdict)}")
+        raise click.ClickException(f"the trail is damaged: {verdict.position}: {verdict.reason}")
 
 
-@audit.command("verify")
-@click.argument("file", type=click.File("rb"), required=False)
-@click.option(
-    "--output",
-    type=click.Choice(["text", "json"]),
-    default="text",
-    show_default=True,
-    help="How to print.",
+@audit.command(
+    "verify", cls=out.CommandWithOldOptions, old_options={"--output text": "--output table"}
 )
+@click.argument("file", type=click.File("rb"), required=False)
+@out.output_option("table", "json")
 def verify(file: IO[bytes] | None, output: str) -> None:
     """Check an exported FILE ('-': standard input), or without one the trail in the record store.
 
-    In the store it also checks that each event is filed as what it is, so that it can be found.
-    Names the first position that is wrong and exits with 1 if there is one.
+    In the store it also checks that the columns of each event say what the event says, so that it
+    can be found. Names the first position that is wrong and exits with 1 if there is one.
+
+    \b
+    Example: routerctl audit verify november.jsonl
     """
     from router.config.pepper import load_pepper
     from router.records.audit_chain import derive_audit_key
@@ -108,25 +108,22 @@ def verify(file: IO[bytes] | None, output: str) -> None:
     # A file may have been signed with an older pepper than that of the keys.
     pepper = trail_pepper(settings) if file is None else load_pepper(settings, create=False)
     key = derive_audit_key(pepper)
-    if file is not None:
-        check, verdict = _copy(file, key, None)
-    else:
-        with _explained(), _store(settings) as store:
-            lines = _lines(store, settings, key, (None, None), None)
-            with closing(lines):
-                check, verdict = _copy(lines, key, None)
-            if verdict.ok:
-                verdict = _with_columns(store, verdict)
+    with _finding_out():
+        if file is not None:
+            facts, verdict = _check(file, key)
+        else:
+            facts, verdict = _check_store(settings, key)
     verdict = _doubting_pepper(verdict, settings, pepper)
     in_store = file is None
     if output == "json":
-        click.echo(json.dumps(_plain(verdict, check.facts, in_store=in_store), indent=2))
+        out.print_json(_plain(verdict, facts, in_store=in_store))
     elif verdict.ok:
-        click.echo(f"whole: {_counts(verdict, check.facts)}")
+        click.echo(f"whole: {_summary(verdict, facts)}")
     else:
-        click.echo(_where(verdict.position, verdict, in_store=in_store))
+        place = str(verdict.position)
+        click.echo(f"{place.partition(', ')[2] or place if in_store else place}: {verdict.reason}")
     if not verdict.ok:
-        raise click.exceptions.Exit(1)
+        out.end_with_difference()
 
 
 @audit.command("prune")
@@ -144,16 +141,22 @@ def prune(before_s: float, yes: bool) -> None:
 
     This is what the agent does every minute with ROUTER_AUDIT_RETENTION_DAYS. Only beginnings of
     chains are removed; what remains still verifies. Usage records stay.
+
+    \b
+    Example: routerctl audit prune --before 2026-01-01 --yes
     """
-    from router.records.audit_chain import derive_audit_key
+    from router.records.audit_chain import derive_audit_key, is_signed
 
     if before_s > Clock().now_s():
         raise click.BadParameter("lies in the future", param_hint="--before")
     settings = load_settings()
     key = derive_audit_key(trail_pepper(settings))
-    with _explained():
+    with _finding_out():
         with _store(settings) as store:
-            counts = _prunable(store, before_s, key)
+            tips = store.chain_tips()
+            if tips and not any(is_signed(tip, key) for tip in tips):
+                raise PepperError([OTHER_PEPPER])
+            counts = store.prunable(before_s)
         total = sum(counts.values())
         if not yes:
             click.echo(f"would remove {total} events of {len(counts)} writers; --yes does it")
@@ -172,16 +175,14 @@ def _store(settings: Settings, *, audit_key: bytes | None = None) -> RecordStore
 
 
 @contextmanager
-def _explained() -> Iterator[None]:
+def _finding_out() -> Iterator[None]:
     from router.store.store_errors import StoreError, StoreInUse
 
-    try:
-        with files_explained():
+    with out.finding_out(StoreError):
+        try:
             yield
-    except StoreInUse as error:
-        raise click.ClickException(f"{error}; {_IN_USE}") from None
-    except StoreError as error:
-        raise click.ClickException(str(error)) from None
+        except StoreInUse as error:
+            raise click.ClickException(f"{error}; {_IN_USE}") from None
 
 
 @contextmanager
@@ -206,30 +207,22 @@ def _lines(
     store: RecordStore,
     settings: Settings,
     key: bytes,
-    period: tuple[float | None, float | None],
-    organization: str | None,
+    from_s: float | None = None,
+    to_s: float | None = None,
+    organization: str | None = None,
 ) -> Generator[bytes, None, None]:
-    """The lines of an export, read page by page while they are taken."""
-    from router.exports.audit_export import Stock, export_lines
-    from router.exports.audit_selection import Selection, selection_lines
-    from router.store.trail import survey
+    """The lines of an export, read while they are taken."""
+    from router.exports.audit_export import StoreState, export_lines
 
     now_s = Clock().now_s()
     complete_to_s = _complete_to(settings, now_s)
-    from_s, to_s = period
-    if organization is None:
-        with store.audit_trail(from_s, to_s) as trail:
-            # Of a whole trail, all that a survey finds is found by following its chains.
-            is_whole = from_s is None and to_s is None
-            faults = [] if is_whole else list(survey(trail.connection, key))
-            yield from export_lines(trail, key, now_s, Stock(complete_to_s, faults))
-        return
-    with store.audit_trail() as trail:
-        stock = Stock(complete_to_s, list(survey(trail.connection, key)))
-    selection = Selection(organization, from_s, now_s if to_s is None else to_s)
-    pages = store.read_records("audit", organization, from_s=from_s, to_s=selection.to_s)
-    events = (line for page in pages for _, line in page)
-    yield from selection_lines(events, selection, key, now_s, stock)
+    # Of a whole trail, all that a survey finds is found by following its chains.
+    is_whole = organization is None and from_s is None and to_s is None
+    state = StoreState(complete_to_s, () if is_whole else store.survey_trail(key))
+    if organization is not None and to_s is None:
+        to_s = now_s
+    with store.audit_trail(from_s, to_s, organization) as trail:
+        yield from export_lines(trail, key, now_s, state)
 
 
 def _complete_to(settings: Settings, now_s: float) -> float | None:
@@ -247,50 +240,40 @@ def _complete_to(settings: Settings, now_s: float) -> float | None:
         return None
 
 
-def _copy(lines: Iterable[bytes], key: bytes, file: IO[bytes] | None) -> tuple[Check, Verdict]:
-    """Check the lines and, if there is a file, write them."""
-    from router.exports.audit_export import Verification
-    from router.exports.audit_selection import verification_of
+def _check(
+    lines: Iterable[bytes], key: bytes, file: IO[bytes] | None = None
+) -> tuple[Facts | None, Verdict]:
+    """What the signed line says, and the verdict; the lines are written if there is a file."""
+    from router.exports.audit_verification import Verification
 
-    check: Check | None = None
+    verification = Verification(key)
     for line in lines:
-        if check is None:
-            check = verification_of(line, key)
-        check.take(line)
+        verification.take(line)
         if file is not None:
             file.write(line)
-    check = check or Verification(key)
-    return check, check.verdict()
+    verdict = verification.verdict()
+    return verification.facts, verdict
 
 
-def _with_columns(store: RecordStore, verdict: Verdict) -> Verdict:
-    """The verdict on whole chains, unless an event is filed as something else."""
-    from router.exports.audit_export import Position
-    from router.store.trail import misplaced
+def _check_store(settings: Settings, key: bytes) -> tuple[Facts | None, Verdict]:
+    """Like :func:`_check`; and whether the columns of each event say what the event says."""
+    from router.exports.audit_contents import Position
 
-    with store.audit_trail() as trail, closing(misplaced(trail.connection)) as faults:
-        fault = next(faults, None)
-    if fault is None:
-        return verdict
-    place = Position(0, fault.writer_id, fault.sequence)
-    return replace(verdict, ok=False, position=place, reason=fault.reason)
-
-
-def _prunable(store: RecordStore, before_s: float, key: bytes) -> dict[str, int]:
-    """What could be removed; raises :class:`PepperError` for a key that signed nothing there."""
-    from router.records.audit_chain import is_signed
-    from router.store.trail import prunable
-
-    with store.audit_trail() as trail:
-        heads = [marks.head for marks in trail.writers if marks.head is not None]
-        if heads and not any(is_signed(head, key) for head in heads):
-            raise PepperError([OTHER_PEPPER])
-        return prunable(trail.connection, before_s)
+    with _store(settings) as store:
+        with closing(_lines(store, settings, key)) as lines:
+            facts, verdict = _check(lines, key)
+        fault = store.first_misplaced() if verdict.ok else None
+    if fault is not None:
+        place = Position(0, fault.writer_id, fault.sequence)
+        verdict = replace(verdict, ok=False, position=place, reason=fault.reason)
+    return facts, verdict
 
 
 def _doubting_pepper(verdict: Verdict, settings: Settings, pepper: bytes) -> Verdict:
-    """The verdict; of a signature that is not ours it says that the pepper may be to blame."""
-    if verdict.reason is None or not verdict.reason.endswith(_UNSIGNED):
+    """The verdict; where a signature is not ours it says whether the pepper may be to blame."""
+    from router.exports.audit_verification import NOT_SIGNED
+
+    if verdict.reason is None or not verdict.reason.endswith(NOT_SIGNED):
         return verdict
     is_ours = is_stored_pepper(settings, pepper)
     if is_ours:
@@ -299,32 +282,23 @@ def _doubting_pepper(verdict: Verdict, settings: Settings, pepper: bytes) -> Ver
     return replace(verdict, reason=f"{verdict.reason}, {doubt}")
 
 
-def _counts(verdict: Verdict, facts: dict[str, Any] | None) -> str:
+def _summary(verdict: Verdict, facts: Facts | None) -> str:
     """What was read, what part of the trail it is, and how new it is."""
     parts = [f"{verdict.events} events of {verdict.writers} writers"]
     if facts is not None:
         about = facts.get("selection", facts)
         if "selection" in facts:
-            parts.append(f"a selection of organization {about['organization_id']}")
+            parts.append(f"a selection of organization {out.shown(about['organization_id'])}")
         parts += [f"{name} {about[name]}" for name in ("from", "to") if about[name] is not None]
         until = facts["complete_to"]
-        if until is None:
-            parts.append("no spool told up to when it is complete")
-        else:
-            parts.append(f"complete up to {until}")
+        known = f"complete up to {until}"
+        parts.append("no spool told up to when it is complete" if until is None else known)
     return ", ".join(parts)
 
 
-def _where(position: Position | None, verdict: Verdict, *, in_store: bool = False) -> str:
-    """The first position that is wrong, and what is wrong there."""
-    if position is None or position.writer_id is None or not in_store:
-        return f"{position}: {verdict.reason}"
-    return f"writer {position.writer_id}, sequence {position.sequence}: {verdict.reason}"
-
-
-def _plain(verdict: Verdict, facts: dict[str, Any] | None, *, in_store: bool) -> dict[str, Any]:
+def _plain(verdict: Verdict, facts: Facts | None, *, in_store: bool) -> Facts:
     position = verdict.position
-    found: dict[str, Any] = {
+    return {
         "ok": verdict.ok,
         "checked": "store" if in_store else "file",
         "events": verdict.events,
@@ -336,4 +310,3 @@ def _plain(verdict: Verdict, facts: dict[str, Any] | None, *, in_store: bool) ->
         "writer_id": None if position is None else position.writer_id,
         "sequence": None if position is None else position.sequence,
     }
-    return found

@@ -1,4 +1,4 @@
-"""The pepper for whoever signs the audit trail or checks it: never another one than before."""
+"""The pepper of commands that sign the audit trail or check it: always the one from before."""
 
 from __future__ import annotations
 
@@ -56,10 +56,7 @@ def _has_trail(settings: Settings) -> bool:
     from router.store.store_errors import StoreError
 
     try:
-        with (
-            RecordStore(settings.store_url, read_only=True) as store,
-            store.audit_trail() as trail,
-        ):
-            return any(marks.head is not None for marks in trail.writers)
+        with RecordStore(settings.store_url, read_only=True) as store:
+            return bool(store.chain_tips())
     except StoreError:
         return "store" in sinks_with_checkpoints(settings.data_dir)

@@ -6,22 +6,18 @@ each row than the database itself.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NamedTuple
 
 import orjson
 from sqlalchemy import Connection, Table, func, select
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError
 
-from router.records.audit_chain import ChainTip
-from router.store.rows import AuditRow, UsageRow
-from router.store.sql_tables import audit, heads, usage, usage_documents, usage_ids
+from router.store.rows import AUDIT_COLUMNS, Row, audit_row, usage_row
+from router.store.sql_tables import audit, usage, usage_documents, usage_ids
 from router.store.store_errors import RecordKind, UnstorableRecord
-from router.store.trail import anchored
-
-Row = TypeVar("Row", UsageRow, AuditRow)
+from router.store.trail import pruned_up_to
 
 _UNLESS_KNOWN: Final = {
     usage.name: "ON CONFLICT (record_id) DO NOTHING",
@@ -29,18 +25,20 @@ _UNLESS_KNOWN: Final = {
     usage_documents.name: "",
 }
 _LOOKUP: Final = 500
-"""Ids asked for in one statement."""
+"""Ids in one statement."""
 _REFUSALS: Final = (DataError, IntegrityError)
 """How a database refuses data. A table that is missing is no such refusal."""
 _LIMIT_EXCEEDED: Final = "54000"
 """PostgreSQL's word for data that is beyond what it can hold or index."""
 _NOT_UNIQUE: Final = "23505"
 _USAGE_IDS: Final = "SELECT record_id, id FROM usage_records WHERE record_id"
-_USAGE_DOCUMENTS: Final = (
+USAGE_DOCUMENTS: Final = (
     "SELECT u.record_id, d.document FROM usage_records u"
     " JOIN usage_documents d ON d.id = u.id WHERE u.record_id"
 )
 _AUDIT_DOCUMENTS: Final = "SELECT event_id, document FROM audit_events WHERE event_id"
+_WRITER: Final = list(AUDIT_COLUMNS).index("writer_id")
+_SEQUENCE: Final = list(AUDIT_COLUMNS).index("sequence")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,12 +55,17 @@ class Written:
     """Ids under which something else is stored: what was stored first stays."""
 
 
-def rows_of(
-    kind: RecordKind,
-    records: Sequence[Mapping[str, Any]],
-    row_of: Callable[[Mapping[str, Any]], Row],
-) -> list[Row]:
+class Inserted(NamedTuple):
+    """What became of the rows of one kind; the fields are those of :class:`Written`."""
+
+    new: int
+    repeated: int
+    conflicts: tuple[str, ...]
+
+
+def rows_of(kind: RecordKind, records: Sequence[Mapping[str, Any]]) -> list[Row]:
     """All records as rows; raises :class:`UnstorableRecord` for the first that cannot be one."""
+    row_of = usage_row if kind == "usage" else audit_row
     rows: list[Row] = []
     try:
         for record in records:
@@ -73,65 +76,38 @@ def rows_of(
     return rows
 
 
-def insert_usage(connection: Connection, rows: Sequence[UsageRow]) -> Written:
-    """Store usage records that are not there yet; a refusal is told by :func:`is_unstorable`."""
+def insert_usage(connection: Connection, rows: Sequence[Row]) -> Inserted:
+    """Store usage records that are not there yet; :func:`is_unstorable` recognizes a refusal."""
     if not rows:
-        return Written(0, 0, 0, ())
+        return Inserted(0, 0, ())
     numbered = list(zip(_take_ids(connection, len(rows)), rows, strict=True))
     count = _insert(connection, usage, [(number, *row[:-1]) for number, row in numbered])
     new = numbered
     if count < len(rows):
-        stored = _stored(connection, _USAGE_IDS, [row.record_id for row in rows])
-        new = [pair for pair in numbered if stored.get(pair[1].record_id) == pair[0]]
+        stored = stored_by_id(connection, _USAGE_IDS, [row[0] for row in rows])
+        new = [(number, row) for number, row in numbered if stored.get(row[0]) == number]
     if new:
-        _insert(connection, usage_documents, [(number, row.document) for number, row in new])
-    repeated, conflicts = _compare(connection, _USAGE_DOCUMENTS, rows, count)
-    return Written(count, 0, repeated, conflicts)
+        _insert(connection, usage_documents, [(number, row[-1]) for number, row in new])
+    return _compare(connection, USAGE_DOCUMENTS, rows, count)
 
 
-def insert_audit(connection: Connection, rows: Sequence[AuditRow]) -> Written:
+def insert_audit(connection: Connection, rows: Sequence[Row]) -> Inserted:
     """Store audit events that are not there yet, like :func:`insert_usage`.
 
     An event that was pruned and is delivered again was there already: it must not come back.
     """
-    pruned = anchored(connection, {row.writer_id for row in rows})
-    kept = [row for row in rows if row.sequence > pruned.get(row.writer_id, 0)] if pruned else rows
+    pruned = pruned_up_to(connection, {row[_WRITER] for row in rows}) if rows else {}
+    kept = [row for row in rows if row[_SEQUENCE] > pruned.get(row[_WRITER], 0)]
     count = _insert(connection, audit, kept) if kept else 0
-    repeated, conflicts = _compare(connection, _AUDIT_DOCUMENTS, kept, count)
-    return Written(0, count, repeated + len(rows) - len(kept), conflicts)
-
-
-def advance_heads(connection: Connection, newest: Iterable[ChainTip]) -> None:
-    """Move each writer's head forward; an older head, delivered again, changes nothing."""
-    rows = [
-        {
-            "writer_id": head.writer_id,
-            "sequence": head.sequence,
-            "hash": head.hash,
-            "closed": head.closed,
-            "signature": head.signature,
-        }
-        for head in newest
-    ]
-    if not rows:
-        return
-    insert: Any = postgresql.insert if _is_postgresql(connection) else sqlite.insert
-    insertion = insert(heads)
-    offered = insertion.excluded
-    statement = insertion.on_conflict_do_update(
-        index_elements=[heads.c.writer_id],
-        set_={name: offered[name] for name in ("sequence", "hash", "closed", "signature")},
-        where=(offered.sequence > heads.c.sequence)
-        | ((offered.sequence == heads.c.sequence) & offered.closed & ~heads.c.closed),
-    )
-    connection.execute(statement, rows)
+    found = _compare(connection, _AUDIT_DOCUMENTS, kept, count)
+    return found._replace(repeated=found.repeated + len(rows) - len(kept))
 
 
 def find_unstorable(
     connection: Connection,
     kind: RecordKind,
     rows: Sequence[Row],
-    insert: Callable[[Connection, Sequence[Row]], Written],
+    insert: Callable[[Connection, Sequence[Row]], Inserted],
 ) -> UnstorableRecord | None:
     """Try each row alone and say which one the database refuses; nothing stays written."""
     for index, row in enumerate(rows):
@@ -148,7 +124,7 @@ def find_unstorable(
 
 
 def is_unstorable(error: BaseException | None) -> bool:
-    """Tell whether the database refused the data, as opposed to being away."""
+    """Tell whether the database refused the data, as opposed to being unavailable."""
     cause = getattr(error, "orig", None)
     state = getattr(cause, "sqlstate", None)
     if state == _NOT_UNIQUE or str(cause).startswith("UNIQUE constraint failed"):
@@ -157,30 +133,26 @@ def is_unstorable(error: BaseException | None) -> bool:
     return isinstance(error, _REFUSALS) or state == _LIMIT_EXCEEDED
 
 
-def _compare(
-    connection: Connection, documents: str, rows: Sequence[Row], new: int
-) -> tuple[int, tuple[str, ...]]:
-    """How many rows were there already, and the ids under which something else is."""
-    if new == len(rows):
-        return 0, ()
-    stored = _stored(connection, documents, [row[0] for row in rows])
-    conflicts = tuple(row[0] for row in rows if stored[row[0]] != row.document)
-    return len(rows) - new - len(conflicts), conflicts
-
-
-def _stored(connection: Connection, values: str, ids: Sequence[str]) -> dict[str, Any]:
-    """What is stored under these ids."""
+def stored_by_id(connection: Connection, values: str, ids: Sequence[str]) -> dict[str, Any]:
+    """What is stored under these ids; ``values`` selects id and value, up to the ids."""
     if _is_postgresql(connection):
-        return _pairs(connection.exec_driver_sql(f"{values} = ANY(%s)", (list(ids),)))
+        rows = connection.exec_driver_sql(f"{values} = ANY(%s)", (list(ids),))
+        return {row[0]: row[1] for row in rows}
     found: dict[str, Any] = {}
     for start in range(0, len(ids), _LOOKUP):
         part = tuple(ids[start : start + _LOOKUP])
-        found |= _pairs(connection.exec_driver_sql(f"{values} IN ({_marks(len(part))})", part))
+        rows = connection.exec_driver_sql(f"{values} IN ({_parameters(len(part))})", part)
+        found.update((row[0], row[1]) for row in rows)
     return found
 
 
-def _pairs(rows: Iterable[Any]) -> dict[str, Any]:
-    return {row[0]: row[1] for row in rows}
+def _compare(connection: Connection, documents: str, rows: Sequence[Row], new: int) -> Inserted:
+    """How many rows were there already, and the ids under which something else is."""
+    if new == len(rows):
+        return Inserted(new, 0, ())
+    stored = stored_by_id(connection, documents, [row[0] for row in rows])
+    conflicts = tuple(row[0] for row in rows if stored[row[0]] != row[-1])
+    return Inserted(new, len(rows) - new - len(conflicts), conflicts)
 
 
 def _take_ids(connection: Connection, count: int) -> Sequence[int]:
@@ -191,7 +163,7 @@ def _take_ids(connection: Connection, count: int) -> Sequence[int]:
     return range(first, first + count)
 
 
-def _insert(connection: Connection, table: Table, rows: Sequence[tuple[Any, ...]]) -> int:
+def _insert(connection: Connection, table: Table, rows: Sequence[Row]) -> int:
     """Add those rows whose id is new, and say how many these are.
 
     The values of a row are in the order of the table's columns, of which they are the last.
@@ -204,14 +176,14 @@ def _insert(connection: Connection, table: Table, rows: Sequence[tuple[Any, ...]
         source = f"SELECT {columns} FROM json_populate_recordset(NULL::{table.name}, %s)"
         values: Any = (objects,)
     else:
-        source, values = f"VALUES ({_marks(len(names))})", list(rows)
+        source, values = f"VALUES ({_parameters(len(names))})", list(rows)
     # To insert first and look afterwards is cheap, for records seldom come twice, and right when
     # another host delivers the same ones at this moment.
     statement = f"INSERT INTO {table.name} ({columns}) {source} {_UNLESS_KNOWN[table.name]}"
     return connection.exec_driver_sql(statement, values).rowcount
 
 
-def _marks(count: int) -> str:
+def _parameters(count: int) -> str:
     return ", ".join("?" * count)
 
 

@@ -1,8 +1,8 @@
 """The record store: every usage record and audit event once, and the answers made from them.
 
-One agent writes, anyone may ask. Every method raises a :class:`StoreError` and nothing of the
-database library beneath it. While the store is away, writers keep what they have in the spool and
-questions get no answer; nothing is lost by it.
+One agent writes, anyone may read. Every method raises a :class:`StoreError` and nothing of the
+database library beneath it. While the store is unavailable, records wait in the spool and queries
+fail; nothing is lost by it.
 """
 
 from __future__ import annotations
@@ -14,39 +14,40 @@ from types import TracebackType
 from typing import Any, Final
 
 import orjson
-from sqlalchemy import Connection, Select, case, func, select
+from sqlalchemy import Connection, Select, func, select
 
-from router.records.audit_chain import newest_tips
+from router.exports.audit_export import ChainFault, Trail
+from router.records.audit_chain import ChainTip, newest_tips
 from router.store import trail as store_trail
 from router.store.engine import Database
 from router.store.inserts import (
-    Row,
+    USAGE_DOCUMENTS,
+    Inserted,
     Written,
-    advance_heads,
     find_unstorable,
     insert_audit,
     insert_usage,
     is_unstorable,
     rows_of,
+    stored_by_id,
 )
-from router.store.rows import audit_row, storable, usage_row
+from router.store.rows import Row, storable
 from router.store.sql_queries import (
     AUDIT_FILTERS,
     FILTERS,
-    Place,
+    Keyset,
     Spend,
     UsageTotals,
-    after_place,
     cursor_after,
-    exact_sum,
     in_period,
     matching,
-    not_newer,
+    newer_than,
     older_than,
-    totals_of,
+    read_spend,
+    read_totals,
+    spend_of,
+    stored_up_to,
     usage_totals,
-    was_served,
-    whole,
 )
 from router.store.sql_tables import audit, current_version, migrate, usage, usage_documents
 from router.store.store_errors import (
@@ -55,23 +56,20 @@ from router.store.store_errors import (
     StoreAbsent,
     StoreUnavailable,
 )
-from router.store.trail import StoredTrail
 
 MAX_ROWS: Final = 10_000
 MAX_PAGE: Final = 1000
 MOST_LEFT_OUT: Final = 20_000
 """SQLite takes 32 766 values in a statement."""
-STORY_LENGTH: Final = 100
-STORY_BYTES: Final = 4 * 1024 * 1024
-"""Of a story's records, and of its events, no more than so many, and no more bytes than these."""
-_STORY_FETCH: Final = 8
+HISTORY_LENGTH: Final = 100
+HISTORY_BYTES: Final = 4 * 1024 * 1024
+"""A request history has at most so many records, as many events, and so many bytes of each."""
+_HISTORY_FETCH: Final = 8
 _BATCH: Final = 1000
-_LOOKUP: Final = 500
-"""Ids asked for in one statement."""
 
 
 @dataclass(frozen=True, slots=True)
-class Story:
+class RequestHistory:
     """Everything that is recorded of one request id within one organization."""
 
     records: tuple[dict[str, Any], ...]
@@ -102,10 +100,10 @@ class RecordStore:
         audit_key: bytes | None = None,
         query_timeout_s: float | None = None,
     ) -> None:
-        """Connects when it is first asked.
+        """Connect with the first query.
 
-        ``audit_key`` (see ``derive_audit_key``) signs the heads of audit chains; who writes audit
-        events, closes writers or prunes needs it.
+        ``audit_key`` (see ``derive_audit_key``) signs the tips of audit chains; it is needed to
+        write audit events, to close writers and to prune.
         """
         self._database = Database(url, read_only=read_only, query_timeout_s=query_timeout_s)
         self._audit_key = audit_key
@@ -140,26 +138,25 @@ class RecordStore:
     ) -> Written:
         """Store decoded records, all or nothing; those that are there already change nothing.
 
-        The heads of the audit chains move in the same transaction. Raises
+        The tips of the audit chains move in the same transaction. Raises
         :class:`UnstorableRecord` for a record that no repetition will get stored, and
         :class:`StoreUnavailable` when the same batch should be tried again.
         """
-        usage_rows = rows_of("usage", usage, usage_row)
-        audit_rows = rows_of("audit", audit, audit_row)
-        heads = newest_tips(audit, self._key()) if audit else []
+        usage_rows, audit_rows = rows_of("usage", usage), rows_of("audit", audit)
+        tips = newest_tips(audit, self._key()) if audit else []
         try:
             with self._writing() as connection:
                 records = insert_usage(connection, usage_rows)
                 events = insert_audit(connection, audit_rows)
-                advance_heads(connection, heads)
+                store_trail.advance_tips(connection, tips)
         except StoreUnavailable as error:
             if is_unstorable(error.__cause__):
                 self._name_unstorable("usage", usage_rows, insert_usage)
                 self._name_unstorable("audit", audit_rows, insert_audit)
             raise
         return Written(
-            usage=records.usage,
-            audit=events.audit,
+            usage=records.new,
+            audit=events.new,
             repeated=records.repeated + events.repeated,
             conflicts=records.conflicts + events.conflicts,
         )
@@ -167,12 +164,12 @@ class RecordStore:
     def close_writers(self, writer_ids: Sequence[str]) -> None:
         """Sign that these writers have ended and everything they wrote was stored."""
         with self._writing() as connection:
-            store_trail.close_heads(connection, writer_ids, self._key())
+            store_trail.close_tips(connection, writer_ids, self._key())
 
     def prune(self, before_s: float) -> int:
-        """Remove audit events from before a moment and sign where each chain now begins.
+        """Remove audit events from before a timestamp and sign where each chain now begins.
 
-        Usage records stay: they are the books.
+        Returns how many were removed. Usage records stay: they are the books.
         """
         key, removed = self._key(), 0
         with self._database.reading() as connection:
@@ -187,34 +184,34 @@ class RecordStore:
             store_trail.forget_pruned(connection)
         return removed
 
-    # --- asking ----------------------------------------------------------------------------
+    # --- queries ---------------------------------------------------------------------------
 
     def check(self) -> None:
-        """Raises a :class:`StoreError` unless questions are answered now."""
+        """Raise a :class:`StoreError` unless queries are answered now."""
         with self._database.reading() as connection:
             connection.execute(select(usage.c.id).limit(1)).first()
 
-    def find_request(self, organization_id: str, request_id: str) -> Story | None:
-        """The full story of a request of this organization; ``None`` when there is none."""
-        of_request = (
+    def find_request(self, organization_id: str, request_id: str) -> RequestHistory | None:
+        """The history of a request of this organization; ``None`` when there is none."""
+        records_query = (
             select(usage_documents.c.document)
             .join(usage, usage.c.id == usage_documents.c.id)
-            .where(*matching({"request_id": request_id}, {"request_id": usage.c.request_id}))
             .where(*in_period(organization_id, None, None))
+            .where(usage.c.request_id == storable(request_id))
             .order_by(usage.c.timestamp_us.desc(), usage.c.id.desc())
         )
-        of_events = (
+        events_query = (
             select(audit.c.document)
             .where(*in_period(organization_id, None, None, audit))
-            .where(*matching({"request_id": request_id}, AUDIT_FILTERS))
+            .where(audit.c.request_id == storable(request_id))
             .order_by(audit.c.timestamp_us.desc(), audit.c.id.desc())
         )
         with self._database.reading(snapshot=True) as connection:
-            records, more_records = _first_documents(connection, of_request)
-            events, more_events = _first_documents(connection, of_events)
+            records, more_records = _first_documents(connection, records_query)
+            events, more_events = _first_documents(connection, events_query)
         if not records and not events:
             return None
-        return Story(records, events, more_records or more_events)
+        return RequestHistory(records, events, more_records or more_events)
 
     def list_audit(
         self,
@@ -266,10 +263,11 @@ class RecordStore:
         names = tuple(dict.fromkeys(group_by))
         conditions = [*in_period(organization_id, from_s, to_s), *matching(filters, FILTERS)]
         with self._database.reading() as connection:
-            rows = connection.execute(usage_totals(names, conditions).limit(limit + 1)).all()
+            chosen = usage_totals(names, conditions).limit(limit + 1)
+            rows = connection.execute(chosen).mappings().all()
         if len(rows) > limit:
             raise ResultTooLarge(limit)
-        return [totals_of(names, row) for row in rows]
+        return [read_totals(names, row) for row in rows]
 
     def spend(
         self,
@@ -284,23 +282,15 @@ class RecordStore:
 
         ``without``: ids of records to leave out, at most :data:`MOST_LEFT_OUT`.
         """
-        names = ("tokens_input", "tokens_output", "cost_nanos")
-        halves = [half for name in names for half in exact_sum(usage.c[name])]
         filters = None if api_key_id is None else {"key": api_key_id}
-        chosen = select(func.sum(case((was_served(), 1), else_=0)), *halves).where(
-            *in_period(organization_id, from_s, to_s), *matching(filters, FILTERS)
-        )
+        conditions = [*in_period(organization_id, from_s, to_s), *matching(filters, FILTERS)]
         if without:
-            chosen = chosen.where(usage.c.record_id.not_in([storable(one) for one in without]))
+            conditions.append(usage.c.record_id.not_in([storable(one) for one in without]))
         with self._database.reading() as connection:
-            count, *sums = connection.execute(chosen).one()
-        tokens_input, tokens_output, cost = (
-            whole(high, low) for high, low in zip(sums[::2], sums[1::2], strict=True)
-        )
-        return Spend(int(count or 0), tokens_input, tokens_output, cost)
+            return read_spend(connection.execute(spend_of(conditions)).mappings().one())
 
     def is_new(self) -> bool:
-        """Whether nothing was ever stored, for no agent has made the tables yet."""
+        """Whether nothing was ever stored, because no agent has made the tables yet."""
         try:
             with self._database.reading() as connection:
                 return current_version(connection) == 0
@@ -322,7 +312,7 @@ class RecordStore:
         chosen = (
             select(func.count())
             .where(*in_period(organization_id, from_s, to_s))
-            .where(*matching(filters, FILTERS), *not_newer(newest_id))
+            .where(*matching(filters, FILTERS), *stored_up_to(newest_id))
         )
         with self._database.reading() as connection:
             return connection.scalar(chosen.select_from(usage)) or 0
@@ -334,16 +324,10 @@ class RecordStore:
 
     def find_usage(self, record_ids: Sequence[str]) -> dict[str, bytes]:
         """Those of some usage records that are stored, encoded, by their ids."""
-        found: dict[str, bytes] = {}
-        chosen = select(usage.c.record_id, usage_documents.c.document).join(
-            usage_documents, usage_documents.c.id == usage.c.id
-        )
+        ids = [one for one in record_ids if one == storable(one)]
         with self._database.reading() as connection:
-            for first in range(0, len(record_ids), _LOOKUP):
-                wanted = {storable(one): one for one in record_ids[first : first + _LOOKUP]}
-                rows = connection.execute(chosen.where(usage.c.record_id.in_(wanted)))
-                found.update((wanted[record_id], document.encode()) for record_id, document in rows)
-        return found
+            stored = stored_by_id(connection, USAGE_DOCUMENTS, ids)
+        return {record_id: document.encode() for record_id, document in stored.items()}
 
     def read_records(
         self,
@@ -354,14 +338,14 @@ class RecordStore:
         to_s: float | None = None,
         filters: Mapping[str, str] | None = None,
         newest_id: int | None = None,
-        after: Place | None = None,
+        after: Keyset | None = None,
         batch: int = _BATCH,
-    ) -> Iterator[list[tuple[Place, bytes]]]:
+    ) -> Iterator[list[tuple[Keyset, bytes]]]:
         """Encoded records in batches, in the order of time, beginning behind ``after``.
 
-        Each batch is a question of its own, so a reader of millions holds up nobody. What is
-        stored meanwhile may be among them, unless ``newest_id`` is what
-        :meth:`newest_usage_id` said. Raises :class:`BadQuery` for an unknown filter.
+        Each batch is a query of its own, so a reader of millions holds up nobody. What is stored
+        meanwhile may be among them, unless ``newest_id`` is what :meth:`newest_usage_id` said.
+        Raises :class:`BadQuery` for an unknown filter.
         """
         table, document, columns = usage, usage_documents.c.document, FILTERS
         if kind == "audit":
@@ -369,14 +353,14 @@ class RecordStore:
         chosen = (
             select(table.c.timestamp_us, table.c.id, document)
             .where(*in_period(organization_id, from_s, to_s, table))
-            .where(*matching(filters, columns), *not_newer(newest_id, table))
+            .where(*matching(filters, columns), *stored_up_to(newest_id, table))
             .order_by(table.c.timestamp_us, table.c.id)
             .limit(batch)
         )
         if kind == "usage":
             chosen = chosen.join(usage_documents, usage_documents.c.id == usage.c.id)
         while True:
-            part = chosen if after is None else chosen.where(after_place(table, after))
+            part = chosen if after is None else chosen.where(newer_than(table, after))
             with self._database.reading() as connection:
                 rows = connection.execute(part).all()
             if rows:
@@ -387,11 +371,35 @@ class RecordStore:
 
     @contextmanager
     def audit_trail(
-        self, from_s: float | None = None, to_s: float | None = None
-    ) -> Iterator[StoredTrail]:
-        """The audit trail as it is at this moment, for ``export_lines``."""
+        self,
+        from_s: float | None = None,
+        to_s: float | None = None,
+        organization_id: str | None = None,
+    ) -> Iterator[Trail]:
+        """The audit trail, or a selection of it, as it is at this moment, for ``export_lines``."""
         with self._database.reading(snapshot=True) as connection:
-            yield store_trail.read_trail(connection, from_s, to_s)
+            yield store_trail.read_trail(connection, from_s, to_s, organization_id)
+
+    def survey_trail(self, key: bytes) -> list[ChainFault]:
+        """The chains that lack a part by their numbers alone, which costs little."""
+        with self._database.reading(snapshot=True) as connection:
+            return list(store_trail.survey(connection, key))
+
+    def first_misplaced(self) -> ChainFault | None:
+        """The first audit event that is not found as what it is: a column differs from it."""
+        with self._database.reading(snapshot=True) as connection:
+            return store_trail.first_misplaced(connection)
+
+    def prunable(self, before_s: float) -> dict[str, int]:
+        """How many events of each writer :meth:`prune` would remove, if any."""
+        with self._database.reading(snapshot=True) as connection:
+            return store_trail.prunable(connection, before_s)
+
+    def chain_tips(self) -> list[ChainTip]:
+        """The signed tips of all chains."""
+        with self._database.reading() as connection:
+            marks = store_trail.read_marks(connection).values()
+        return [one.tip for one in marks if one.tip is not None]
 
     @contextmanager
     def _writing(self) -> Iterator[Connection]:
@@ -417,7 +425,7 @@ class RecordStore:
         self,
         kind: RecordKind,
         rows: Sequence[Row],
-        insert: Callable[[Connection, Sequence[Row]], Written],
+        insert: Callable[[Connection, Sequence[Row]], Inserted],
     ) -> None:
         with self._database.writing() as connection:
             culprit = find_unstorable(connection, kind, rows, insert)
@@ -428,15 +436,15 @@ class RecordStore:
 def _first_documents(
     connection: Connection, chosen: Select[Any]
 ) -> tuple[tuple[dict[str, Any], ...], bool]:
-    """As many as a story may hold, one at least if there is any; and whether there are more."""
+    """As many as a history may hold, one at least if there is any; and whether there are more."""
     found: list[dict[str, Any]] = []
     size_bytes = 0
-    chosen = chosen.limit(STORY_LENGTH + 1).execution_options(yield_per=_STORY_FETCH)
+    chosen = chosen.limit(HISTORY_LENGTH + 1).execution_options(yield_per=_HISTORY_FETCH)
     with connection.execute(chosen) as rows:
         for document in rows.scalars():
             encoded = document.encode()
             size_bytes += len(encoded)
-            if found and (len(found) == STORY_LENGTH or size_bytes > STORY_BYTES):
+            if found and (len(found) == HISTORY_LENGTH or size_bytes > HISTORY_BYTES):
                 return tuple(found), True
             found.append(orjson.loads(encoded))
     return tuple(found), False

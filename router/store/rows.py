@@ -1,19 +1,21 @@
-"""Decoded records as rows: what stands in columns, and what can stand there at all.
+"""Decoded records as rows: which columns a table has, and what a record puts into each of them.
 
-The fields of a row are the columns of its table, in order, with the record's JSON as ``document``.
-A row is made for every record there is, so the making is kept short.
+A row has the values of the columns in order, and last the record's JSON as ``document``.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
-from typing import Any, Final, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, Final, Literal, NamedTuple
 
 import orjson
 
 from router.records.audit_chain import encode_event
 from router.records.record_types import parse_timestamp_us
+
+Fields = Mapping[str, Any]
+Row = tuple[Any, ...]
 
 _INT64: Final = 2**63 - 1
 _INT32: Final = 2**31 - 1
@@ -21,105 +23,6 @@ _SHORT: Final = 128
 """A text of so many characters fits, whatever they are."""
 _LONGEST_BYTES: Final = 512
 """PostgreSQL indexes no more than 2 704 bytes a row; up to three texts share an index."""
-
-
-class UsageRow(NamedTuple):
-    """A usage record. A degraded one has no figures: they are unknown, not 0."""
-
-    record_id: str
-    request_id: str
-    timestamp_us: int
-    organization_id: str | None
-    api_key_id: str | None
-    model: str | None
-    backend_id: str | None
-    status: int
-    outcome: str | None
-    limit_state: str | None
-    decision_reason: str | None
-    usage_source: str | None
-    tokens_input: int | None
-    tokens_output: int | None
-    tokens_cached: int | None
-    cost_nanos: int | None
-    latency_us: int | None
-    retry_count: int | None
-    document: str
-
-
-class AuditRow(NamedTuple):
-    """An audit event; its document is the line that its hash covers."""
-
-    event_id: str
-    writer_id: str
-    sequence: int
-    timestamp_us: int
-    action: str
-    actor: str
-    entity_type: str
-    entity_id: str
-    organization_id: str | None
-    request_id: str | None
-    api_key_id: str | None
-    model: str | None
-    document: str
-
-
-Fields = Mapping[str, Any]
-
-
-def usage_row(record: Fields) -> UsageRow:
-    """A usage record as a row; raises ``ValueError``, ``KeyError`` or ``TypeError``."""
-    latency_ms = record.get("latency_ms")
-    return UsageRow(
-        _id(record, "record_id"),
-        _required(record, "request_id"),
-        _timestamp(record),
-        _text(record, "organization_id"),
-        _text(record, "api_key_id"),
-        _text(record, "model"),
-        _text(record, "backend_id"),
-        _number(record, "status", _INT32) or 0,
-        _text(record, "outcome"),
-        _text(record, "limit_state"),
-        _text(record, "decision_reason"),
-        _text(record, "usage_source"),
-        _number(record, "tokens_input"),
-        _number(record, "tokens_output"),
-        _number(record, "tokens_cached"),
-        _number(record, "cost_nanos"),
-        None if latency_ms is None else _micros(latency_ms),
-        _number(record, "retry_count"),
-        orjson.dumps(record).decode(),
-    )
-
-
-def audit_row(event: Fields) -> AuditRow:
-    """An audit event as a row; raises like :func:`usage_row`."""
-    context = event.get("context") or {}
-    key_id = _text(context, "api_key_id")
-    if key_id is None and event.get("entity_type") == "api_key":
-        key_id = _text(event, "entity_id")
-    sequence = _number(event, "sequence")
-    if sequence is None or sequence < 1:
-        raise ValueError("sequence: not a place in a chain")
-    if not isinstance(event["hash"], str) or not isinstance(event["previous_hash"], str):
-        raise ValueError("hash: not a text")
-    return AuditRow(
-        _id(event, "event_id"),
-        _id(event, "writer_id"),
-        sequence,
-        _timestamp(event),
-        _required(event, "action"),
-        _required(event, "actor"),
-        _required(event, "entity_type"),
-        _text(event, "entity_id") or "",
-        _text(event, "organization_id"),
-        _text(event, "request_id"),
-        key_id,
-        _text(context, "model"),
-        encode_event(event).decode(),
-    )
 
 
 def storable(value: str) -> str:
@@ -158,7 +61,7 @@ def _text(record: Fields, name: str) -> str | None:
     return storable(value)
 
 
-def _number(record: Fields, name: str, limit: int = _INT64) -> int | None:
+def _integer(record: Fields, name: str, limit: int = _INT64) -> int | None:
     value = record.get(name)
     if value is None:
         return None
@@ -167,14 +70,115 @@ def _number(record: Fields, name: str, limit: int = _INT64) -> int | None:
     return value
 
 
-def _timestamp(record: Fields) -> int:
+def _status(record: Fields, name: str) -> int:
+    return _integer(record, name, _INT32) or 0
+
+
+def _timestamp_us(record: Fields, _name: str) -> int:
     value = record.get("timestamp")
     if not isinstance(value, str):
         raise ValueError("timestamp: not a text")
     return parse_timestamp_us(value)
 
 
-def _micros(latency_ms: object) -> int:
+def _latency_us(record: Fields, _name: str) -> int | None:
+    latency_ms = record.get("latency_ms")
+    if latency_ms is None:
+        return None
     if not isinstance(latency_ms, (int, float)) or not 0 <= latency_ms < _INT32 * 1000:
         raise ValueError("latency_ms: not a duration")
     return round(latency_ms * 1000)
+
+
+def _sequence(event: Fields, name: str) -> int:
+    sequence = _integer(event, name)
+    if sequence is None or sequence < 1:
+        raise ValueError("sequence: not a position in a chain")
+    return sequence
+
+
+def _entity_id(event: Fields, name: str) -> str:
+    return _text(event, name) or ""
+
+
+def _of_context(event: Fields, name: str) -> str | None:
+    return _text(event.get("context") or {}, name)
+
+
+def _key_of_event(event: Fields, name: str) -> str | None:
+    key_id = _of_context(event, name)
+    if key_id is None and event.get("entity_type") == "api_key":
+        return _text(event, "entity_id")
+    return key_id
+
+
+class StoredField(NamedTuple):
+    """A column: what a record, given the column's name, puts there, and its type in SQL."""
+
+    read: Callable[[Fields, str], Any]
+    type: Literal["text", "int64", "int32"] = "text"
+    nullable: bool = True
+    unique: bool = False
+
+
+_OPTIONAL: Final = StoredField(_text)
+_FIGURE: Final = StoredField(_integer, "int64")
+_NEEDED: Final = StoredField(_required, nullable=False)
+_TIMESTAMP: Final = StoredField(_timestamp_us, "int64", nullable=False)
+_KEY: Final = StoredField(_id, nullable=False, unique=True)
+
+USAGE_COLUMNS: Final[Mapping[str, StoredField]] = {
+    "record_id": _KEY,
+    "request_id": _NEEDED,
+    "timestamp_us": _TIMESTAMP,
+    "organization_id": _OPTIONAL,
+    "api_key_id": _OPTIONAL,
+    "model": _OPTIONAL,
+    "backend_id": _OPTIONAL,
+    "status": StoredField(_status, "int32", nullable=False),
+    "outcome": _OPTIONAL,
+    "limit_state": _OPTIONAL,
+    "decision_reason": _OPTIONAL,
+    "usage_source": _OPTIONAL,
+    "tokens_input": _FIGURE,
+    "tokens_output": _FIGURE,
+    "tokens_cached": _FIGURE,
+    "cost_nanos": _FIGURE,
+    "latency_us": StoredField(_latency_us, "int64"),
+    "retry_count": _FIGURE,
+}
+"""A degraded record has no figures: they are unknown, not 0."""
+
+AUDIT_COLUMNS: Final[Mapping[str, StoredField]] = {
+    "event_id": _KEY,
+    "writer_id": StoredField(_id, nullable=False),
+    "sequence": StoredField(_sequence, "int64", nullable=False),
+    "timestamp_us": _TIMESTAMP,
+    "action": _NEEDED,
+    "actor": _NEEDED,
+    "entity_type": _NEEDED,
+    "entity_id": StoredField(_entity_id, nullable=False),
+    "organization_id": _OPTIONAL,
+    "request_id": _OPTIONAL,
+    "api_key_id": StoredField(_key_of_event),
+    "model": StoredField(_of_context),
+}
+_USAGE_READERS: Final = tuple((name, column.read) for name, column in USAGE_COLUMNS.items())
+_AUDIT_READERS: Final = tuple((name, column.read) for name, column in AUDIT_COLUMNS.items())
+
+
+def usage_row(record: Fields) -> Row:
+    """A usage record as a row; raises ``ValueError``, ``KeyError`` or ``TypeError``."""
+    values = [read(record, name) for name, read in _USAGE_READERS]
+    return (*values, orjson.dumps(record).decode())
+
+
+def audit_row(event: Fields) -> Row:
+    """An audit event as a row, whose document is the line that its hash covers.
+
+    Raises like :func:`usage_row`.
+    """
+    if not isinstance(event["hash"], str) or not isinstance(event["previous_hash"], str):
+        raise ValueError("hash: not a text")
+    values = [read(event, name) for name, read in _AUDIT_READERS]
+    return (*values, encode_event(event).decode())

@@ -1,6 +1,6 @@
-"""The questions that the record store answers, as SQL that means the same on every database.
+"""The queries of the record store, as SQL that means the same on every database.
 
-Sums are exact: a column is added up in two halves, none of which can overflow, and put together
+Sums are exact: a column is added up in two halves, neither of which can overflow, and put together
 in Python. A percentile is a value that occurred: the smallest one that at least so many percent of
 the calls did not exceed.
 """
@@ -10,13 +10,14 @@ from __future__ import annotations
 import base64
 import binascii
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any, Final
 
 from sqlalchemy import (
     ColumnElement,
+    RowMapping,
     Select,
     Table,
     and_,
@@ -33,9 +34,9 @@ from router.store.rows import storable
 from router.store.sql_tables import audit, usage
 from router.store.store_errors import BadQuery
 
-Place = tuple[int, int]
+Keyset = tuple[int, int]
 """A position in the order of time: microseconds since the epoch, and the row's id."""
-_PLACE: Final = struct.Struct(">qq")
+_KEYSET: Final = struct.Struct(">qq")
 
 MICROS_PER_S: Final = 1_000_000
 _HOUR_US: Final = 3600 * MICROS_PER_S
@@ -44,8 +45,16 @@ _HALF: Final = 1_000_000_000
 """Where a number is cut in two for adding up."""
 _FARTHEST_US: Final = 9e18
 """Beyond all years that can be written, and still a number for every database."""
-PERCENTILES: Final = (0.5, 0.95, 0.99)
-SUMS: Final = ("tokens_input", "tokens_output", "tokens_cached", "cost_nanos", "retry_count")
+PERCENTILES: Final = {"latency_ms_p50": 0.5, "latency_ms_p95": 0.95, "latency_ms_p99": 0.99}
+_SUMS: Final = {
+    "retries": "retry_count",
+    "tokens_input": "tokens_input",
+    "tokens_output": "tokens_output",
+    "tokens_cached": "tokens_cached",
+    "cost_nanos": "cost_nanos",
+}
+"""Figures that are sums, and the column that each adds up."""
+_SPENT: Final = ("tokens_input", "tokens_output", "cost_nanos")
 SERVED: Final = ("completed", "client_aborted", "upstream_aborted", "timeout")
 FAILED: Final = ("upstream_error", "upstream_aborted", "timeout")
 
@@ -101,18 +110,15 @@ class UsageTotals:
 
     def plain(self) -> dict[str, Any]:
         """The group's values and the figures side by side, the cost also in USD."""
-        facts: dict[str, Any] = dict(self.group)
-        for name in _FIGURES:
-            facts[name] = getattr(self, name)
-            if name == "cost_nanos":
-                facts["cost_usd"] = format_usd(self.cost_nanos)
-        return facts
+        facts = {name: getattr(self, name) for name in _FIGURES}
+        facts["cost_usd"] = format_usd(self.cost_nanos)
+        return {name: facts.get(name, self.group.get(name)) for name in columns_of(self.group)}
 
 
-_FIGURES: Final = tuple(name for name in UsageTotals.__dataclass_fields__ if name != "group")
+_FIGURES: Final = tuple(UsageTotals.__dataclass_fields__)[1:]
 
 
-def columns_of(group_by: Sequence[str]) -> list[str]:
+def columns_of(group_by: Iterable[str]) -> list[str]:
     """The names that :meth:`UsageTotals.plain` gives, in order, also when there are no totals."""
     names = [*group_by, *_FIGURES]
     names.insert(names.index("cost_nanos") + 1, "cost_usd")
@@ -131,8 +137,10 @@ class Spend:
 
 
 def was_served() -> ColumnElement[bool]:
-    """The call counts against a quota of requests; :func:`router.store.spend` says the same of
-    a record that is not stored yet."""
+    """The call counts against a quota of requests.
+
+    :mod:`router.store.spend` says the same of a record that is not stored yet.
+    """
     served = and_(usage.c.backend_id.is_not(None), usage.c.outcome.in_(SERVED))
     return or_(usage.c.outcome.is_(None), served)
 
@@ -156,7 +164,7 @@ def in_period(
     return conditions
 
 
-def not_newer(row_id: int | None, table: Table = usage) -> list[ColumnElement[bool]]:
+def stored_up_to(row_id: int | None, table: Table = usage) -> list[ColumnElement[bool]]:
     """Stored no later than a row; no condition without one."""
     return [] if row_id is None else [table.c.id <= row_id]
 
@@ -173,14 +181,30 @@ def matching(
     return conditions
 
 
-def exact_sum(column: ColumnElement[int]) -> tuple[ColumnElement[Any], ColumnElement[Any]]:
-    """The two halves of a sum; :func:`whole` puts them together."""
-    return func.sum(column // _HALF), func.sum(column % _HALF)
+def exact_sum(
+    column: ColumnElement[int], name: str
+) -> tuple[ColumnElement[Any], ColumnElement[Any]]:
+    """The two halves of a sum; :func:`whole_sum` puts them together."""
+    return (
+        func.sum(column // _HALF).label(f"{name}_high"),
+        func.sum(column % _HALF).label(f"{name}_low"),
+    )
 
 
-def whole(high: Any, low: Any) -> int:
-    """The sum of which these are the halves, 0 over nothing."""
-    return int(high or 0) * _HALF + int(low or 0)
+def whole_sum(row: RowMapping, name: str) -> int:
+    """The sum of which a row has the halves, 0 over nothing."""
+    return int(row[f"{name}_high"] or 0) * _HALF + int(row[f"{name}_low"] or 0)
+
+
+def spend_of(conditions: Sequence[ColumnElement[bool]]) -> Select[Any]:
+    """One row, for :func:`read_spend`."""
+    sums = [half for name in _SPENT for half in exact_sum(usage.c[name], name)]
+    return select(_count(was_served()).label("requests"), *sums).where(*conditions)
+
+
+def read_spend(row: RowMapping) -> Spend:
+    """The row of :func:`spend_of`."""
+    return Spend(int(row["requests"] or 0), *(whole_sum(row, name) for name in _SPENT))
 
 
 def usage_totals(group_by: Sequence[str], conditions: Sequence[ColumnElement[bool]]) -> Select[Any]:
@@ -193,31 +217,30 @@ def usage_totals(group_by: Sequence[str], conditions: Sequence[ColumnElement[boo
     # cume_dist divides two counts. Below 10^14 calls no other fraction comes so near to 95/100 that
     # it has the same double, so comparing doubles is comparing whole numbers.
     share = func.cume_dist().over(partition_by=[*keys, latency.is_(None)], order_by=latency)
+    columns = (usage.c.outcome, usage.c.usage_source, *(usage.c[name] for name in _SUMS.values()))
     calls = (
-        select(
-            *keys,
-            usage.c.outcome,
-            usage.c.usage_source,
-            *(usage.c[name] for name in SUMS),
-            latency.label("latency"),
-            share.label("share"),
-        )
+        select(*keys, *columns, latency.label("latency"), share.label("share"))
         .where(*conditions)
         .subquery()
     )
     groups = [calls.c[key.name] for key in keys]
+    call = calls.c
+    counts = {
+        "errors": call.outcome.in_(FAILED),
+        "rejected": call.outcome == "rejected",
+        "client_aborted": call.outcome == "client_aborted",
+        "estimated": call.usage_source == "estimated",
+        "degraded": call.outcome.is_(None),
+    }
     return (
         select(
             *groups,
-            func.count(),
-            *(_count(calls.c.outcome.in_(wanted)) for wanted in (FAILED, ["rejected"])),
-            _count(calls.c.outcome == "client_aborted"),
-            _count(calls.c.usage_source == "estimated"),
-            _count(calls.c.outcome.is_(None)),
-            *(half for name in SUMS for half in exact_sum(calls.c[name])),
+            func.count().label("requests"),
+            *(_count(condition).label(name) for name, condition in counts.items()),
+            *(half for name, column in _SUMS.items() for half in exact_sum(call[column], name)),
             *(
-                func.min(case((calls.c.share >= fraction, calls.c.latency)))
-                for fraction in PERCENTILES
+                func.min(case((call.share >= percentile, call.latency))).label(name)
+                for name, percentile in PERCENTILES.items()
             ),
         )
         .group_by(*groups)
@@ -225,31 +248,18 @@ def usage_totals(group_by: Sequence[str], conditions: Sequence[ColumnElement[boo
     )
 
 
-def totals_of(group_by: Sequence[str], row: Sequence[Any]) -> UsageTotals:
+def read_totals(group_by: Sequence[str], row: RowMapping) -> UsageTotals:
     """A row of :func:`usage_totals`."""
-    values = iter(row)
-    group = {name: _group_text(name, next(values)) for name in group_by}
-    requests, errors, rejected, client_aborted, estimated, degraded = (
-        int(next(values) or 0) for _ in range(6)
-    )
-    sums = {name: whole(next(values), next(values)) for name in SUMS}
-    p50, p95, p99 = (None if value is None else int(value) / 1000 for value in values)
+    figures: dict[str, Any] = {}
+    for name in _FIGURES:
+        if name in _SUMS:
+            figures[name] = whole_sum(row, name)
+        elif name in PERCENTILES:
+            figures[name] = None if row[name] is None else int(row[name]) / 1000
+        else:
+            figures[name] = int(row[name] or 0)
     return UsageTotals(
-        group=group,
-        requests=requests,
-        errors=errors,
-        rejected=rejected,
-        client_aborted=client_aborted,
-        estimated=estimated,
-        degraded=degraded,
-        retries=sums["retry_count"],
-        tokens_input=sums["tokens_input"],
-        tokens_output=sums["tokens_output"],
-        tokens_cached=sums["tokens_cached"],
-        cost_nanos=sums["cost_nanos"],
-        latency_ms_p50=p50,
-        latency_ms_p95=p95,
-        latency_ms_p99=p99,
+        {name: _group_text(name, row[f"group_{name}"]) for name in group_by}, **figures
     )
 
 
@@ -257,20 +267,20 @@ def older_than(cursor: str) -> ColumnElement[bool]:
     """What comes after the page that ended at ``cursor``, newest first; raises ``BadQuery``."""
     try:
         packed = base64.b64decode(cursor, altchars=b"-_", validate=True)
-        place = _PLACE.unpack(packed)
+        keyset = _KEYSET.unpack(packed)
     except (binascii.Error, ValueError, struct.error):
         raise BadQuery("cursor", "not one that this API gave out") from None
-    return tuple_(audit.c.timestamp_us, audit.c.id) < place
+    return tuple_(audit.c.timestamp_us, audit.c.id) < keyset
 
 
-def cursor_after(place: Place) -> str:
+def cursor_after(keyset: Keyset) -> str:
     """Where the next page begins."""
-    return base64.urlsafe_b64encode(_PLACE.pack(*place)).decode()
+    return base64.urlsafe_b64encode(_KEYSET.pack(*keyset)).decode()
 
 
-def after_place(table: Table, place: Place) -> ColumnElement[bool]:
-    """What comes behind a place."""
-    return tuple_(table.c.timestamp_us, table.c.id) > place
+def newer_than(table: Table, keyset: Keyset) -> ColumnElement[bool]:
+    """What comes behind a position in the order of time."""
+    return tuple_(table.c.timestamp_us, table.c.id) > keyset
 
 
 def _count(condition: ColumnElement[bool]) -> ColumnElement[Any]:
@@ -278,12 +288,14 @@ def _count(condition: ColumnElement[bool]) -> ColumnElement[Any]:
 
 
 def _group_text(name: str, value: Any) -> str | None:
-    if value is None or name not in ("day", "hour"):
-        return value if value is None else str(value)
+    if value is None:
+        return None
     if name == "day":
-        return f"{_moment(int(value) * _DAY_US):%Y-%m-%d}"
-    return f"{_moment(int(value) * _HOUR_US):%Y-%m-%dT%H:00:00Z}"
+        return f"{_datetime(int(value) * _DAY_US):%Y-%m-%d}"
+    if name == "hour":
+        return f"{_datetime(int(value) * _HOUR_US):%Y-%m-%dT%H:00:00Z}"
+    return str(value)
 
 
-def _moment(timestamp_us: int) -> datetime:
+def _datetime(timestamp_us: int) -> datetime:
     return datetime.fromtimestamp(timestamp_us // MICROS_PER_S, timezone.utc)

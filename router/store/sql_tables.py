@@ -1,13 +1,13 @@
 """The tables of the record store and how a database gets them.
 
-What is asked for often stands in columns; the record itself stands beside them as the JSON it was
-shipped as, in a table of its own, so that a sum over a million calls reads no JSON. Texts compare
-byte by byte on every database: an order must not depend on a locale.
+What is queried stands in columns; the record itself stands beside them as the JSON it was shipped
+as, in a table of its own, so that a sum over a million calls reads no JSON. Texts compare byte by
+byte on every database: an order must not depend on a locale.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from sqlalchemy import (
@@ -28,46 +28,43 @@ from sqlalchemy import (
     text,
 )
 
+from router.store.rows import AUDIT_COLUMNS, USAGE_COLUMNS, StoredField
 from router.store.store_errors import StoreUnavailable
 
 metadata: Final = MetaData()
 
 _TEXT: Final = Text().with_variant(Text(collation="C"), "postgresql")
-
-
 _ID: Final = BigInteger().with_variant(Integer, "sqlite")  # only so does SQLite use its row id
 
 
-def _text(name: str, **options: Any) -> Column[str]:
-    return Column(name, _TEXT, **options)
+_TYPES: Final[Mapping[str, Any]] = {"text": _TEXT, "int64": BigInteger, "int32": Integer}
 
 
-def _number(name: str, **options: Any) -> Column[int]:
-    return Column(name, BigInteger, **options)
+def _columns(fields: Mapping[str, StoredField]) -> list[Column[Any]]:
+    return [
+        Column(
+            name,
+            _TYPES[field.type],
+            nullable=field.nullable,
+            unique=field.unique or None,
+        )
+        for name, field in fields.items()
+    ]
+
+
+def _text(name: str, *, primary_key: bool = False) -> Column[str]:
+    return Column(name, _TEXT, primary_key=primary_key, nullable=False)
+
+
+def _sequence() -> Column[int]:
+    return Column("sequence", BigInteger, nullable=False)
 
 
 usage: Final = Table(
     "usage_records",
     metadata,
     Column("id", _ID, primary_key=True, autoincrement=False),
-    _text("record_id", nullable=False, unique=True),
-    _text("request_id", nullable=False),
-    _number("timestamp_us", nullable=False),
-    _text("organization_id"),
-    _text("api_key_id"),
-    _text("model"),
-    _text("backend_id"),
-    Column("status", Integer, nullable=False),
-    _text("outcome"),
-    _text("limit_state"),
-    _text("decision_reason"),
-    _text("usage_source"),
-    _number("tokens_input"),
-    _number("tokens_output"),
-    _number("tokens_cached"),
-    _number("cost_nanos"),
-    _number("latency_us"),
-    _number("retry_count"),
+    *_columns(USAGE_COLUMNS),
 )
 usage_ids: Final = Sequence("usage_ids", metadata=metadata, data_type=BigInteger)
 """PostgreSQL's source of ids; SQLite has one writer, which counts."""
@@ -76,46 +73,36 @@ usage_documents: Final = Table(
     "usage_documents",
     metadata,
     Column("id", _ID, primary_key=True, autoincrement=False),
-    _text("document", nullable=False),
+    _text("document"),
 )
 
 audit: Final = Table(
     "audit_events",
     metadata,
     Column("id", _ID, primary_key=True),
-    _text("event_id", nullable=False, unique=True),
-    _text("writer_id", nullable=False),
-    _number("sequence", nullable=False),
-    _number("timestamp_us", nullable=False),
-    _text("action", nullable=False),
-    _text("actor", nullable=False),
-    _text("entity_type", nullable=False),
-    _text("entity_id", nullable=False),
-    _text("organization_id"),
-    _text("request_id"),
-    _text("api_key_id"),
-    _text("model"),
-    _text("document", nullable=False),
+    *_columns(AUDIT_COLUMNS),
+    _text("document"),
 )
-heads: Final = Table(
+# The columns of both tables are the fields of the dataclasses in `router.records.audit_chain`.
+chain_tips: Final = Table(
     "audit_heads",
     metadata,
     _text("writer_id", primary_key=True),
-    _number("sequence", nullable=False),
-    _text("hash", nullable=False),
+    _sequence(),
+    _text("hash"),
     Column("closed", Boolean, nullable=False),
-    _text("signature", nullable=False),
+    _text("signature"),
 )
-anchors: Final = Table(
+prune_points: Final = Table(
     "audit_anchors",
     metadata,
     _text("writer_id", primary_key=True),
-    _number("sequence", nullable=False),
-    _text("hash", nullable=False),
-    _text("signature", nullable=False),
+    _sequence(),
+    _text("hash"),
+    _text("signature"),
 )
 
-# Every question comes with an organization or is an operator's over all of them, and with a period.
+# Every query is about one organization, or is an operator's over all of them, and has a period.
 Index("usage_by_time", usage.c.timestamp_us, usage.c.id)
 Index("usage_by_organization", usage.c.organization_id, usage.c.timestamp_us)
 Index("usage_by_key", usage.c.organization_id, usage.c.api_key_id, usage.c.timestamp_us)
@@ -142,8 +129,8 @@ def _create_tables(connection: Connection) -> None:
 
 
 MIGRATIONS: Final[tuple[Callable[[Connection], None], ...]] = (_create_tables,)
-"""Each brings a database from the version that is its index to the next. Never edit one that was
-released: append."""
+"""Each brings a database from the version that is its index to the next. Never edit a released one:
+append."""
 
 _MIGRATION_LOCK: Final = 0x726F757465720001
 """Names the lock under which hosts that share a PostgreSQL take turns."""

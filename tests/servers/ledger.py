@@ -11,7 +11,8 @@ from typing import Any
 
 from router.agent.housekeeping import read_report
 from router.agent.lock import AgentLock
-from router.exports.audit_export import Verdict, export_lines, verify_export
+from router.exports.audit_export import export_lines
+from router.exports.audit_verification import Verdict, verify_export
 from router.records.audit_chain import derive_audit_key
 from router.store.record_store import RecordStore
 from tests.servers.router_process import RouterProcess, is_running, wait_until

@@ -30,13 +30,13 @@ def actions(file: Path) -> list[str]:
     return [json.loads(line)["action"] for line in file.read_bytes().splitlines()[:-1]]
 
 
-def head_of(file: Path) -> dict[str, Any]:
-    head: dict[str, Any] = json.loads(file.read_bytes().splitlines()[-1])["trail"]
-    return head
+def last_line_of(file: Path) -> dict[str, Any]:
+    facts: dict[str, Any] = json.loads(file.read_bytes().splitlines()[-1])["trail"]
+    return facts
 
 
 def test_the_trail_of_a_router_verifies_while_it_runs_and_after(tmp_path: Path) -> None:
-    """Every call and every change is in it, the head says up to when, and a cut shows (P20)."""
+    """Every call and every change is in it, it says up to when, and a cut shows (P20)."""
     file = tmp_path / "trail.jsonl"
     with deploy(tmp_path) as deployed:
         for number in range(CALLS):
@@ -46,10 +46,10 @@ def test_the_trail_of_a_router_verifies_while_it_runs_and_after(tmp_path: Path) 
         ended_s = time.time()
 
         def is_complete() -> bool:
-            exported = audit(deployed, "export", "--output", str(file))
+            exported = audit(deployed, "export", "--file", str(file))
             assert exported.returncode == 0, exported.stderr
             told = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(ended_s + 1))
-            return bool(head_of(file)["complete_to"] > told)
+            return bool(last_line_of(file)["complete_to"] > told)
 
         wait_until(is_complete, VISIBLE_S, "an export that says it has all calls")
         found = actions(file)

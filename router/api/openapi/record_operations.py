@@ -8,7 +8,7 @@ from typing import Any, Final
 from router.api.openapi.error_answers import error_responses
 from router.records.record_schemas import audit_event_schema, usage_record_schema
 from router.records.record_types import AUDIT_ACTIONS
-from router.store.record_store import STORY_BYTES, STORY_LENGTH
+from router.store.record_store import HISTORY_BYTES, HISTORY_LENGTH
 from router.store.sql_queries import GROUPS
 
 MAX_PAGE: Final = 500
@@ -61,8 +61,8 @@ def schemas() -> dict[str, Any]:
                 "truncated": {
                     "type": "boolean",
                     "description": "The id was used so often that older records or events are"
-                    f" left out: of each there are at most {STORY_LENGTH}, and at most"
-                    f" {STORY_BYTES // 2**20} MiB.",
+                    f" left out: of each there are at most {HISTORY_LENGTH}, and at most"
+                    f" {HISTORY_BYTES // 2**20} MiB.",
                 },
                 "records": _list("UsageRecord"),
                 "events": _list("AuditEvent"),

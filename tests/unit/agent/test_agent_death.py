@@ -17,7 +17,8 @@ from router.agent.merge import MergedFrames
 from router.agent.shipper import Shipper
 from router.agent.sinks import Sink, StoreSink
 from router.clock import FrozenClock
-from router.exports.audit_export import export_lines, verify_export
+from router.exports.audit_export import export_lines
+from router.exports.audit_verification import verify_export
 from router.records.record_types import encode_usage
 from router.records.recorder import Recorder
 from router.spool.checkpoints import Checkpoints
@@ -253,8 +254,8 @@ def check_store(store: RecordStore, expected: list[str]) -> None:
     stored = [orjson.loads(document)["record_id"] for document in documents]
     assert sorted(stored) == sorted(expected)
     with store.audit_trail() as trail:
-        heads = [marks.head for marks in trail.writers]
-        ends = [(head.sequence, head.closed) for head in heads if head is not None]
+        tips = [marks.tip for marks in trail.writers]
+        ends = [(tip.sequence, tip.closed) for tip in tips if tip is not None]
         assert ends == [(CALLS, True)] * (len(expected) // CALLS)
         verdict = verify_export(export_lines(trail, samples.KEY, 0.0), samples.KEY)
     assert verdict.ok, verdict

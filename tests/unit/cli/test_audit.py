@@ -20,7 +20,7 @@ from router.config.state.access import StateWriter
 from router.records.audit_chain import AuditChain, derive_audit_key
 from router.spool.frames import AUDIT, encode_frame, header_frame, segment_name
 from router.store.record_store import RecordStore
-from router.store.sql_tables import anchors, audit, heads
+from router.store.sql_tables import audit, chain_tips, prune_points
 from tests.unit.records import samples
 from tests.unit.records.samples import START_S
 
@@ -84,7 +84,7 @@ def at(writer_id: str, sequence: int) -> Any:
 
 
 def test_the_whole_trail_goes_to_standard_output(run: Run, store: RecordStore) -> None:
-    """Events, then the signed head; the summary goes to standard error."""
+    """Events, then the signed line; the summary goes to standard error."""
     result = run("export")
     assert result.exit_code == 0, result.output
     lines = result.stdout_bytes.splitlines(keepends=True)
@@ -105,13 +105,13 @@ def test_a_file_appears_whole_or_not_at_all(run: Run, store: RecordStore, tmp_pa
     file = tmp_path / "trail.jsonl"
     file.write_text("old")
     before = {path.name for path in tmp_path.iterdir()}
-    result = run("export", "--output", str(file))
+    result = run("export", "--file", str(file))
     assert (result.exit_code, result.stdout) == (0, "")
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     assert run("verify", str(file)).exit_code == 0
 
     whole = file.read_bytes()
-    assert run("export", "--output", str(tmp_path / "no" / "such")).exit_code == 1
+    assert run("export", "--file", str(tmp_path / "no" / "such")).exit_code == 3
     assert file.read_bytes() == whole
     after = {path.name for path in tmp_path.iterdir() if "records.db" not in path.name}
     assert after == {name for name in before if "records.db" not in name}
@@ -121,8 +121,8 @@ def test_an_export_that_fails_leaves_the_old_file(run: Run, tmp_path: Path) -> N
     """Without a store there is nothing to export, and nothing is overwritten."""
     file = tmp_path / "trail.jsonl"
     file.write_text("old")
-    result = run("export", "--output", str(file))
-    assert result.exit_code == 1
+    result = run("export", "--file", str(file))
+    assert result.exit_code == 3
     assert result.stderr.startswith("Error: the record store")
     assert file.read_text() == "old"
     assert [path.name for path in tmp_path.iterdir() if "trail" in path.name] == ["trail.jsonl"]
@@ -139,7 +139,7 @@ def test_a_period_is_a_trail_of_its_own(run: Run, store: RecordStore) -> None:
 
 
 def test_a_period_of_a_damaged_store_says_so(run: Run, store: RecordStore) -> None:
-    """Also when the hole lies outside the period: the head carries it, signed."""
+    """Also when the hole lies outside the period: the last line carries it, signed."""
     damage(store, delete(audit).where(at("w-2", 9)))
     result = run("export", "--to", "2024-04-22")
     assert result.exit_code == 1
@@ -169,7 +169,7 @@ def test_an_organization_is_a_selection(run: Run, store: RecordStore) -> None:
 def test_export_tells_up_to_when_the_store_is_complete(
     run: Run, store: RecordStore, tmp_path: Path
 ) -> None:
-    """An event that waits in the spool is not exported, and the head says what it may miss."""
+    """An event that waits in the spool is not exported, and the last line says what it may miss."""
     directory = tmp_path / "spool" / "w-9"
     directory.mkdir(parents=True)
     (directory / "lock").touch()
@@ -188,7 +188,7 @@ def test_an_export_of_a_damaged_trail_is_written_and_fails(
     """The file is evidence; the exit code is not to be overlooked."""
     damage(store, delete(audit).where(at("w-1", 4)))
     file = tmp_path / "trail.jsonl"
-    result = run("export", "--output", str(file))
+    result = run("export", "--file", str(file))
     assert result.exit_code == 1
     message = "line 4, writer w-1, sequence 4: sequence 5 stands where 4 belongs"
     assert result.stderr.splitlines()[-1] == f"Error: the trail is damaged: {message}"
@@ -199,7 +199,7 @@ def test_an_export_of_a_damaged_trail_is_written_and_fails(
 # --- verify -------------------------------------------------------------------------------------
 
 
-def test_the_store_is_verified_against_its_heads(run: Run, store: RecordStore) -> None:
+def test_the_store_is_verified_against_its_chain_tips(run: Run, store: RecordStore) -> None:
     """Without a file; nothing is written."""
     result = run("verify")
     assert (result.exit_code, result.stdout.split(",")[0]) == (0, "whole: 20 events of 2 writers")
@@ -214,11 +214,11 @@ def test_the_store_is_verified_against_its_heads(run: Run, store: RecordStore) -
         ),
         (
             delete(audit).where(at("w-2", 10)),
-            "writer w-2, sequence 10: the chain ends with 9, its signed head says 10",
+            "writer w-2, sequence 10: the chain ends with 9, its signed tip says 10",
         ),
         (
             delete(audit).where(audit.c.writer_id == "w-1"),
-            "writer w-1, sequence 1: the chain ends with 0, its signed head says 10",
+            "writer w-1, sequence 1: the chain ends with 0, its signed tip says 10",
         ),
         (
             update(audit)
@@ -227,12 +227,12 @@ def test_the_store_is_verified_against_its_heads(run: Run, store: RecordStore) -
             "writer w-2, sequence 7: the event is not the one that was hashed",
         ),
         (
-            delete(heads).where(heads.c.writer_id == "w-1"),
-            "writer w-1, sequence 10: the chain has no signed head",
+            delete(chain_tips).where(chain_tips.c.writer_id == "w-1"),
+            "writer w-1, sequence 10: the chain has no signed tip",
         ),
         (
-            update(heads).where(heads.c.writer_id == "w-2").values(sequence=9),
-            "writer w-2, sequence 9: the chain's head is not what was signed,"
+            update(chain_tips).where(chain_tips.c.writer_id == "w-2").values(sequence=9),
+            "writer w-2, sequence 9: the chain tip is not what was signed,"
             " or the pepper is another one",
         ),
         (
@@ -281,7 +281,7 @@ def test_another_pepper_proves_nothing(run: Run, store: RecordStore) -> None:
     exported = run("export").stdout_bytes
     other = {"ROUTER_KEY_PEPPER": "another pepper of at least 32 bytes"}
     result = run("verify", "-", stdin=exported, **other)
-    said = "line 21: the head is not what was signed, or the pepper is another one\n"
+    said = "line 21: the last line is not what was signed, or the pepper is another one\n"
     assert (result.exit_code, result.stdout) == (1, said)
     result = run("verify", **other)
     assert (result.exit_code, "or the pepper is another one" in result.stdout) == (1, True)
@@ -336,7 +336,7 @@ def test_a_file_of_an_older_pepper_verifies_beside_newer_keys(
     note_key(tmp_path, ANOTHER)
     assert run("verify", "-", stdin=exported).exit_code == 0
     bad = run("verify", "-", stdin=exported, ROUTER_KEY_PEPPER="a third pepper of 32 bytes or more")
-    said = f"line 21: the head is not what was signed, {OTHER_PEPPER}\n"
+    said = f"line 21: the last line is not what was signed, {OTHER_PEPPER}\n"
     assert (bad.exit_code, bad.stdout) == (1, said)
 
 
@@ -347,13 +347,16 @@ def test_a_damaged_file_is_not_blamed_on_the_right_pepper(
     note_key(tmp_path, PEPPER)
     exported = run("export").stdout_bytes.replace(b'"events":20', b'"events":21')
     result = run("verify", "-", stdin=exported)
-    assert (result.exit_code, result.stdout) == (1, "line 21: the head is not what was signed\n")
+    assert (result.exit_code, result.stdout) == (
+        1,
+        "line 21: the last line is not what was signed\n",
+    )
 
 
-def test_without_keys_the_heads_tell_that_a_pepper_may_not_prune(
+def test_without_keys_the_chain_tips_tell_that_a_pepper_may_not_prune(
     run: Run, store: RecordStore
 ) -> None:
-    """Its anchors would make a whole trail look forged."""
+    """Its prune points would make a whole trail look forged."""
     result = run("prune", "--before", "2024-04-23", "--yes", ROUTER_KEY_PEPPER=ANOTHER)
     assert (result.exit_code, result.stderr) == (1, f"Error: {OTHER_PEPPER}\n")
     assert "20 events" in run("verify").stdout
@@ -395,7 +398,7 @@ def test_prune_says_first_what_it_would_do(run: Run, store: RecordStore) -> None
 
 
 def test_what_is_left_after_prune_verifies(run: Run, store: RecordStore) -> None:
-    """The rest hangs on a signed anchor, and pruning again finds nothing."""
+    """The rest hangs on a signed prune point, and pruning again finds nothing."""
     result = run("prune", "--before", "2024-04-23", "--yes")
     assert (result.exit_code, result.stdout) == (0, "removed 6 events of 2 writers\n")
     assert "14 events of 2 writers" in run("verify").stdout
@@ -414,20 +417,23 @@ def test_only_beginnings_are_pruned(run: Run, store: RecordStore) -> None:
     assert run("verify").exit_code == 0
 
 
-def test_a_forged_anchor_is_found(run: Run, store: RecordStore) -> None:
-    """Deleting a beginning and moving the anchor does not pass for retention."""
+def test_a_forged_prune_point_is_found(run: Run, store: RecordStore) -> None:
+    """Deleting a beginning and moving the prune point does not pass for retention."""
     run("prune", "--before", "2024-04-21", "--yes")
     fifth = orjson.loads(run("export").stdout_bytes.splitlines()[3])
     assert (fifth["writer_id"], fifth["sequence"]) == ("w-1", 5)
     damage(
         store,
         delete(audit).where(audit.c.writer_id == "w-1", audit.c.sequence <= 5),
-        update(anchors).where(anchors.c.writer_id == "w-1").values(sequence=5, hash=fifth["hash"]),
+        update(prune_points)
+        .where(prune_points.c.writer_id == "w-1")
+        .values(sequence=5, hash=fifth["hash"]),
     )
     result = run("verify")
     assert (result.exit_code, result.stdout) == (
         1,
-        "writer w-1, sequence 5: the anchor is not what was signed, or the pepper is another one\n",
+        "writer w-1, sequence 5: the prune point is not what was signed,"
+        " or the pepper is another one\n",
     )
 
 

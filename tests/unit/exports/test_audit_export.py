@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import io
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import orjson
 import pytest
 
+from router.exports.audit_contents import Position
 from router.exports.audit_export import (
     ChainFault,
-    Position,
-    Stock,
-    Verdict,
+    StoreState,
+    Trail,
     WriterMarks,
     export_lines,
-    verify_export,
 )
+from router.exports.audit_verification import Verdict, verify_export
 from router.records.audit_chain import (
     AuditChain,
     ChainTip,
@@ -45,9 +46,9 @@ class FakeTrail:
     from_s: float | None = None
     to_s: float | None = None
 
-    @property
-    def writers(self) -> Sequence[WriterMarks]:
-        return [self.marks[name] for name in sorted(self.marks)]
+    def trail(self) -> Trail:
+        marks = [self.marks[name] for name in sorted(self.marks)]
+        return Trail(marks, self.lines, self.from_s, self.to_s)
 
     def lines(self) -> Iterator[bytes]:
         for name in sorted(self.chains):
@@ -102,7 +103,7 @@ EVENTS = 1 + 9 + 7 + 4 + 2
 
 
 def exported(trail: FakeTrail, key: bytes = KEY) -> list[bytes]:
-    return list(export_lines(trail, key, START_S))
+    return list(export_lines(trail.trail(), key, START_S))
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +124,7 @@ def test_a_trail_verifies(whole: list[bytes]) -> None:
     assert all(orjson.loads(line) for line in whole)
 
 
-def test_the_head_is_the_last_line_and_says_what_the_file_holds(whole: list[bytes]) -> None:
+def test_the_last_line_says_what_the_file_holds(whole: list[bytes]) -> None:
     """Readable without the key: period, number, digest, and each writer's links."""
     head = orjson.loads(whole[-1])["trail"]
     assert head["events"] == EVENTS
@@ -144,18 +145,18 @@ def test_an_empty_trail_verifies() -> None:
     assert found(lines) == Verdict(True, 0, 0)
 
 
-def test_up_to_when_it_is_complete_stands_in_the_head() -> None:
+def test_up_to_when_it_is_complete_is_signed() -> None:
     """Signed, for whoever gets the file."""
-    stock = Stock(complete_to_s=START_S + 1)
-    lines = list(export_lines(sample_trail(), KEY, START_S, stock))
+    stock = StoreState(complete_to_s=START_S + 1)
+    lines = list(export_lines(sample_trail().trail(), KEY, START_S, stock))
     assert orjson.loads(lines[-1])["trail"]["complete_to"] == "2027-01-15T08:00:01.000000Z"
     assert found(lines).ok
 
 
 def test_a_store_that_was_damaged_cannot_export_a_good_part() -> None:
-    """The head of a period tells of holes that lie outside the period."""
-    stock = Stock(faults=[ChainFault("w-9", 4, "a hole")])
-    verdict = found(list(export_lines(sample_trail(), KEY, START_S, stock)))
+    """The last line of a period tells of holes that lie outside the period."""
+    stock = StoreState(faults=[ChainFault("w-9", 4, "a hole")])
+    verdict = found(list(export_lines(sample_trail().trail(), KEY, START_S, stock)))
     assert verdict.position == Position(EVENTS + 1, "w-9", 4)
     assert verdict.reason == "damaged when it was exported: a hole"
 
@@ -166,7 +167,7 @@ Change = Callable[[random.Random, list[bytes]], list[bytes]]
 
 
 def edit_byte(chance: random.Random, lines: list[bytes]) -> list[bytes]:
-    """Any byte of any line, the head's and the newlines included."""
+    """Any byte of any line, the last one's and the newlines included."""
     number = chance.randrange(len(lines))
     line = bytearray(lines[number])
     line[chance.randrange(len(line))] ^= 1 << chance.randrange(8)
@@ -280,8 +281,8 @@ def cut_bytes(chance: random.Random, lines: list[bytes]) -> list[bytes]:
     return [data[: chance.randrange(len(data))]]
 
 
-def cut_before_head(chance: random.Random, lines: list[bytes]) -> list[bytes]:
-    """The tail goes, the head stays."""
+def cut_before_last_line(chance: random.Random, lines: list[bytes]) -> list[bytes]:
+    """The tail goes, the last line stays."""
     return [*lines[: chance.randrange(len(lines) - 1)], lines[-1]]
 
 
@@ -303,7 +304,7 @@ CHANGES: tuple[Change, ...] = (
     insert_rubbish,
     cut_lines,
     cut_bytes,
-    cut_before_head,
+    cut_before_last_line,
 )
 
 
@@ -442,15 +443,15 @@ def test_a_forged_event_before_the_real_one_is_named(sequence: int) -> None:
 
 
 def test_a_file_that_was_signed_with_another_key_is_refused(whole: list[bytes]) -> None:
-    """Its head is not ours, whatever it says."""
+    """Its last line is not ours, whatever it says."""
     for lines in (exported(sample_trail(), OTHER_KEY), [*whole[:-1], b'{"trail":{}}\n']):
         verdict = found(lines)
         assert verdict.position == Position(EVENTS + 1)
-        assert verdict.reason == "the head is not what was signed"
+        assert verdict.reason == "the last line is not what was signed"
 
 
-def test_the_head_of_another_export_does_not_fit() -> None:
-    """An authentic head of fewer events does not cover more, nor the other way round."""
+def test_the_last_line_of_another_export_does_not_fit() -> None:
+    """An authentic last line for fewer events does not cover more, nor the other way round."""
     trail = sample_trail()
     newer = exported(trail)
     trail.chains["z"] = trail.chains["z"][:1]
@@ -462,7 +463,7 @@ def test_the_head_of_another_export_does_not_fit() -> None:
 
 
 def test_an_event_of_a_writer_without_events_is_named() -> None:
-    """It used to be laid at the door of the head."""
+    """It used to be laid at the door of the last line."""
     lines = exported(sample_trail())
     at = 1 + 9 + 7
     forged = encoded(samples.chained("w-3", 7)[-1]) + b"\n"
@@ -492,7 +493,7 @@ def test_a_name_that_is_no_writer_is_not_repeated() -> None:
 
 
 def test_events_missing_in_the_store_are_missing_in_its_export() -> None:
-    """An export signs what it finds; the heads in it say what should be there."""
+    """An export signs what it finds; the chain tips in it say what should be there."""
     for name, sequence, line in (("w-1", 9, 10), ("w-1", 1, 2), ("w-1", 5, 6), ("a", 1, 1)):
         trail = sample_trail()
         trail.chains[name] = [
@@ -503,15 +504,15 @@ def test_events_missing_in_the_store_are_missing_in_its_export() -> None:
         assert verdict.position == Position(line, name, sequence), (name, sequence)
 
 
-def test_a_writer_whose_head_is_missing_is_found() -> None:
-    """A forged chain has no signed head, and a real one cannot do without."""
+def test_a_writer_whose_tip_is_missing_is_found() -> None:
+    """A forged chain has no signed tip, and a real one cannot do without."""
     trail = sample_trail()
     trail.marks["w-1"] = WriterMarks("w-1", None, None)
-    assert found(exported(trail)).reason == "the chain has no signed head"
+    assert found(exported(trail)).reason == "the chain has no signed tip"
 
 
 def test_a_pruned_trail_verifies() -> None:
-    """Retention signs where the rest hangs; what is left is whole."""
+    """Retention signs where the rest begins; what is left is whole."""
     events = samples.chained("w-1", 9)
     trail = FakeTrail({"w-1": events[4:]}, {"w-1": marks_of("w-1", events, pruned=4)})
     assert found(exported(trail)) == Verdict(True, 5, 1)
@@ -522,33 +523,33 @@ def test_a_pruned_trail_verifies() -> None:
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"signature": "0" * 64}, "the anchor is not what was signed"),
-        ({"signature": ""}, "the anchor is not what was signed"),
-        ({"sequence": 5}, "the anchor is not what was signed"),
-        ({"hash": "f" * 64}, "the anchor is not what was signed"),
+        ({"signature": "0" * 64}, "the prune point is not what was signed"),
+        ({"signature": ""}, "the prune point is not what was signed"),
+        ({"sequence": 5}, "the prune point is not what was signed"),
+        ({"hash": "f" * 64}, "the prune point is not what was signed"),
     ],
 )
-def test_a_forged_anchor_is_found(changes: dict[str, Any], reason: str) -> None:
+def test_a_forged_prune_point_is_found(changes: dict[str, Any], reason: str) -> None:
     """Removing a beginning does not pass for retention."""
     events = samples.chained("w-1", 9)
     marks = marks_of("w-1", events, pruned=4)
-    assert marks.anchor is not None
-    forged = replace(marks, anchor=replace(marks.anchor, **changes))
+    assert marks.prune_point is not None
+    forged = replace(marks, prune_point=replace(marks.prune_point, **changes))
     verdict = found(exported(FakeTrail({"w-1": events[4:]}, {"w-1": forged})))
     assert (verdict.ok, verdict.reason) == (False, reason)
 
 
-def test_the_anchor_of_another_writer_is_found() -> None:
+def test_the_prune_point_of_another_writer_is_found() -> None:
     """A signature is good for one writer."""
     events = samples.chained("w-1", 9)
     marks, other = marks_of("w-1", events, pruned=4), marks_of("w-2", events, pruned=4)
-    forged = replace(marks, anchor=other.anchor)
+    forged = replace(marks, prune_point=other.prune_point)
     verdict = found(exported(FakeTrail({"w-1": events[4:]}, {"w-1": forged})))
-    assert verdict.reason == "the anchor is not what was signed"
+    assert verdict.reason == "the prune point is not what was signed"
 
 
-def test_more_removed_than_the_anchor_says_is_found() -> None:
-    """The first event that is missing is named; an older anchor, kept by a forger, does not fit."""
+def test_more_removed_than_the_prune_point_says_is_found() -> None:
+    """The first missing event is named; an older prune point, kept by a forger, does not fit."""
     events = samples.chained("w-1", 9)
     trail = FakeTrail({"w-1": events[6:]}, {"w-1": marks_of("w-1", events, pruned=4)})
     verdict = found(exported(trail))
@@ -556,7 +557,7 @@ def test_more_removed_than_the_anchor_says_is_found() -> None:
     assert verdict.reason == "the events begin with 7, not with 5"
 
 
-def test_a_first_event_that_does_not_hang_on_the_anchor_is_found() -> None:
+def test_a_first_event_that_does_not_follow_the_prune_point_is_found() -> None:
     """Its number fits, its hash does not."""
     events, other = samples.chained("w-1", 9), samples.chained("w-1", 9, reason="other")
     trail = FakeTrail({"w-1": other[4:]}, {"w-1": marks_of("w-1", events, pruned=4)})
@@ -565,7 +566,7 @@ def test_a_first_event_that_does_not_hang_on_the_anchor_is_found() -> None:
     assert verdict.reason == "the event does not follow the beginning of its chain"
 
 
-def test_a_chain_that_goes_on_behind_its_head_is_found() -> None:
+def test_a_chain_that_goes_on_behind_its_tip_is_found() -> None:
     """Events that the agent never vouched for are not part of the trail."""
     events = samples.chained("w-1", 9)
     trail = FakeTrail({"w-1": events}, {"w-1": marks_of("w-1", events[:7])})
@@ -574,12 +575,12 @@ def test_a_chain_that_goes_on_behind_its_head_is_found() -> None:
 
 
 def test_a_last_event_that_was_replaced_is_named() -> None:
-    """Rewritten with a hash that fits before the export: the head was signed for another one."""
+    """Rewritten with a hash that fits before the export: the tip was signed for another one."""
     trail = sample_trail()
     trail.chains["w-1"][-1] = rehashed({**trail.chains["w-1"][-1], "actor": "forged"})
     verdict = found(exported(trail))
     assert verdict.position == Position(10, "w-1", 9)
-    assert verdict.reason == "the last event is not the one whose head was signed"
+    assert verdict.reason == "the last event is not the one that the signed tip names"
 
 
 @pytest.mark.parametrize(("first", "last"), [(1, 9), (3, 9), (1, 6), (4, 6), (5, 5)])
@@ -611,8 +612,17 @@ def test_a_trail_is_checked_while_it_is_read() -> None:
 
     trail = FakeTrail({}, {})
     trail.lines = lines  # type: ignore[method-assign]
-    stream = export_lines(trail, KEY, START_S)
+    stream = export_lines(trail.trail(), KEY, START_S)
     next(stream)
     assert alive == [1]
     next(stream)
     assert alive == [1]
+
+
+@pytest.mark.parametrize(("name", "events"), [("trail", 5), ("selection", 3)])
+def test_a_file_of_an_earlier_version_verifies(name: str, events: int) -> None:
+    """Exports are kept for years; a cut still shows."""
+    path = Path(__file__).parent / "old_files" / f"{name}.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    assert found(lines) == Verdict(True, events, 2 if name == "trail" else 1)
+    assert not found([*lines[:2], *lines[3:]]).ok

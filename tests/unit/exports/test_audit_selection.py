@@ -8,34 +8,26 @@ import random
 import orjson
 import pytest
 
-from router.exports.audit_export import ChainFault, Position, Stock, Verdict, Verification
-from router.exports.audit_selection import (
-    BLOCK_LINES,
-    Selection,
-    SelectionVerification,
-    selection_lines,
-    verification_of,
-)
+from router.exports.audit_contents import BLOCK_LINES, Position
+from router.exports.audit_export import ChainFault, StoreState, Trail, export_lines
+from router.exports.audit_verification import Verdict, verify_export
 from router.records.audit_chain import AuditChain, derive_audit_key
 from tests.unit.records import samples
 from tests.unit.records.samples import KEY, START_S
 
-SELECTION = Selection("acme", START_S, START_S + 3600)
 COUNT = 2 * BLOCK_LINES + 50
 
 
-def selected(count: int, stock: Stock | None = None, key: bytes = KEY) -> list[bytes]:
+def selected(count: int, state: StoreState | None = None, key: bytes = KEY) -> list[bytes]:
     """Every second event of a chain."""
     chain = AuditChain("w-1")
     events = [chain.link(samples.event(timestamp=START_S + number)) for number in range(2 * count)]
-    return list(selection_lines(events[::2], SELECTION, key, START_S, stock or Stock()))
+    trail = Trail((), lambda: events[::2], START_S, START_S + 3600, "acme")
+    return list(export_lines(trail, key, START_S, state or StoreState()))
 
 
 def found(lines: list[bytes]) -> Verdict:
-    check = SelectionVerification(KEY)
-    for line in lines:
-        check.take(line)
-    return check.verdict()
+    return verify_export(lines, KEY)
 
 
 @pytest.fixture(scope="module")
@@ -60,13 +52,6 @@ def test_it_says_what_it_is(whole: list[bytes]) -> None:
     head = orjson.loads(whole[-1])["selection_head"]
     assert (head["selection"], head["events"]) == (first, COUNT)
     assert len(head["blocks"]) == COUNT // BLOCK_LINES
-
-
-def test_the_first_line_tells_how_to_check() -> None:
-    """A trail and a selection are not checked alike."""
-    assert isinstance(verification_of(selected(0)[0], KEY), SelectionVerification)
-    assert isinstance(verification_of(b'{"trail":{}}\n', KEY), Verification)
-    assert isinstance(verification_of(b"", KEY), Verification)
 
 
 def test_every_change_is_found_in_its_hundred(whole: list[bytes]) -> None:
@@ -131,28 +116,36 @@ def test_what_was_selected_cannot_be_changed(whole: list[bytes]) -> None:
 
 
 def test_a_cut_selection_is_found(whole: list[bytes]) -> None:
-    """The head is missing, or it speaks of more."""
+    """The last line is missing, or it speaks of more."""
     assert found(whole[:-1]).position == Position(COUNT + 2)
     assert found([*whole[:-2], whole[-1]]).position == Position(2 + 2 * BLOCK_LINES)
     assert not found([]).ok
     assert not found(whole[:1]).ok
 
 
+def test_a_selection_does_not_pass_for_a_trail(whole: list[bytes]) -> None:
+    """Nor a trail for a selection: the first line is covered by the signature of the last."""
+    assert found(whole[1:]).position == Position(1)
+    trail = list(export_lines(Trail((), lambda: ()), KEY, START_S))
+    verdict = found([whole[0], *trail])
+    assert (verdict.position, verdict.reason) == (Position(1), "this is not what was selected")
+
+
 def test_another_key_is_refused() -> None:
-    """Its head is not ours."""
+    """Its last line is not ours."""
     other = derive_audit_key(b"another pepper of at least 32 bytes")
     verdict = found(selected(1, key=other))
-    assert verdict.reason == "the head is not what was signed"
+    assert verdict.reason == "the last line is not what was signed"
 
 
-def test_what_follows_the_head_is_found(whole: list[bytes]) -> None:
-    """The head is the end."""
+def test_what_follows_the_last_line_is_found(whole: list[bytes]) -> None:
+    """The signed line is the end."""
     assert found([*whole, whole[3]]).position == Position(COUNT + 3)
 
 
 def test_a_store_that_was_damaged_is_told_of() -> None:
     """Whoever verifies the selection learns that its source had a hole."""
-    stock = Stock(faults=[ChainFault("w-9", 4, "a hole")])
-    verdict = found(selected(3, stock))
+    state = StoreState(faults=[ChainFault("w-9", 4, "a hole")])
+    verdict = found(selected(3, state))
     assert verdict.position == Position(5, "w-9", 4)
     assert verdict.reason == "damaged when it was exported: a hole"

@@ -16,26 +16,27 @@ import orjson
 import pytest
 from sqlalchemy import Connection, Table, delete, func, insert, inspect, select, text, update
 
-from router.exports.audit_export import Verdict, export_lines, verify_export
+from router.exports.audit_export import export_lines
+from router.exports.audit_verification import Verdict, verify_export
 from router.records.audit_chain import AuditChain
 from router.records.record_types import degraded_usage, encode_usage, parse_timestamp_us
 from router.store.record_store import (
+    HISTORY_BYTES,
+    HISTORY_LENGTH,
     MOST_LEFT_OUT,
-    STORY_BYTES,
-    STORY_LENGTH,
     AuditPage,
     RecordStore,
-    Story,
+    RequestHistory,
 )
 from router.store.sql_queries import GROUPS, SERVED, Spend
 from router.store.sql_tables import (
     MIGRATIONS,
     _versions,
-    anchors,
     audit,
+    chain_tips,
     current_version,
-    heads,
     metadata,
+    prune_points,
     usage_documents,
 )
 from router.store.store_errors import (
@@ -159,7 +160,9 @@ class StoreContract:
         """The story of a request holds its record and its events, field for field."""
         record, events = samples.usage(), samples.chained("w-1", 3)
         store.write([record], events)
-        assert reader.find_request("acme", "req-1") == Story((record,), tuple(events[::-1]))
+        assert reader.find_request("acme", "req-1") == RequestHistory(
+            (record,), tuple(events[::-1])
+        )
 
     def test_another_organization_finds_nothing(self, store: RecordStore) -> None:
         """A request id leads nowhere outside the organization that sent it."""
@@ -172,27 +175,27 @@ class StoreContract:
         """Both calls are told of, the newer one first."""
         old, new = samples.usage(), samples.usage(timestamp=START_S + 1)
         store.write([old, new])
-        assert store.find_request("acme", "req-1") == Story((new, old), ())
+        assert store.find_request("acme", "req-1") == RequestHistory((new, old), ())
 
     def test_a_story_that_is_cut_keeps_the_newest(self, store: RecordStore) -> None:
         """And says so, whichever of the two there are too many of."""
-        records = [samples.usage(timestamp=START_S + n) for n in range(STORY_LENGTH + 1)]
+        records = [samples.usage(timestamp=START_S + n) for n in range(HISTORY_LENGTH + 1)]
         chain = AuditChain("w-1")
-        events = [samples.linked(chain, timestamp=START_S + n) for n in range(STORY_LENGTH + 1)]
+        events = [samples.linked(chain, timestamp=START_S + n) for n in range(HISTORY_LENGTH + 1)]
         store.write(records[1:])
         whole = store.find_request("acme", "req-1")
-        assert whole == Story(tuple(records[:0:-1]), (), truncated=False)
+        assert whole == RequestHistory(tuple(records[:0:-1]), (), truncated=False)
         store.write(records[:1], events)
         cut = store.find_request("acme", "req-1")
-        assert cut == Story(tuple(records[:0:-1]), tuple(events[:0:-1]), truncated=True)
+        assert cut == RequestHistory(tuple(records[:0:-1]), tuple(events[:0:-1]), truncated=True)
 
     def test_a_story_holds_so_many_bytes(self, store: RecordStore) -> None:
         """One record however large it is, and of more of them those that fit."""
-        large = {"text": "ü" * (STORY_BYTES // 4)}
+        large = {"text": "ü" * (HISTORY_BYTES // 4)}
         records = [samples.usage(timestamp=START_S + n, metadata=large) for n in range(3)]
         store.write(records)
         story = store.find_request("acme", "req-1")
-        assert story == Story((records[2],), (), truncated=True)
+        assert story == RequestHistory((records[2],), (), truncated=True)
 
     def test_delivering_again_changes_nothing(self, store: RecordStore) -> None:
         """Records are stored once however often they arrive (U5): the sums stay."""
@@ -211,7 +214,7 @@ class StoreContract:
         record, [event] = samples.usage(), samples.chained("w-1", 1)
         written = store.write([record, dict(record)], [event, dict(event)])
         assert (written.usage, written.audit, written.repeated) == (1, 1, 2)
-        assert store.find_request("acme", "req-1") == Story((record,), (event,))
+        assert store.find_request("acme", "req-1") == RequestHistory((record,), (event,))
 
     def test_the_same_id_with_other_content_is_reported(self, store: RecordStore) -> None:
         """What was stored first stays; the id of what differs is handed back."""
@@ -220,7 +223,7 @@ class StoreContract:
         written = store.write([{**record, "tokens_output": 1}], [{**event, "reason": "another"}])
         assert written.conflicts == (record["record_id"], event["event_id"])
         assert (written.usage, written.audit, written.repeated) == (0, 0, 0)
-        assert store.find_request("acme", "req-1") == Story((record,), (event,))
+        assert store.find_request("acme", "req-1") == RequestHistory((record,), (event,))
 
     def test_new_known_and_conflicting_records_share_a_batch(self, store: RecordStore) -> None:
         """Each is told from the others wherever it stands, and the new ones are stored whole."""
@@ -235,7 +238,7 @@ class StoreContract:
         assert sorted(written.conflicts) == sorted(
             [old["record_id"], new["record_id"], old_event["event_id"], new_event["event_id"]]
         )
-        assert store.find_request("acme", "req-2") == Story((new,), ())
+        assert store.find_request("acme", "req-2") == RequestHistory((new,), ())
         assert (store.count_usage(), _count(store, usage_documents)) == (2, 2)
 
     @pytest.mark.parametrize(
@@ -289,7 +292,7 @@ class StoreContract:
         record = samples.usage(request_id=request_id, metadata={"\0": "\0", "ü": "%s :x"})
         [event] = samples.chained("w-1", 1, request_id=request_id, reason="\0")
         store.write([record], [event])
-        assert store.find_request("acme", request_id) == Story((record,), (event,))
+        assert store.find_request("acme", request_id) == RequestHistory((record,), (event,))
 
     @pytest.mark.parametrize("letter", ["r", "ü", "🙂"])
     def test_long_texts_are_kept_apart(self, store: RecordStore, letter: str) -> None:
@@ -303,7 +306,7 @@ class StoreContract:
         ]
         store.write(records, events)
         for one, record, event in zip(ids, records, events, strict=True):
-            assert store.find_request("acme", one) == Story((record,), (event,))
+            assert store.find_request("acme", one) == RequestHistory((record,), (event,))
             assert store.usage("acme", filters={"model": one})[0].requests == 1
             assert store.list_audit("acme", filters={"model": one}).events == (event,)
         assert len(store.usage("acme", group_by=["model"])) == 2
@@ -719,16 +722,16 @@ class StoreContract:
     @pytest.mark.parametrize(
         "damage",
         [
-            delete(heads),
-            update(heads).values(sequence=9),
-            update(heads).values(hash="0" * 64),
-            update(heads).values(closed=True),
-            update(heads).values(signature="0" * 64),
+            delete(chain_tips),
+            update(chain_tips).values(sequence=9),
+            update(chain_tips).values(hash="0" * 64),
+            update(chain_tips).values(closed=True),
+            update(chain_tips).values(signature="0" * 64),
             delete(audit),
         ],
         ids=["deleted", "sequence", "hash", "closed", "signature", "all-events"],
     )
-    def test_a_head_without_its_signature_proves_nothing(
+    def test_a_tip_without_its_signature_proves_nothing(
         self, store: RecordStore, damage: Any
     ) -> None:
         """Heads cannot be moved back to fit a shortened trail."""
@@ -739,7 +742,7 @@ class StoreContract:
     # --- retention --------------------------------------------------------------------------
 
     def test_a_pruned_trail_verifies(self, store: RecordStore) -> None:
-        """What is old goes, what is left hangs on a signed anchor, and the writer goes on."""
+        """What is old goes, what is left hangs on a signed prune point, and the writer goes on."""
         chain = AuditChain("w-1")
         events = [samples.linked(chain, timestamp=START_S + number) for number in range(20)]
         store.write([samples.usage()], events[:15])
@@ -778,7 +781,7 @@ class StoreContract:
         assert (verdict(store).ok, verdict(store).events) == (True, 5)
 
     def test_deleting_more_than_was_pruned_is_found(self, store: RecordStore) -> None:
-        """An anchor says where the trail begins; what is missing behind it is missed."""
+        """A prune point says where the trail begins; what is missing behind it is missed."""
         store.write([], samples.chained("w-1", 20))
         store.prune(START_S + 10)
         behind_the_back(store, delete(audit).where(audit.c.sequence == 11))
@@ -786,13 +789,13 @@ class StoreContract:
         assert found.position is not None
         assert (found.ok, found.position.sequence) == (False, 11)
 
-    def test_an_anchor_that_nobody_signed_is_found(self, store: RecordStore) -> None:
-        """Deleting a beginning and moving the anchor to it does not pass for retention."""
+    def test_a_prune_point_that_nobody_signed_is_found(self, store: RecordStore) -> None:
+        """Deleting a beginning and moving the prune point to it does not pass for retention."""
         events = samples.chained("w-1", 20)
         store.write([], events)
         store.prune(START_S + 5)
         behind_the_back(store, delete(audit).where(audit.c.sequence <= 10))
-        behind_the_back(store, update(anchors).values(sequence=10, hash=events[9]["hash"]))
+        behind_the_back(store, update(prune_points).values(sequence=10, hash=events[9]["hash"]))
         assert not verdict(store).ok
 
     def test_a_writer_that_is_over_and_pruned_is_forgotten(self, store: RecordStore) -> None:
@@ -801,8 +804,8 @@ class StoreContract:
         store.close_writers(["w-1"])
         store.prune(START_S + 100)
         with store._database.reading() as connection:
-            assert list(connection.scalars(select(heads.c.writer_id))) == ["w-2"]
-            assert list(connection.scalars(select(anchors.c.writer_id))) == ["w-2"]
+            assert list(connection.scalars(select(chain_tips.c.writer_id))) == ["w-2"]
+            assert list(connection.scalars(select(prune_points.c.writer_id))) == ["w-2"]
         assert (verdict(store).ok, verdict(store).events) == (True, 0)
 
 

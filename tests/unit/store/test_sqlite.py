@@ -14,19 +14,11 @@ from sqlalchemy import event, text
 pytest.register_assert_rewrite("tests.unit.store.store_contract")
 
 from router.store.record_store import RecordStore  # noqa: E402
-from router.store.rows import AuditRow, UsageRow  # noqa: E402
 from router.store.sql_queries import cursor_after  # noqa: E402
-from router.store.sql_tables import audit, usage  # noqa: E402
 from router.store.store_errors import StoreInUse, StoreUnavailable  # noqa: E402
 from tests.unit.records import samples  # noqa: E402
 from tests.unit.records.samples import KEY, START_S  # noqa: E402
 from tests.unit.store.store_contract import StoreContract  # noqa: E402
-
-
-def test_rows_fit_their_tables() -> None:
-    """Values are handed over in the order of the columns."""
-    assert [column.name for column in usage.columns] == ["id", *UsageRow._fields[:-1]]
-    assert [column.name for column in audit.columns] == ["id", *AuditRow._fields]
 
 
 class TestSqlite(StoreContract):

@@ -14,7 +14,7 @@ import pytest
 
 from router import errors
 from router.store.query_pool import MAX_WAITING, THREADS, Queries
-from router.store.record_store import STORY_LENGTH
+from router.store.record_store import HISTORY_LENGTH
 from router.store.sql_queries import UsageTotals
 from tests.fakes.router_stand import RouterStand, World
 
@@ -183,7 +183,7 @@ def test_a_story_that_is_cut_says_so(other: RouterStand) -> None:
     other.inference(request_id=request_id)
     other.store_records()
     assert other.call("GET", STORY + request_id).json["truncated"] is False
-    for _ in range(STORY_LENGTH):
+    for _ in range(HISTORY_LENGTH):
         other.clock.advance(1)
         other.spool.tick()
         other.inference(request_id=request_id)
