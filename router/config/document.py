@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-BackendKind = Literal["openai", "anthropic"]
 KeyStatus = Literal["active", "revoked"]
 BudgetUnit = Literal["usd", "tokens", "requests"]
 BudgetPeriod = Literal["daily", "monthly", "total"]
@@ -115,7 +114,8 @@ class Backend:
     """A server that can run models; ``base_url`` has no trailing slash, ends before ``/chat``."""
 
     id: str
-    kind: BackendKind
+    kind: str
+    """The provider whose API it speaks: a name in ``router.providers.table``."""
     base_url: str
     credential: str | None = None
     """A reference, never a secret: ``env:NAME`` or ``file:/path``."""

@@ -1,1 +1,1 @@
-"""Provider APIs: one module or folder owns all that is special about its API. No I/O."""
+"""Provider APIs: one file or folder owns all that is special about its API. No I/O."""

@@ -1,63 +1,75 @@
-"""Backends that speak the OpenAI dialect: bytes pass through, usage is read on the way."""
+"""Any server that speaks the OpenAI dialect: vLLM, Ollama, OpenAI itself.
+
+Bytes pass through as they are; usage is read from them on the way.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Final
 
 import orjson
 
 from router.call import Call, Operation, Usage
+from router.providers.provider import common_meaning
 from router.providers.sse import SseSplitter, data_of
 
-PATHS: Final[dict[Operation, str]] = {
-    "chat": "/chat/completions",
-    "completions": "/completions",
-    "embeddings": "/embeddings",
-}
-
-MOST_TOKENS: Final = 1_000_000_000
+MAX_TOKENS: Final = 1_000_000_000
 """A count above this makes no sense, and its cost would not fit a 64-bit number."""
 
 
-def supports(_operation: Operation) -> bool:
-    """Every operation there is."""
-    return True
+class OpenAIProvider:
+    """The API of OpenAI: requests and replies need no translation."""
 
+    paths: Mapping[Operation, str] = {
+        "chat": "/chat/completions",
+        "completions": "/completions",
+        "embeddings": "/embeddings",
+    }
+    reserved_headers = frozenset({"openai-organization", "openai-project"})
+    shows_error_bodies = True
+    status_meaning = staticmethod(common_meaning)
 
-def path(operation: Operation) -> str:
-    """Path below the backend's base URL."""
-    return PATHS[operation]
+    def credential_headers(self, credential: str | None) -> list[tuple[str, str]]:
+        """A bearer token."""
+        return [] if credential is None else [("Authorization", f"Bearer {credential}")]
 
+    def write_request(self, call: Call, upstream_model: str, max_output_tokens: int) -> bytes:
+        """The client's own bytes where nothing has to change, else the same fields written anew.
 
-def credential_headers(credential: str | None) -> list[tuple[str, str]]:
-    """How the router proves itself to the backend."""
-    return [] if credential is None else [("Authorization", f"Bearer {credential}")]
+        ``max_output_tokens`` is not sent: the backend's own bound on output applies.
+        """
+        inject_usage = call.stream and not call.include_usage and call.operation != "embeddings"
+        if call.body is not None and upstream_model == call.requested_model and not inject_usage:
+            return call.body
+        fields = dict(call.fields)
+        fields["model"] = upstream_model
+        if inject_usage:
+            options = fields.get("stream_options") or {}
+            fields["stream_options"] = {**options, "include_usage": True}
+        return orjson.dumps(fields)
 
+    def read_reply(self, call: Call, body: bytes) -> tuple[bytes, Usage | None, int]:
+        """The body as it came."""
+        reply = orjson.loads(body)
+        if not isinstance(reply, dict):
+            raise ValueError("the reply is not a JSON object")
+        usage = read_usage(reply.get("usage"))
+        return body, usage, output_chars(reply) if usage is None else 0
 
-def write_request(call: Call, upstream_model: str) -> bytes:
-    """The client's own bytes where nothing has to change, else the same fields written anew."""
-    inject_usage = call.stream and not call.include_usage and call.operation != "embeddings"
-    if call.body is not None and upstream_model == call.requested_model and not inject_usage:
-        return call.body
-    fields = dict(call.fields)
-    fields["model"] = upstream_model
-    if inject_usage:
-        fields["stream_options"] = {**(fields.get("stream_options") or {}), "include_usage": True}
-    return orjson.dumps(fields)
+    def open_stream(self, call: Call) -> CompletionStream:
+        """The usage chunk goes to the client only if the client asked for it."""
+        return CompletionStream(strip_usage=not call.include_usage)
 
-
-def read_reply(body: bytes) -> Usage | None:
-    """Reported usage of a buffered reply; raises ``ValueError`` when it is not a JSON object."""
-    reply = orjson.loads(body)
-    if not isinstance(reply, dict):
-        raise ValueError("the reply is not a JSON object")
-    return read_usage(reply.get("usage"))
-
-
-def count_output(body: bytes) -> int:
-    """Characters generated in a buffered reply, for an estimate."""
-    reply = orjson.loads(body)
-    return sum(_choice_chars(choice, "message") for choice in _choices(reply))
+    def read_error(self, body: bytes) -> str | None:
+        """The message inside an OpenAI error object."""
+        try:
+            error = orjson.loads(body)
+        except ValueError:
+            return None
+        found = error.get("error", error) if isinstance(error, dict) else None
+        message = found.get("message") if isinstance(found, dict) else found
+        return message if isinstance(message, str) else None
 
 
 def read_usage(reported: Any) -> Usage | None:
@@ -73,12 +85,15 @@ def read_usage(reported: Any) -> Usage | None:
     return Usage(tokens_input, tokens_output, cached or 0)
 
 
-class CompletionStream:
-    """Taps a stream: forwards its events as they are and remembers what they say.
+def output_chars(reply: Any) -> int:
+    """Characters generated in a parsed reply, for an estimate."""
+    return sum(_choice_chars(choice, "message") for choice in _choices(reply))
 
-    ``usage`` is the last one reported, ``complete`` means that the stream came to its proper
-    end, ``error`` is the message of an error event. The chunk that carries nothing but usage is
-    left out of the stream when the client did not ask for it (``strip_usage``).
+
+class CompletionStream:
+    """Forwards the events of a stream as they are and remembers what they say.
+
+    With ``strip_usage`` the chunk that carries nothing but usage is left out.
     """
 
     def __init__(self, *, strip_usage: bool) -> None:
@@ -121,8 +136,7 @@ class CompletionStream:
         usage = read_usage(chunk.get("usage"))
         if usage is not None:
             self.usage = usage
-        error = chunk.get("error")
-        if error:
+        if chunk.get("error"):
             self.error = "error event in stream"
         choices = _choices(chunk)
         for choice in choices:
@@ -158,18 +172,7 @@ def _choice_chars(choice: dict[str, Any], part: str) -> int:
 
 
 def _count(value: Any) -> int | None:
-    """A number of tokens, or ``None`` for anything that is none."""
-    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MOST_TOKENS:
+    """A number of tokens, or ``None`` for anything else."""
+    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_TOKENS:
         return value
     return None
-
-
-def read_error(_status: int, body: bytes) -> str | None:
-    """The message inside an OpenAI error object, or ``None``."""
-    try:
-        error = orjson.loads(body)
-    except ValueError:
-        return None
-    found = error.get("error", error) if isinstance(error, dict) else None
-    message = found.get("message") if isinstance(found, dict) else found
-    return message if isinstance(message, str) else None

@@ -1,27 +1,51 @@
-"""What the forwarder needs to know of a backend's dialect, and who knows it."""
+"""What a provider's file offers to the forwarder, and what most providers have in common."""
 
 from __future__ import annotations
 
-import time
-from typing import Final, Protocol
+from collections.abc import Mapping
+from typing import Final, Literal, Protocol
 
 from router.call import Call, Operation, Usage
-from router.config.document import BackendKind
-from router.errors import BackendFailed
-from router.providers import openai
-from router.providers.anthropic import messages_api as anthropic
-from router.providers.anthropic.reply import MessagesOperation
+
+StatusMeaning = Literal[
+    "busy", "unavailable", "not_served", "credential_refused", "rejected", "failed"
+]
+"""What a status other than 200 says about a call:
+
+* ``busy``, ``unavailable``, ``not_served``: the backend has not served it, so another one may.
+* ``credential_refused``: the backend does not accept the router's own credential, which is never
+  the client's fault; another backend may serve the call, and the reply's text is shown to nobody.
+* ``rejected``: the request itself is at fault; its client has to fix it.
+* ``failed``: the backend may have processed the call and failed; it is not sent again.
+"""
+
+_COMMON_MEANINGS: Final[Mapping[int, StatusMeaning]] = {
+    401: "credential_refused",
+    403: "credential_refused",
+    429: "busy",
+    502: "not_served",
+    503: "unavailable",
+    504: "not_served",
+    529: "unavailable",  # how Anthropic, and gateways in front of it, say "overloaded"
+}
 
 
 class StreamTranslator(Protocol):
-    """Turns the backend's stream into the OpenAI dialect and remembers what it says."""
+    """Turns a backend's stream into the OpenAI dialect and remembers what the stream says.
+
+    ``feed`` and ``finish`` raise ``ValueError`` when the stream makes no sense.
+    """
 
     usage: Usage | None
+    """The last usage that the backend reported."""
     usage_at_start: Usage | None
-    """What the backend says of the input before it generates, if it does."""
+    """What the backend reports of the input before it generates; ``None`` for most providers."""
     output_chars: int
+    """Characters generated so far, to estimate the usage of a stream that breaks off."""
     complete: bool
+    """The stream came to its proper end."""
     error: str | None
+    """Why the backend gave up in the middle of the stream."""
 
     def feed(self, chunk: bytes) -> bytes:
         """Bytes to forward now."""
@@ -31,99 +55,38 @@ class StreamTranslator(Protocol):
 
 
 class Provider(Protocol):
-    """One backend dialect. Replies come out in the OpenAI dialect."""
+    """One provider's API. Calls come, and replies leave, in the OpenAI dialect."""
 
-    def supports(self, operation: Operation) -> bool:
-        """Whether backends of this kind can serve the operation at all."""
-
-    def path(self, operation: Operation) -> str:
-        """Path below the backend's base URL."""
+    paths: Mapping[Operation, str]
+    """Where each operation is served, below the backend's base URL; others it does not serve."""
+    reserved_headers: frozenset[str]
+    """Headers, in lower case, that choose who pays or which version of the API answers: those of a
+    client never reach a backend."""
+    shows_error_bodies: bool
+    """Whether the body of a rejection has the OpenAI shape and may be shown to the client."""
 
     def credential_headers(self, credential: str | None) -> list[tuple[str, str]]:
-        """How the router proves itself, and which version of the dialect it speaks."""
+        """How the router proves itself, and which version of the API it speaks."""
 
     def write_request(self, call: Call, upstream_model: str, max_output_tokens: int) -> bytes:
-        """The body for the backend; raises ``InvalidRequest`` for what it cannot express."""
+        """The body for the backend; raises ``InvalidRequest`` for what the API cannot express."""
 
     def read_reply(self, call: Call, body: bytes) -> tuple[bytes, Usage | None, int]:
-        """Body, usage and output characters; raises ``BackendFailed`` for nonsense."""
+        """Body for the client, reported usage, and output characters where usage is missing.
 
-    def read_error(self, status: int, body: bytes) -> str | None:
-        """The message of an error reply, when it can be told to the client."""
-
-    def open_stream(self, call: Call) -> StreamTranslator:
-        """A tap for one stream."""
-
-
-class OpenAIProvider:
-    """Any server that speaks the OpenAI dialect: vLLM, Ollama, OpenAI itself."""
-
-    supports = staticmethod(openai.supports)
-    path = staticmethod(openai.path)
-    credential_headers = staticmethod(openai.credential_headers)
-    read_error = staticmethod(openai.read_error)
-
-    def write_request(self, call: Call, upstream_model: str, max_output_tokens: int) -> bytes:
-        """The client's bytes wherever possible; the backend's own bound on output applies."""
-        return openai.write_request(call, upstream_model)
-
-    def read_reply(self, call: Call, body: bytes) -> tuple[bytes, Usage | None, int]:
-        """The body as it came."""
-        try:
-            usage = openai.read_reply(body)
-        except ValueError as error:
-            raise BackendFailed(f"reply is not JSON: {error}") from None
-        return body, usage, openai.count_output(body) if usage is None else 0
+        Raises ``ValueError`` for a body that is no reply of the API.
+        """
 
     def open_stream(self, call: Call) -> StreamTranslator:
-        """Strips the usage chunk that was injected for our own sake."""
-        return openai.CompletionStream(strip_usage=not call.include_usage)
+        """A translator for one stream."""
+
+    def status_meaning(self, status: int) -> StatusMeaning:
+        """What a status other than 200 says about the call."""
+
+    def read_error(self, body: bytes) -> str | None:
+        """The message of a rejection, fit to be shown to the client; ``None`` without one."""
 
 
-class AnthropicProvider:
-    """The Messages API, translated both ways."""
-
-    supports = staticmethod(anthropic.supports)
-    path = staticmethod(anthropic.path)
-    credential_headers = staticmethod(anthropic.headers)
-
-    def write_request(self, call: Call, upstream_model: str, max_output_tokens: int) -> bytes:
-        """The Messages API insists on a bound: the model's, when the client gave none."""
-        operation = _translatable(call.operation)
-        return anthropic.write_request(
-            operation, call.fields, model=upstream_model, default_max_tokens=max_output_tokens
-        )
-
-    def read_reply(self, call: Call, body: bytes) -> tuple[bytes, Usage | None, int]:
-        """A chat completion made of the message."""
-        operation = _translatable(call.operation)
-        try:
-            reply, usage = anthropic.read_reply(operation, body, created=int(time.time()))
-        except ValueError as error:
-            raise BackendFailed(f"reply is not a message: {error}") from None
-        if usage.source == "none":
-            return reply, None, openai.count_output(reply)
-        return reply, usage, 0
-
-    def read_error(self, status: int, body: bytes) -> str | None:
-        """The message inside Anthropic's error object."""
-        return anthropic.read_error(status, body)
-
-    def open_stream(self, call: Call) -> StreamTranslator:
-        """Translates events as they arrive."""
-        return anthropic.MessagesStream(
-            _translatable(call.operation),
-            include_usage=call.include_usage,
-            created=int(time.time()),
-        )
-
-
-def _translatable(operation: Operation) -> MessagesOperation:
-    assert operation != "embeddings"  # the plan leaves such backends out
-    return operation
-
-
-PROVIDERS: Final[dict[BackendKind, Provider]] = {
-    "openai": OpenAIProvider(),
-    "anthropic": AnthropicProvider(),
-}
+def common_meaning(status: int) -> StatusMeaning:
+    """What a status means where a provider uses HTTP as most of them do."""
+    return _COMMON_MEANINGS.get(status, "rejected" if 400 <= status < 500 else "failed")

@@ -32,7 +32,7 @@ class Gateway:
         able = [
             backend
             for backend in candidates
-            if self._forwarder.target(backend).provider.supports(call.operation)
+            if call.operation in self._forwarder.target(backend).provider.paths
         ]
         if not able:
             raise InvalidRequest(

@@ -1,4 +1,4 @@
-"""Walks the candidates inside one deadline. The only place where a call is ever sent again."""
+"""Tries the candidates within one deadline. The only place where a call is ever sent again."""
 
 from __future__ import annotations
 
@@ -25,33 +25,24 @@ from router.upstream.session import BackendRequest, BackendSession
 from router.upstream.targets import CredentialMissing, ReadCredential, Target
 from router.upstream.transport import Deadlines, Exchange, TransportError
 
-RETRYABLE_STATUSES: Final = frozenset({429, 502, 503, 504, 529})
-"""The backend says that it has not served the call."""
-
-UNAVAILABLE_STATUSES: Final = frozenset({503, 529})
-"""529 is how Anthropic says that it is overloaded."""
-
-CREDENTIAL_STATUSES: Final = frozenset({401, 403})
-"""The backend does not accept the router's own credential; never the client's fault."""
-
 MAX_ERROR_BYTES: Final = 64 * 1024
 ERROR_BODY_S: Final = 1.0
-"""How long the text of a refusal may take; a failover does not wait longer for it."""
+"""How long the body of an error may take; a failover does not wait longer for it."""
 MAX_RETRY_AFTER_S: Final = 3600
 
 
 @dataclass(slots=True)
 class ForwardContext:
-    """What travels with a call besides its body."""
+    """What is sent with a call besides its body, and how to see that its client has left."""
 
     headers: list[tuple[str, str]]
-    """The client's headers that may be seen, plus request id and trace context."""
+    """The client's headers that a backend may see, plus request id and trace context."""
     client_gone: Callable[[], bool] | None = None
 
 
 @dataclass(slots=True)
 class BackendReply:
-    """A backend's answer in the OpenAI dialect: either ``body`` or ``stream``."""
+    """A backend's reply in the OpenAI dialect: either ``body`` or ``stream``."""
 
     backend_id: str
     body: bytes | None = None
@@ -80,7 +71,7 @@ class Forwarder:
         self._targets: dict[str, Target] = {}
 
     def target(self, backend: Backend) -> Target:
-        """The wire side of a backend, rebuilt when the document changed it."""
+        """A backend, ready to be written to; rebuilt when the document has changed it."""
         target = self._targets.get(backend.id)
         if target is None or target.backend is not backend:
             target = self._targets[backend.id] = Target(backend, self._read_credential)
@@ -94,11 +85,11 @@ class Forwarder:
         attempts: list[Attempt],
         max_output_tokens: int,
     ) -> BackendReply:
-        """The first answer that counts; every try is appended to ``attempts``.
+        """The first reply that counts; every try is appended to ``attempts``.
 
         A call goes to another candidate only while no backend can have processed it: the
-        connection was never made, or the backend answered with a status that says so.
-        Raises a leaf of ``RouterError`` that tells what the last candidate did.
+        connection was never made, or the backend's status says so (``StatusMeaning``).
+        Raises a subclass of ``RouterError`` that tells what the last candidate did.
         """
         started_s = time.monotonic()
         deadline_s = started_s + max(backend.timeouts.total_s for backend in candidates)
@@ -115,7 +106,7 @@ class Forwarder:
                     self.target(backend), call, context, attempt, deadline_s, max_output_tokens
                 )
             except _TryNext as failure:
-                last = failure.verdict
+                last = failure.error
             except RouterError as error:
                 attempt.error = attempt.error or type(error).__name__
                 raise
@@ -132,28 +123,24 @@ class Forwarder:
         deadline_s: float,
         max_output_tokens: int,
     ) -> BackendReply:
-        body = self._write_body(target, call, max_output_tokens)
-        exchange = self._dispatch(target, call, context, attempt, deadline_s, body)
+        upstream_model = target.backend.models.get(call.model, call.model)
+        body = target.provider.write_request(call, upstream_model, max_output_tokens)
+        exchange = self._exchange(target, call, context, attempt, deadline_s, body)
         attempt.status = exchange.status
         attempt.ttfb_s = exchange.ttfb_s
         attempt.reused_connection = exchange.reused
         if exchange.status != 200:
-            self._refuse(target, exchange, attempt)
+            attempt.error = f"status {exchange.status}"
+            raise _error_of(target, exchange)
         try:
-            return self._deliver(target, call, exchange, attempt)
+            return self._read_reply(target, call, exchange)
         except TransportError as error:
             attempt.error = error.reason
-            raise BackendFailed(error.reason, status=exchange.status) from None
-        except BackendFailed as error:
-            attempt.error = error.reason
-            raise
+        except ValueError as error:
+            attempt.error = f"reply is not JSON that the API writes: {error}"
+        raise BackendFailed(attempt.error, status=exchange.status)
 
-    def _write_body(self, target: Target, call: Call, max_output_tokens: int) -> bytes:
-        backend = target.backend
-        upstream_model = backend.models.get(call.model, call.model)
-        return target.provider.write_request(call, upstream_model, max_output_tokens)
-
-    def _dispatch(
+    def _exchange(
         self,
         target: Target,
         call: Call,
@@ -171,14 +158,11 @@ class Forwarder:
             context.client_gone,
         )
         try:
-            head = target.head(call.operation) + _variable_head(context.headers, len(body))
-            return self._session.dispatch(
+            head = target.head(call.operation) + _call_head(context.headers, len(body))
+            url = target.url(call.operation)
+            return self._session.exchange(
                 BackendRequest(
-                    endpoint=target.endpoint,
-                    url=target.url(call.operation),
-                    head=head,
-                    body=body,
-                    deadlines=deadlines,
+                    endpoint=target.endpoint, url=url, head=head, body=body, deadlines=deadlines
                 )
             )
         except CredentialMissing:
@@ -190,9 +174,7 @@ class Forwarder:
                 raise _TryNext(BackendUnavailable()) from None
             raise BackendFailed(error.reason) from None
 
-    def _deliver(
-        self, target: Target, call: Call, exchange: Exchange, attempt: Attempt
-    ) -> BackendReply:
+    def _read_reply(self, target: Target, call: Call, exchange: Exchange) -> BackendReply:
         if call.stream and _is_event_stream(exchange):
             translator = target.provider.open_stream(call)
             stream = ReplyStream(exchange, translator, drain=self._drain)
@@ -202,67 +184,66 @@ class Forwarder:
         )
         return BackendReply(target.backend.id, body=body, usage=usage, output_chars=output_chars)
 
-    def _refuse(self, target: Target, exchange: Exchange, attempt: Attempt) -> None:
-        """Turn a status other than 200 into the error that the client, or the loop, deserves."""
-        status = exchange.status
-        attempt.error = f"status {status}"
-        retry_after_s = _retry_after_s(exchange)
-        exchange.shorten_deadline(ERROR_BODY_S)
-        try:
-            body = exchange.read_all(MAX_ERROR_BYTES)
-        except (TransportError, BackendTimeout):
-            body = b""
-        if target.repeats_credential(body):
-            body = b""
-        if status in RETRYABLE_STATUSES:
-            if status == 429:
-                raise _TryNext(BackendBusy(retry_after_s=retry_after_s))
-            if status in UNAVAILABLE_STATUSES:
-                raise _TryNext(BackendUnavailable(retry_after_s=retry_after_s))
-            raise _TryNext(BackendFailed(f"status {status}", status=status))
-        if status in CREDENTIAL_STATUSES:
-            # Its body may quote the router's credential; nothing of it is shown.
-            raise _TryNext(BackendFailed("backend refuses our credential", status=status))
-        if 400 <= status < 500:
-            message = target.provider.read_error(status, body)
-            raise BackendRejected(
-                message or f"the backend refused the request with status {status}",
-                status=status,
-                body=body if message is not None and target.backend.kind == "openai" else None,
-            )
-        raise BackendFailed(f"status {status}", status=status)
-
 
 class _TryNext(Exception):
-    """No backend has processed the call; ``verdict`` counts if there is no further candidate."""
+    """No backend has processed the call; ``error`` counts if there is no further candidate."""
 
-    def __init__(self, verdict: RouterError) -> None:
-        super().__init__(verdict)
-        self.verdict = verdict
+    def __init__(self, error: RouterError) -> None:
+        super().__init__(error)
+        self.error = error
 
 
-def _variable_head(headers: list[tuple[str, str]], body_bytes: int) -> bytes:
+def _error_of(target: Target, exchange: Exchange) -> Exception:
+    """The error that a status other than 200 is for the client, or for the loop."""
+    status, retry_after_s = exchange.status, _retry_after_s(exchange)
+    body = _error_body(exchange)
+    meaning = target.provider.status_meaning(status)
+    if meaning == "rejected":
+        return _rejection(target, status, body)
+    if meaning == "busy":
+        return _TryNext(BackendBusy(retry_after_s=retry_after_s))
+    if meaning == "unavailable":
+        return _TryNext(BackendUnavailable(retry_after_s=retry_after_s))
+    if meaning == "credential_refused":  # the body may quote the credential: nothing of it is shown
+        return _TryNext(BackendFailed("backend refuses our credential", status=status))
+    failure = BackendFailed(f"status {status}", status=status)
+    return _TryNext(failure) if meaning == "not_served" else failure
+
+
+def _error_body(exchange: Exchange) -> bytes:
+    """The body of an error, read to its end so that its connection can be used again."""
+    exchange.shorten_deadline(ERROR_BODY_S)
+    try:
+        return exchange.read_all(MAX_ERROR_BYTES)
+    except (TransportError, BackendTimeout):
+        return b""
+
+
+def _rejection(target: Target, status: int, body: bytes) -> BackendRejected:
+    message = None if target.repeats_credential(body) else target.provider.read_error(body)
+    return BackendRejected(
+        message or f"the backend refused the request with status {status}",
+        status=status,
+        body=body if message is not None and target.provider.shows_error_bodies else None,
+    )
+
+
+def _call_head(headers: list[tuple[str, str]], body_bytes: int) -> bytes:
+    """The part of a request's head that differs from call to call, and the head's end."""
     lines = "".join([f"{name}: {value}\r\n" for name, value in headers])
     return f"{lines}Content-Length: {body_bytes}\r\n\r\n".encode("latin-1")
 
 
-def _header(exchange: Exchange, name: str) -> str | None:
-    for field, value in exchange.headers:
-        if field.lower() == name:
-            return value
-    return None
-
-
 def _is_event_stream(exchange: Exchange) -> bool:
-    if not (_header(exchange, "content-type") or "").lower().startswith("text/event-stream"):
+    if not (exchange.header("content-type") or "").lower().startswith("text/event-stream"):
         return False
-    # Asked for identity; a stream compressed all the same cannot be read, and is refused as a body.
-    return _header(exchange, "content-encoding") in (None, "identity")
+    # Identity was asked for; a stream that is compressed all the same is refused as a body.
+    return exchange.header("content-encoding") in (None, "identity")
 
 
 def _retry_after_s(exchange: Exchange) -> int:
-    """Whole seconds a backend asks to wait, given as a number or a date; 1 when it does not say."""
-    raw = _header(exchange, "retry-after") or ""
+    """Whole seconds to wait, which a backend gives as a number or a date; 1 where it gives none."""
+    raw = exchange.header("retry-after") or ""
     try:
         seconds = math.ceil(float(raw))
     except (ValueError, OverflowError):

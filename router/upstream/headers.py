@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import Final
 
+from router.providers.table import PROVIDERS
 from router.telemetry.redaction import holds_secret
 
 # Names as WSGI spells them. What is listed here never reaches a backend:
@@ -68,10 +69,6 @@ _NEVER: Final = frozenset(
         "HTTP_TRUE_CLIENT_IP",
         "HTTP_ORIGIN",
         "HTTP_REFERER",
-        # chosen by configuration, never by a client: who pays at the provider
-        "HTTP_OPENAI_ORGANIZATION",
-        "HTTP_OPENAI_PROJECT",
-        "HTTP_ANTHROPIC_VERSION",
         # servers that let a header replace the request line or the host
         "HTTP_X_HTTP_METHOD",
         "HTTP_X_HTTP_METHOD_OVERRIDE",
@@ -81,7 +78,11 @@ _NEVER: Final = frozenset(
         "HTTP_X_REWRITE_URL",
         "HTTP_X_HOST",
     }
-)
+) | {
+    "HTTP_" + name.upper().replace("-", "_")
+    for provider in PROVIDERS.values()
+    for name in provider.reserved_headers
+}
 _NEVER_PREFIXES: Final = ("HTTP_X_FORWARDED_", "HTTP_X_ROUTER_", "HTTP_X_ROUTING_", "HTTP_CF_")
 _UNSAFE: Final = re.compile(r"[^\t -~\x80-\xff]")
 _TOKEN: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")

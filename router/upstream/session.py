@@ -127,8 +127,8 @@ class BackendSession(requests.Session):
         """Nothing: a redirect is an answer like any other, and never followed."""
         return iter(())
 
-    def dispatch(self, request: BackendRequest) -> Exchange:
-        """Send one prepared call; the returned exchange has read the reply's head."""
+    def exchange(self, request: BackendRequest) -> Exchange:
+        """Send one request; the returned exchange has read the reply's head."""
         response = self.send(
             request,
             stream=True,

@@ -8,13 +8,14 @@ from typing import Final
 
 from router.call import Operation
 from router.config.document import Backend
-from router.providers.provider import PROVIDERS, Provider
+from router.providers.provider import Provider
+from router.providers.table import PROVIDERS
 from router.upstream.connection_pool import Endpoint
 from router.upstream.headers import write_head
 from router.upstream.session import endpoint_of
 
 CREDENTIAL_FRESH_S: Final = 10.0
-"""A rotated credential file is picked up after at most this long."""
+"""A rotated credential is used after at most this long."""
 
 ReadCredential = Callable[[str], str | None]
 
@@ -38,7 +39,7 @@ class Target:
 
     def url(self, operation: Operation) -> str:
         """The URL as logs and ``requests`` see it."""
-        return self.backend.base_url + self.provider.path(operation)
+        return self.backend.base_url + self.provider.paths[operation]
 
     def head(self, operation: Operation) -> bytes:
         """Request line and fixed headers; raises :class:`CredentialMissing`."""
@@ -50,7 +51,7 @@ class Target:
         return head
 
     def repeats_credential(self, reply: bytes) -> bool:
-        """Whether the backend quotes what we have proved ourselves with."""
+        """Whether a reply quotes the credential that was sent to the backend."""
         return self._credential is not None and self._credential in reply
 
     def _refresh(self) -> None:
@@ -69,9 +70,9 @@ class Target:
         headers = [
             ("Host", self._host),
             ("Content-Type", "application/json"),
-            # The tap reads usage off the bytes that pass through: they must not be compressed.
+            # Usage is read from the bytes that pass through: they must not be compressed.
             ("Accept-Encoding", "identity"),
             *self.provider.credential_headers(credential),
         ]
-        path = self._prefix + self.provider.path(operation)
+        path = self._prefix + self.provider.paths[operation]
         return write_head(f"POST {path} HTTP/1.1", headers)

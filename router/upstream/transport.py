@@ -153,6 +153,13 @@ class Exchange:
         """The reply's header fields, name and value, in order, as they came."""
         return self._parser.header_list
 
+    def header(self, name: str) -> str | None:
+        """The value of the first header field of this lower-case name."""
+        for field, value in self._parser.header_list:
+            if field.lower() == name:
+                return value
+        return None
+
     def run(self, head: bytes, body: bytes) -> None:
         """Send the request and read up to the end of the reply's head."""
         started_s = time.monotonic()

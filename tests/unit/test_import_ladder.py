@@ -22,9 +22,9 @@ DOORS = frozenset({"wsgi", "server", "cli", "demo", "mock_backend", "budget_serv
 # command of `cli` starts the others.
 RUNGS: tuple[frozenset[str], ...] = (
     frozenset({"call", "errors", "clock", "breaker"}),
-    frozenset({"telemetry", "net"}),
+    frozenset({"telemetry", "net", "providers"}),
     frozenset({"config"}),
-    frozenset({"auth", "pricing", "providers", "spool", "redis"}),
+    frozenset({"auth", "pricing", "spool", "redis"}),
     frozenset({"upstream", "records"}),
     frozenset({"routing", "limits", "exports"}),
     frozenset({"store"}),

@@ -42,6 +42,7 @@ from router.config.schema.fields import (
     Timestamp,
 )
 from router.config.schema.limits_schema import BudgetSchema, RateLimitSchema
+from router.providers.table import PROVIDERS
 
 VERSION: Final = 1
 DEFAULT_WEIGHT: Final = 100
@@ -275,7 +276,7 @@ class BackendSchema(Mapping):
     """→ :class:`~router.config.document.Backend`."""
 
     id = Identifier(required=True, metadata=about("Unique among the backends."))
-    kind = Choice(("openai", "anthropic"), required=True, metadata=about("The API that it speaks."))
+    kind = Choice(tuple(PROVIDERS), required=True, metadata=about("The API that it speaks."))
     base_url = BaseUrl(
         required=True, metadata=about("http or https, ending before /chat: https://host/v1")
     )

@@ -1,10 +1,9 @@
 """The OpenAI dialect spoken to a backend that only knows Anthropic's Messages API.
 
-Pure translation, no I/O: ``write_request`` → backend → ``read_reply`` or ``MessagesStream``, and
-``read_error`` for what the backend refuses. Where the two dialects differ, one rule decides: a
-field that only tunes the answer is **dropped**, a field that promises something about the answer
-is **refused** with :class:`~router.errors.InvalidRequest`, and what neither list names is passed
-through untouched (``thinking``, ``top_k``, ``cache_control`` on a content part, …).
+Where the two dialects differ, one rule decides: a field that only tunes the answer is **dropped**,
+a field that promises something about the answer is **refused** with
+:class:`~router.errors.InvalidRequest`, and a field that neither list names passes untouched
+(``thinking``, ``top_k``, ``cache_control`` on a content part, …).
 
 ===========================  ====================================================================
 OpenAI                       here
@@ -17,51 +16,70 @@ OpenAI                       here
 ``user``                     ``metadata.user_id`` (``safety_identifier`` wins over it)
 no ``max_tokens``            the backend's default: the Messages API demands a number
 ``n``, ``best_of`` above 1   refused
-``logprobs``, ``echo``, …    refused: see ``REFUSED`` in ``anthropic_request``
-``seed``, penalties, …       dropped: see ``DROPPED`` in ``anthropic_request``
+``logprobs``, ``echo``, …    refused: see ``REFUSED`` in ``request.py``
+``seed``, penalties, …       dropped: see ``DROPPED`` in ``request.py``
 system, developer messages   joined into ``system``, wherever they stand
 ===========================  ====================================================================
 
 A conversation that ends with an assistant message is sent as it is: the Messages API continues
 that message (or refuses, on models without prefill). One that starts with an assistant message is
-for the API to judge, too. Thinking comes back as ``reasoning_content``; its signature has no place
-in the dialect, so thinking of earlier turns is not sent again.
+sent as it is, too. Thinking comes back as ``reasoning_content``; its signature has no place in the
+OpenAI dialect, so the thinking of earlier turns is not sent again.
 """
 
 from __future__ import annotations
 
-from router.call import Operation
-from router.providers.anthropic.reply import MessagesOperation, read_error, read_reply
+import time
+from collections.abc import Mapping
+from typing import Final
+
+import orjson
+
+from router.call import Call, Operation, Usage
+from router.providers.anthropic.reply import error_message, read_reply
 from router.providers.anthropic.request import write_request
 from router.providers.anthropic.stream import MessagesStream
+from router.providers.openai import output_chars
+from router.providers.provider import common_meaning
 
-__all__ = [
-    "MessagesOperation",
-    "MessagesStream",
-    "headers",
-    "path",
-    "read_error",
-    "read_reply",
-    "supports",
-    "write_request",
-]
-
-API_VERSION = "2023-06-01"
+API_VERSION: Final = "2023-06-01"
 
 
-def supports(operation: Operation) -> bool:
-    """Tell whether the Messages API can answer this operation; it has no embeddings."""
-    return operation in ("chat", "completions")
+class AnthropicProvider:
+    """The Messages API, translated both ways. It has no embeddings."""
 
+    paths: Mapping[Operation, str] = {"chat": "/messages", "completions": "/messages"}
+    reserved_headers = frozenset({"anthropic-version"})
+    shows_error_bodies = False
+    status_meaning = staticmethod(common_meaning)
 
-def path(operation: Operation) -> str:
-    """The path below the backend's base URL (which ends in ``/v1``) that serves the operation."""
-    if not supports(operation):
-        raise ValueError(f"the Messages API has no {operation}")
-    return "/messages"
+    def credential_headers(self, credential: str | None) -> list[tuple[str, str]]:
+        """The API's own header for a key, and its version."""
+        version = ("anthropic-version", API_VERSION)
+        return [("x-api-key", credential), version] if credential else [version]
 
+    def write_request(self, call: Call, upstream_model: str, max_output_tokens: int) -> bytes:
+        """The API demands a bound on the output: the model's, where the client gave none."""
+        return write_request(
+            call.operation, call.fields, model=upstream_model, default_max_tokens=max_output_tokens
+        )
 
-def headers(credential: str | None) -> list[tuple[str, str]]:
-    """The headers that are the API's own: its version, and the credential where there is one."""
-    version = ("anthropic-version", API_VERSION)
-    return [("x-api-key", credential), version] if credential else [version]
+    def read_reply(self, call: Call, body: bytes) -> tuple[bytes, Usage | None, int]:
+        """A completion in the OpenAI dialect, made of the message."""
+        reply, usage = read_reply(call.operation, body, created=int(time.time()))
+        if usage.source == "none":
+            return reply, None, output_chars(orjson.loads(reply))
+        return reply, usage, 0
+
+    def open_stream(self, call: Call) -> MessagesStream:
+        """Translates events as they arrive."""
+        return MessagesStream(
+            call.operation, include_usage=call.include_usage, created=int(time.time())
+        )
+
+    def read_error(self, body: bytes) -> str | None:
+        """The message inside Anthropic's error object, without keys and links."""
+        try:
+            return error_message(orjson.loads(body))
+        except ValueError:
+            return None

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import re
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import orjson
 
-from router.call import NO_USAGE, Usage
+from router.call import NO_USAGE, Operation, Usage
 
 Json = dict[str, Any]
-MessagesOperation = Literal["chat", "completions"]
-"""What the Messages API can be asked for."""
 
 FINISH_REASONS: Final = {
     "end_turn": "stop",
@@ -34,7 +32,7 @@ _SECRET: Final = re.compile(r"\bsk-[\w-]{4,}|\bBearer\s+\S+", re.IGNORECASE)
 _LINK: Final = re.compile(r"\bhttps?://\S+", re.IGNORECASE)
 
 
-def read_reply(operation: MessagesOperation, body: bytes, *, created: int) -> tuple[bytes, Usage]:
+def read_reply(operation: Operation, body: bytes, *, created: int) -> tuple[bytes, Usage]:
     """Turn a Messages reply into the OpenAI object of the operation, with what it used.
 
     The usage is ``NO_USAGE`` where the reply reports none. Raises ValueError for a body that is
@@ -143,20 +141,6 @@ def write_usage(usage: Usage) -> Json:
 
 
 # --- errors ----------------------------------------------------------------------------------
-
-
-def read_error(status: int, body: bytes) -> str:
-    """Say in a sentence why the backend refused; safe to show to a client.
-
-    401 and 403 are about the router's own credential, of which a client learns nothing.
-    """
-    generic = f"the model's backend answered with status {status}"
-    if status in (401, 403):
-        return generic
-    try:
-        return error_message(orjson.loads(body))
-    except ValueError:
-        return generic
 
 
 def error_message(payload: Any) -> str:

@@ -7,8 +7,8 @@ from typing import Any, Final
 
 import orjson
 
+from router.call import Operation
 from router.errors import InvalidRequest
-from router.providers.anthropic.reply import MessagesOperation
 
 Json = dict[str, Any]
 
@@ -89,7 +89,7 @@ _PARTS_WITHOUT_COUNTERPART: Final = frozenset({"file", "input_audio", "video_url
 
 
 def write_request(
-    operation: MessagesOperation, fields: Json, *, model: str, default_max_tokens: int
+    operation: Operation, fields: Json, *, model: str, default_max_tokens: int
 ) -> bytes:
     """Write the Messages API body that asks ``model`` what the OpenAI ``fields`` ask.
 
@@ -253,7 +253,7 @@ def _tool_choice(choice: Any) -> Json | None:
 # --- the conversation ------------------------------------------------------------------------
 
 
-def _conversation(operation: MessagesOperation, fields: Json) -> Json:
+def _conversation(operation: Operation, fields: Json) -> Json:
     if operation == "completions":
         return {"messages": [{"role": "user", "content": _prompt(fields.get("prompt"))}]}
     system: list[Json] = []

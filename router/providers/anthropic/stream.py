@@ -2,91 +2,28 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
 import orjson
 
-from router.call import Usage
+from router.call import Operation, Usage
 from router.providers.anthropic.reply import (
     COUNTS,
     FINISH_REASONS,
-    MessagesOperation,
     error_message,
     read_usage,
     string,
     write_arguments,
     write_usage,
 )
+from router.providers.sse import MAX_EVENT_BYTES, SseSplitter, data_of
 
 Json = dict[str, Any]
 
-EVENT_LIMIT_BYTES: Final = 1024 * 1024
 _OPEN_CALLS_LIMIT: Final = 256
-_LINE_END: Final = re.compile(rb"[\r\n]")
 _DONE: Final = b"data: [DONE]\n\n"
-
-
-class EventReader:
-    """Cuts a byte stream into the data of its server-sent events, however the bytes arrive.
-
-    Holds one event at most; one larger than ``EVENT_LIMIT_BYTES`` raises ValueError.
-    """
-
-    def __init__(self) -> None:
-        self._rest = bytearray()
-        self._searched = 0
-        self._data: list[bytes] = []
-        self._data_bytes = 0
-
-    def feed(self, chunk: bytes) -> Iterator[bytes]:
-        """Yield the data of every event that this chunk completes."""
-        self._rest += chunk
-        while (line := self._next_line()) is not None:
-            if (data := self._take(line)) is not None:
-                yield data
-        self._check_size(len(self._rest))
-
-    def finish(self) -> bytes | None:
-        """The data of an event that the end of the stream cut from its blank line."""
-        line = bytes(self._rest).rstrip(b"\r")
-        self._rest.clear()
-        if line:
-            self._take(line)
-        return self._take(b"")
-
-    def _next_line(self) -> bytes | None:
-        end = _LINE_END.search(self._rest, self._searched)
-        if end is None:
-            self._searched = len(self._rest)
-            return None
-        start, after = end.span()
-        if end[0] == b"\r":
-            if after == len(self._rest):
-                self._searched = start  # its "\n", if it has one, has not arrived yet
-                return None
-            after += self._rest[after] == 0x0A
-        line = bytes(self._rest[:start])
-        del self._rest[:after]
-        self._searched = 0
-        return line
-
-    def _take(self, line: bytes) -> bytes | None:
-        if not line:
-            data, self._data, self._data_bytes = self._data, [], 0
-            return b"\n".join(data) if data else None
-        self._check_size(len(line))
-        name, _, value = line.partition(b":")
-        if name == b"data":
-            self._data.append(value.removeprefix(b" "))
-            self._data_bytes += len(line) + 1
-        return None
-
-    def _check_size(self, more_bytes: int) -> None:
-        if self._data_bytes + more_bytes > EVENT_LIMIT_BYTES:
-            raise ValueError("an event of the stream is too large")
 
 
 @dataclass(slots=True)
@@ -120,7 +57,7 @@ class MessagesStream:
     error: str | None
     """Why the backend gave up in the middle. Nothing of it goes out: the caller ends the stream."""
 
-    def __init__(self, operation: MessagesOperation, *, include_usage: bool, created: int) -> None:
+    def __init__(self, operation: Operation, *, include_usage: bool, created: int) -> None:
         self.usage = None
         self.usage_at_start = None
         self.output_chars = 0
@@ -134,15 +71,17 @@ class MessagesStream:
         self._finished = False
         self._calls: dict[int, _OpenCall] = {}
         self._calls_seen = 0
-        self._events = EventReader()
+        self._splitter = SseSplitter()
 
     def feed(self, chunk: bytes) -> bytes:
         """Take the next bytes of the backend and return the bytes for the client."""
         if self._over():
             return b""
         out: list[bytes] = []
-        for data in self._events.feed(chunk):
-            out += self._translate(data)
+        for event in self._splitter.feed(chunk):
+            if len(event) > MAX_EVENT_BYTES:
+                raise ValueError("an event of the stream is too large")
+            out += self._translate(event)
             if self._over():
                 break
         return b"".join(out)
@@ -151,16 +90,18 @@ class MessagesStream:
         """Take the end of the backend's bytes; whether the reply is whole, ``complete`` tells."""
         if self._over():
             return b""
-        data = self._events.finish()
         try:
-            return b"".join(self._translate(data)) if data else b""
+            return b"".join(self._translate(self._splitter.finish()))
         except orjson.JSONDecodeError:
             return b""  # cut in the middle of an event
 
     def _over(self) -> bool:
         return self.complete or self.error is not None
 
-    def _translate(self, data: bytes) -> Iterator[bytes]:
+    def _translate(self, wire: bytes) -> Iterator[bytes]:
+        data = data_of(wire)
+        if data is None:  # a comment, such as a ping of a proxy
+            return
         event = _object(orjson.loads(data))
         kind = event.get("type")
         if kind == "error":

@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from router.call import Call, Operation
-from router.providers import openai
-from router.providers.provider import PROVIDERS
+from router.providers.table import PROVIDERS
 from tests.unit.upstream.builders import new_call
 
+OPENAI = PROVIDERS["openai"]
 SCALARS = (
     st.none()
     | st.booleans()
@@ -30,18 +30,18 @@ FIELDS = st.dictionaries(st.text(max_size=10), JSON, max_size=5)
 
 
 def sent(call: Call, upstream_model: str = "gpt-4o") -> Any:
-    return orjson.loads(openai.write_request(call, upstream_model))
+    return orjson.loads(OPENAI.write_request(call, upstream_model, 1000))
 
 
 @pytest.mark.parametrize("operation", ["chat", "completions", "embeddings"])
 def test_bytes_pass_where_nothing_has_to_change(operation: Operation) -> None:
     """The client's own bytes object goes out: not parsed again, not copied (P2)."""
     call = new_call(operation, seed=1)
-    assert openai.write_request(call, "gpt-4o") is call.body
+    assert OPENAI.write_request(call, "gpt-4o", 1000) is call.body
     asked = new_call(
         "chat", stream=True, include_usage=True, stream_options={"include_usage": True}
     )
-    assert openai.write_request(asked, "gpt-4o") is asked.body
+    assert OPENAI.write_request(asked, "gpt-4o", 1000) is asked.body
 
 
 @settings(max_examples=50)
@@ -91,7 +91,7 @@ def test_a_stream_is_asked_for_its_usage(
 def test_embeddings_are_no_stream() -> None:
     """A field that means nothing there is passed, not added to."""
     call = new_call("embeddings", stream=True, input="hi")
-    assert openai.write_request(call, "gpt-4o") is call.body
+    assert OPENAI.write_request(call, "gpt-4o", 1000) is call.body
 
 
 def test_a_translated_call_is_written_from_its_fields() -> None:
@@ -104,4 +104,4 @@ def test_a_translated_call_is_written_from_its_fields() -> None:
 def test_the_output_bound_stays_the_client_s() -> None:
     """Unlike the Messages API, this dialect needs none."""
     call = new_call()
-    assert PROVIDERS["openai"].write_request(call, "gpt-4o", 123) is call.body
+    assert OPENAI.write_request(call, "gpt-4o", 123) is call.body

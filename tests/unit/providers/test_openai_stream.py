@@ -10,8 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from router.call import Usage
-from router.providers.openai import CompletionStream
-from router.providers.provider import OpenAIProvider
+from router.providers.openai import CompletionStream, OpenAIProvider
 from tests.unit.upstream.builders import new_call
 
 USAGE = {"prompt_tokens": 5, "completion_tokens": 7}

@@ -10,7 +10,6 @@ import pytest
 from router.call import Attempt, Call, Caller, Operation
 from router.config.document import (
     Backend,
-    BackendKind,
     Document,
     Model,
     Organization,
@@ -24,7 +23,7 @@ from router.routing.models import Gateway, find_model, may_use, visible_models
 from router.upstream.forwarder import BackendReply, ForwardContext
 from router.upstream.targets import Target
 
-KINDS: dict[str, BackendKind] = {
+KINDS: dict[str, str] = {
     "first": "openai",
     "second": "openai",
     "messages": "anthropic",

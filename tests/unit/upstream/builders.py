@@ -11,7 +11,7 @@ from typing import Any
 import orjson
 
 from router.call import Attempt, Call, Operation
-from router.config.document import Backend, BackendKind, Timeouts
+from router.config.document import Backend, Timeouts
 from router.net.resolver import Resolver
 from router.upstream.connection_pool import ConnectionPool, Endpoint
 from router.upstream.forwarder import BackendReply, ForwardContext, Forwarder
@@ -110,7 +110,7 @@ def new_backend(
     url: str,
     backend_id: str = "primary",
     *,
-    kind: BackendKind = "openai",
+    kind: str = "openai",
     credential: str | None = None,
     models: dict[str, str] | None = None,
     **timeouts: float,

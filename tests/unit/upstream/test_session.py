@@ -28,7 +28,7 @@ def request_to(server: RawServer, body: bytes = b"{}") -> BackendRequest:
 
 
 def call(session: BackendSession, server: RawServer) -> tuple[int, bytes]:
-    exchange = session.dispatch(request_to(server))
+    exchange = session.exchange(request_to(server))
     return exchange.status, exchange.read_all(REPLY_BYTES)
 
 
@@ -144,7 +144,7 @@ def test_the_pool_has_the_size_that_was_set(serve: Serve) -> None:
     request = request_to(server)
     request.deadlines = deadlines(connect_s=0.05)
     with pytest.raises(TransportError, match="pool exhausted"):
-        session.dispatch(request)
+        session.exchange(request)
     held.close()
     session.close()
 

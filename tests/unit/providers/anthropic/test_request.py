@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from router.errors import InvalidRequest
-from router.providers.anthropic.messages_api import headers, path, supports, write_request
-from router.providers.anthropic.request import DROPPED, REFUSED, TRANSLATED
+from router.providers.anthropic.messages_api import AnthropicProvider
+from router.providers.anthropic.request import DROPPED, REFUSED, TRANSLATED, write_request
 from tests.fakes.anthropic_api import check_request
 
 HELLO = [{"role": "user", "content": "Hello"}]
@@ -420,15 +420,13 @@ def test_any_other_prompt_is_refused(prompt: Any) -> None:
 
 def test_the_api_has_one_path_and_no_embeddings() -> None:
     """Both kinds of generation go to the same path; embeddings have none."""
-    assert (path("chat"), path("completions")) == ("/messages", "/messages")
-    assert not supports("embeddings")
-    with pytest.raises(ValueError, match="embeddings"):
-        path("embeddings")
+    assert AnthropicProvider().paths == {"chat": "/messages", "completions": "/messages"}
 
 
 def test_the_credential_goes_into_its_own_header() -> None:
     """The API wants its key in ``x-api-key`` and its version named; no key means no header."""
     version = ("anthropic-version", "2023-06-01")
+    headers = AnthropicProvider().credential_headers
     assert headers("sk-ant-1") == [("x-api-key", "sk-ant-1"), version]
     assert headers(None) == [version]
 

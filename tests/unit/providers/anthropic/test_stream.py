@@ -12,8 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from router.call import Usage
-from router.providers.anthropic.messages_api import MessagesStream, read_reply, write_request
-from router.providers.anthropic.stream import EVENT_LIMIT_BYTES
+from router.providers.anthropic.reply import read_reply
+from router.providers.anthropic.request import write_request
+from router.providers.anthropic.stream import MessagesStream
+from router.providers.sse import MAX_EVENT_BYTES
 from tests.fakes.anthropic_api import check_request, compose, encode_event, stream_events
 
 START = {
@@ -323,12 +325,12 @@ def test_an_oversized_event_raises_value_error(piece: bytes) -> None:
     """An event that never ends cannot fill the memory."""
     translation = stream()
     with pytest.raises(ValueError, match="too large"):
-        feed_all(translation, [piece * 10_000] * (EVENT_LIMIT_BYTES // 10_000 // len(piece) + 1))
+        feed_all(translation, [piece * 10_000] * (MAX_EVENT_BYTES // 10_000 // len(piece) + 1))
 
 
 def test_an_event_just_below_the_limit_passes() -> None:
     """The limit is for what is absurd, not for what is long."""
-    text = "x" * (EVENT_LIMIT_BYTES - 200)
+    text = "x" * (MAX_EVENT_BYTES - 200)
     out = stream().feed(wire(START, delta(0, type="text_delta", text=text)))
     assert deltas(out)[1] == {"content": text}
 
