@@ -85,6 +85,11 @@ class Contract:
         """Where a value does not fit the schema at a pointer, such as `#/components/schemas/X`."""
         return list(self._errors(pointer, value))
 
+    def unseen(self, *pointers: str) -> Iterator[str]:
+        """What no value had so far: properties and choices of these parts, by JSON Pointer."""
+        for pointer in pointers:
+            yield from _unseen(self._at(pointer).node, pointer)
+
     # --- which answer is promised -----------------------------------------------------------
 
     def _response_for(self, method: str, path: str, status: int) -> tuple[_Place | None, str]:
@@ -207,6 +212,19 @@ def events_of(body: bytes) -> Iterator[Event]:
             data.append(value)
 
 
+def _unseen(node: Any, pointer: str) -> Iterator[str]:
+    if isinstance(node, list):
+        for index, inner in enumerate(node):
+            yield from _unseen(inner, _join(pointer, str(index)))
+    elif isinstance(node, dict):
+        for keyword in ("properties", "enum"):
+            for name in node.get(keyword, ()):
+                if (id(node[keyword]), name) not in _seen:
+                    yield _join(pointer, keyword, str(name))
+        for name, inner in node.items():
+            yield from _unseen(inner, _join(pointer, name))
+
+
 def _is_native(path: str) -> bool:
     return f"{path}/".startswith(_NATIVE) or not path.startswith("/v1/")
 
@@ -215,10 +233,28 @@ def _join(pointer: str, *parts: str) -> str:
     return "/".join([pointer, *(part.replace("~", "~0").replace("/", "~1") for part in parts)])
 
 
+def _properties(validator: Any, properties: Any, value: Any, schema: Any) -> Iterator[Any]:
+    """Notes which properties were there."""
+    if isinstance(value, dict):
+        _seen.update((id(properties), name) for name in properties if name in value)
+    yield from Draft202012Validator.VALIDATORS["properties"](validator, properties, value, schema)
+
+
+def _enum(validator: Any, choices: Any, value: Any, schema: Any) -> Iterator[Any]:
+    """Notes which of the choices was taken."""
+    _seen.update((id(choices), choice) for choice in choices if choice == value)
+    yield from Draft202012Validator.VALIDATORS["enum"](validator, choices, value, schema)
+
+
 def _pattern(_validator: Any, pattern: str, value: Any, _schema: Any) -> Iterator[Any]:
     """`$` as ECMA-262 has it, which OpenAPI prescribes: Python's also stops before a line feed."""
     if isinstance(value, str) and not re.search(re.sub(r"\$$", r"\\Z", pattern), value):
         yield ValidationError(f"{value!r} does not match {pattern!r}")
 
 
-_Validator = validators.extend(Draft202012Validator, {"pattern": _pattern})
+_seen: set[tuple[int, Any]] = set()
+"""Properties and choices that a value had so far: the schema's part by identity, and the name."""
+
+_Validator = validators.extend(
+    Draft202012Validator, {"pattern": _pattern, "properties": _properties, "enum": _enum}
+)

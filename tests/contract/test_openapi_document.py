@@ -10,16 +10,25 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import yaml
 from flask import Flask
 from gunicorn.http.errors import InvalidHTTPVersion, LimitRequestHeaders, LimitRequestLine
 from jsonschema import Draft202012Validator
 
+from router.api.dialects.native import MAX_METADATA_BYTES, MAX_PAYLOAD_BYTES
 from router.api.error_specs import ERROR_SPECS
-from router.api.openapi.document import check
-from router.api.openapi.error_answers import GROUPS, NOBODY_LISTENS, meaning_of
+from router.api.openapi.document import WRITTEN, check
+from router.api.openapi.error_responses import GROUPS as ERROR_GROUPS
+from router.api.openapi.error_responses import NOBODY_LISTENS, meaning_of
+from router.api.views import own_records
 from router.app import expose_metrics
+from router.auth.signatures import NONCE_HEADER, SIGNATURE_HEADER, TIMESTAMP_HEADER
+from router.config.settings import Settings
 from router.errors import RouterError
+from router.records.record_types import AUDIT_ACTIONS
 from router.server.worker import RouterWorker
+from router.store.record_store import STORY_BYTES, STORY_LENGTH
+from router.store.sql_queries import GROUPS
 from tests.contract.checker import CONTRACTS, Contract
 from tests.fakes.router_stand import World
 
@@ -89,9 +98,66 @@ def test_every_route_is_documented_and_nothing_else(
     assert routes(app) == documented
 
 
+def names(parameters: list[dict[str, Any]]) -> set[str]:
+    return {found["name"] for found in parameters if "name" in found}
+
+
+def test_the_queries_are_those_of_the_views(document: dict[str, Any]) -> None:
+    """Their names, choices and bounds."""
+    audit = document["paths"]["/v1/audit/requests"]["get"]["parameters"]
+    usage = document["paths"]["/v1/usage"]["get"]["parameters"]
+    assert names(audit) == own_records._AUDIT_PARAMETERS
+    assert names(usage) == own_records._USAGE_PARAMETERS
+    schemas = {found["name"]: found["schema"] for found in audit + usage if "name" in found}
+    assert schemas["action"]["enum"] == list(AUDIT_ACTIONS)
+    assert schemas["format"]["enum"] == list(own_records.FORMATS)
+    assert schemas["limit"] == {
+        "type": "integer",
+        "minimum": 1,
+        "maximum": own_records.MAX_PAGE,
+        "default": own_records.DEFAULT_PAGE,
+    }
+    totals = document["components"]["schemas"]["UsageReport"]["properties"]
+    assert totals["group_by"]["items"]["enum"] == list(GROUPS)
+    [group_by] = [found for found in usage if found.get("name") == "group_by"]
+    assert f"any of {', '.join(GROUPS)};" in group_by["description"]
+
+
+def test_the_figures_in_words_are_those_of_the_code(document: dict[str, Any]) -> None:
+    """What JSON Schema has no keyword for."""
+    schemas = document["components"]["schemas"]
+    request = schemas["InferenceRequest"]["properties"]
+    assert f"At most {MAX_PAYLOAD_BYTES} bytes" in request["payload"]["description"]
+    assert f"at most {MAX_METADATA_BYTES} bytes" in request["metadata"]["description"]
+    truncated = schemas["RequestStory"]["properties"]["truncated"]["description"]
+    assert f"at most {STORY_LENGTH}, and at most {STORY_BYTES // 2**20} MiB" in truncated
+
+
+def test_the_servers_are_the_defaults(document: dict[str, Any]) -> None:
+    """Of the two listeners."""
+    [public], [ops] = document["servers"], document["paths"]["/metrics"]["servers"]
+    settings = Settings()
+    assert public["url"] == f"http://{settings.bind}"
+    assert ops["url"] == f"http://{settings.ops_bind}"
+
+
+def test_the_headers_of_a_signature_are_those_that_are_read(document: dict[str, Any]) -> None:
+    """Three, and no key needs one more."""
+    parameters = document["components"]["parameters"]
+    found = [parameters[name]["name"] for name in ("Timestamp", "Nonce", "Signature")]
+    assert found == [TIMESTAMP_HEADER, NONCE_HEADER, SIGNATURE_HEADER]
+
+
+def test_every_group_of_errors_is_an_operation_s() -> None:
+    """Or what a request meets that fits no operation."""
+    written = yaml.safe_load(WRITTEN.read_text("utf-8"))
+    used = {operation["x-errors"] for _, _, operation in operations(written)}
+    assert used | {"NativePath", "OpenAIPath"} == set(ERROR_GROUPS)
+
+
 def test_every_error_is_documented() -> None:
     """A new error without its contract fails here."""
-    grouped = {kind for _, kinds in GROUPS.values() for kind in kinds}
+    grouped = {kind for _, kinds in ERROR_GROUPS.values() for kind in kinds}
     assert grouped - {None} | set(NOBODY_LISTENS) == set(ERROR_SPECS)
 
 

@@ -1,38 +1,24 @@
 """The published contracts: OpenAPI documents, and JSON Schemas of configuration and records.
 
-Generated, committed in ``contracts/`` and compared with the code by ``routerctl contracts check``.
+``openapi.yaml`` beside this file is the API as it is written by hand. It is completed with what the
+code says best itself, and committed in ``contracts/``; ``routerctl contracts check`` compares.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
-from apispec import APISpec
-from apispec.ext.marshmallow import MarshmallowPlugin
-from marshmallow import Schema, fields
+import yaml
 
-from router.api.openapi import answer_schemas as reply_schemas
-from router.api.openapi import record_operations as contract_records
-from router.api.openapi import request_schemas as schemas
-from router.api.openapi.error_answers import error_components
-from router.api.openapi.operations import (
-    HEADERS,
-    PARAMETERS,
-    SECURITY_SCHEMES,
-    TAGS,
-    paths,
-    servers,
-)
-from router.api.openapi.schema_fields import OneOf
+from router.api.openapi.error_responses import error_components, error_responses
 from router.config.schema.json_schema import document_json_schema
 from router.limits.remote import contract as budget_contract
 from router.records.record_schemas import audit_event_schema, usage_record_schema
 
-API_VERSION: Final = "1.0.0"
-"""Version of the contract, not of the router: a release alone changes nothing in ``contracts/``."""
+WRITTEN: Final = Path(__file__).with_name("openapi.yaml")
 
 OPENAPI_FILE: Final = "openapi.json"
 DOCUMENT_FILE: Final = "document.schema.json"
@@ -42,71 +28,28 @@ BUDGET_FILE: Final = "budget-service.openapi.json"
 
 _MOST_LINES: Final = 20
 _LONGEST_VALUE: Final = 60
-_SCHEMAS: Final[tuple[type[Schema], ...]] = (
-    schemas.InferenceRequest,
-    schemas.ChatCompletionRequest,
-    schemas.CompletionRequest,
-    schemas.EmbeddingRequest,
-    reply_schemas.InferenceReply,
-    reply_schemas.InferenceDelta,
-    reply_schemas.InferenceEnd,
-    reply_schemas.Error,
-    reply_schemas.LimitErrorResponse,
-    reply_schemas.Limits,
-    reply_schemas.OpenAIError,
-    reply_schemas.ChatCompletion,
-    reply_schemas.ChatCompletionChunk,
-    reply_schemas.Completion,
-    reply_schemas.Embeddings,
-    reply_schemas.ModelCard,
-    reply_schemas.ModelList,
-    reply_schemas.Health,
-    reply_schemas.Readiness,
-)
-_DESCRIPTION: Final = """\
-Send an API key as `X-API-Key` or as a bearer token.
-
-Requests and errors come in two dialects. `/v1/inference`, `/v1/limits`, `/v1/audit/…`,
-`/v1/usage`, `/v1/status/…` and everything outside `/v1/` speak the native one, `{"error", "code",
-"trace_id", "details"}`; all other paths below `/v1/` speak OpenAI's, `{"error": {"message", "type",
-"param", "code"}}`. A limit that refuses tells its facts besides, see `LimitErrorResponse`. A path
-that is not listed here is answered with 404, a method that is not listed with 405 and `Allow`, a
-path with dot segments, empty segments, encoded slashes or the like with 400, each in the dialect of
-its path.
-
-In the OpenAI dialect, fields that are not listed pass through untouched, both ways.
-
-What cannot be read as an HTTP request at all is refused by the server in front with 400, 414, 417
-or 431, the native error body, the code `MALFORMED_REQUEST` and an empty `trace_id`.
-"""
 
 
 def openapi() -> dict[str, Any]:
-    """The OpenAPI 3.1 document."""
-    plugin = MarshmallowPlugin(schema_name_resolver=lambda schema: _class(schema).__name__)
-    spec = APISpec("API Router", API_VERSION, openapi_version="3.1.0", plugins=[plugin])
-    assert plugin.converter is not None
-    for function in (_one_of, _own_words):
-        plugin.converter.add_attribute_function(function)  # type: ignore[no-untyped-call]
-    for schema in _SCHEMAS:
-        spec.components.schema(schema.__name__, schema=schema)
-    components = spec.to_dict()["components"]["schemas"]
-    for schema in [key[0] for key in plugin.converter.refs]:
-        components[schema.__name__] |= _of_the_whole(schema)
-    components |= contract_records.schemas()
+    """The OpenAPI 3.1 document: the written one with the errors and the schemas of records."""
+    document: dict[str, Any] = yaml.safe_load(WRITTEN.read_text("utf-8"))
+    for item in document["paths"].values():
+        for operation in item.values():
+            if "x-errors" in operation:
+                responses = operation["responses"] | error_responses(operation.pop("x-errors"))
+                operation["responses"] = dict(sorted((responses | operation["responses"]).items()))
+    components = document["components"]
+    components["responses"] = error_components()
+    records = {"UsageRecord": usage_record_schema(), "AuditEvent": audit_event_schema()}
+    components["schemas"] = _ordered(components["schemas"] | _as_components(records))
+    return document
+
+
+def _as_components(schemas: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Without what stands once for the whole document."""
     return {
-        "openapi": "3.1.0",
-        "info": {"title": "API Router", "version": API_VERSION, "description": _DESCRIPTION},
-        "servers": servers(),
-        "tags": list(TAGS),
-        "paths": paths(),
-        "components": {
-            "schemas": _ordered(components),
-            "headers": dict(HEADERS),
-            "parameters": dict(PARAMETERS),
-            "responses": error_components(),
-            "securitySchemes": dict(SECURITY_SCHEMES),
-        },
+        name: {word: value for word, value in schema.items() if word not in ("$schema", "title")}
+        for name, schema in schemas.items()
     }
 
 
@@ -183,29 +126,6 @@ def _differences(found: Any, expected: Any, pointer: str = "") -> Iterator[str]:
 def _shown(value: Any) -> str:
     text = json.dumps(value, ensure_ascii=False)
     return text if len(text) <= _LONGEST_VALUE else text[:_LONGEST_VALUE] + "…"
-
-
-def _class(schema: Any) -> type[Schema]:
-    return schema if isinstance(schema, type) else type(schema)
-
-
-def _one_of(self: Any, field: fields.Field[Any], **_: Any) -> dict[str, Any]:
-    """What apispec does not know: a field that has several shapes."""
-    if not isinstance(field, OneOf):
-        return {}
-    return {"oneOf": [self.field2property(choice) for choice in field.choices]}
-
-
-def _own_words(_self: Any, field: fields.Field[Any], **_: Any) -> Mapping[str, Any]:
-    """What a field says of itself in JSON Schema."""
-    words: Mapping[str, Any] = getattr(field, "contract", {})
-    return words
-
-
-def _of_the_whole(schema: type[Schema]) -> dict[str, Any]:
-    """What a schema says of the object as a whole: what it is for, and rules between fields."""
-    words = " ".join((vars(schema).get("__doc__") or "").split()).replace("``", "`")
-    return {**({"description": words} if words else {}), **getattr(schema, "contract", {})}
 
 
 def _ordered(node: Any, *, is_named: bool = False) -> Any:

@@ -1,4 +1,4 @@
-"""What was recorded, for those whose it is: audit trail and usage of the caller's organization."""
+"""Audit trail and usage of the caller's own organization, out of the record store."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from flask import Blueprint, Response
 
 from router import errors
 from router.api import pipeline
-from router.api.openapi.record_operations import DEFAULT_PAGE, FORMATS, MAX_PAGE
 from router.api.replies import json_reply
 from router.api.scope import Scope, current_scope
 from router.config.schema.fields import parse_timestamp
@@ -24,6 +23,10 @@ from router.store.sql_queries import columns_of
 
 blueprint: Final = Blueprint("records", __name__)
 pipeline.install(blueprint)
+
+MAX_PAGE: Final = 500
+DEFAULT_PAGE: Final = 100
+FORMATS: Final = ("json", "csv")
 
 _PERIOD: Final = ("from", "to")
 _DATE: Final = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")

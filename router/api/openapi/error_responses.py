@@ -127,7 +127,7 @@ def error_responses(group: str) -> dict[str, Any]:
 def _by_status(kinds: Iterable[Kind]) -> dict[str, list[Kind]]:
     by_status: dict[str, list[Kind]] = {}
     for kind in kinds:
-        by_status.setdefault(str(_face(kind).status), []).append(kind)
+        by_status.setdefault(str(_spec(kind).status), []).append(kind)
     if any(errors.BackendRejected in found for found in by_status.values()):
         # The backend's own status is passed on, so it may share one with an error of the router.
         for status in _SHARED_WITH_BACKEND:
@@ -144,12 +144,12 @@ def meaning_of(kind: Kind) -> str:
     return re.split(r"(?<=\.) ", words)[0]
 
 
-def _face(kind: Kind) -> ErrorSpec:
+def _spec(kind: Kind) -> ErrorSpec:
     return INTERNAL if kind is None else ERROR_SPECS[kind]
 
 
 def _response(dialect: Dialect, kinds: list[Kind]) -> dict[str, Any]:
-    told = [f"`{_face(kind).code}`: {meaning_of(kind)}" for kind in kinds]
+    told = [f"`{_spec(kind).code}`: {meaning_of(kind)}" for kind in kinds]
     refusing: list[Kind] = [kind for kind in kinds if kind in LIMIT_ERRORS]
     others = [kind for kind in kinds if kind not in LIMIT_ERRORS]
     schemas = []
@@ -173,15 +173,15 @@ def _schema(name: str, narrowed: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _native(kinds: list[Kind]) -> Mapping[str, Any]:
-    codes = sorted({_face(kind).code for kind in kinds})
+    codes = sorted({_spec(kind).code for kind in kinds})
     return {"properties": {"code": {"enum": codes}}}
 
 
 def _openai(kinds: list[Kind]) -> Mapping[str, Any]:
     if errors.BackendRejected in kinds:
         return {}  # the backend's own words
-    types = sorted({_face(kind).openai_type for kind in kinds})
-    codes = sorted({_face(kind).openai_code for kind in kinds}, key=str)
+    types = sorted({_spec(kind).openai_type for kind in kinds})
+    codes = sorted({_spec(kind).openai_code for kind in kinds}, key=str)
     facts = {
         "message": {"type": "string"},
         "type": {"enum": types},
