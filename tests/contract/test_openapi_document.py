@@ -27,7 +27,7 @@ from router.config.settings import Settings
 from router.errors import RouterError
 from router.records.record_types import AUDIT_ACTIONS
 from router.server.worker import RouterWorker
-from router.store.record_store import STORY_BYTES, STORY_LENGTH
+from router.store.record_store import HISTORY_BYTES, HISTORY_LENGTH
 from router.store.sql_queries import GROUPS
 from tests.contract.checker import CONTRACTS, Contract
 from tests.fakes.router_stand import World
@@ -130,7 +130,7 @@ def test_the_figures_in_words_are_those_of_the_code(document: dict[str, Any]) ->
     assert f"At most {MAX_PAYLOAD_BYTES} bytes" in request["payload"]["description"]
     assert f"at most {MAX_METADATA_BYTES} bytes" in request["metadata"]["description"]
     truncated = schemas["RequestStory"]["properties"]["truncated"]["description"]
-    assert f"at most {STORY_LENGTH}, and at most {STORY_BYTES // 2**20} MiB" in truncated
+    assert f"at most {HISTORY_LENGTH}, and at most {HISTORY_BYTES // 2**20} MiB" in truncated
 
 
 def test_the_servers_are_the_defaults(document: dict[str, Any]) -> None:
