@@ -113,7 +113,7 @@ def build_services(
     )
     pepper = load_pepper(settings, create=True)
     authenticator = Authenticator(
-        keys=state,
+        find_key=state.find_key,
         pepper=pepper,
         clock=clock,
         nonces=NonceStore(tolerance_s=settings.signature_tolerance_s),

@@ -1,1 +1,1 @@
-"""Who calls: key format, key hashing, signatures, nonces. Knows no HTTP framework and no limits."""
+"""Who calls: key format and hashing, signatures, nonces. Knows no HTTP framework, no limits."""

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import Final, Literal, Protocol
+from typing import Final, Literal, get_args
 
 from router.auth.keys import derive_signing_secret, hash_key, is_well_formed
-from router.auth.nonces import Nonces
+from router.auth.nonces import NonceStore
 from router.auth.signatures import (
     BODY_FIELD,
     SIGNATURE_HEADER,
@@ -33,40 +33,18 @@ KeyRefusal = Literal[
 ]
 SignatureRefusal = Literal["malformed", "stale", "mismatch", "replayed"]
 
-KEY_REFUSALS: Final[tuple[KeyRefusal, ...]] = (
-    "missing",
-    "conflicting_keys",
-    "malformed",
-    "unknown",
-    "revoked",
-    "expired",
-    "demo_key",
-    "organization_inactive",
-)
-SIGNATURE_REFUSALS: Final[tuple[SignatureRefusal, ...]] = (
-    "malformed",
-    "stale",
-    "mismatch",
-    "replayed",
-)
+KEY_REFUSALS: Final[tuple[KeyRefusal, ...]] = get_args(KeyRefusal)
+SIGNATURE_REFUSALS: Final[tuple[SignatureRefusal, ...]] = get_args(SignatureRefusal)
 
 _DEMO_KEY_SHAPE: Final = re.compile("[A-Za-z0-9_-]{1,64}")
 
 
-class KeyLookup(Protocol):
-    """Finds key records by the hash of their key."""
-
-    def find_key(self, hash: bytes, /) -> KeyRecord | None:
-        """The record, or ``None`` when it is certain that there is none.
-
-        Raises :class:`~router.errors.NotConfigured` when the store cannot be read. It passes
-        through the authenticator: a client must never be told that its key is wrong because we
-        could not look.
-        """
-
-
 class Authenticator:
     """Proves who calls. Holds no key and no record from one call to the next.
+
+    ``find_key`` finds a record by the hash of its key; ``None`` means that there is certainly none.
+    What it raises when the store cannot be read (:class:`~router.errors.NotConfigured`) passes
+    through: a client must never be told that its key is wrong because the router could not look.
 
     ``demo`` admits the published keys of the demo document. ``tolerance_s`` is how far the
     timestamp of a signature may be from ``clock``; ``nonces`` must remember for twice as long.
@@ -75,16 +53,16 @@ class Authenticator:
     def __init__(
         self,
         *,
-        keys: KeyLookup,
+        find_key: Callable[[bytes], KeyRecord | None],
         pepper: bytes,
         clock: Clock,
-        nonces: Nonces,
+        nonces: NonceStore,
         demo: bool = False,
         tolerance_s: int = 300,
     ) -> None:
         if not pepper:
             raise ValueError("the pepper is empty: stored hashes would protect no key")
-        self._keys = keys
+        self._find_key = find_key
         self._pepper = pepper
         self._clock = clock
         self._nonces = nonces
@@ -99,12 +77,12 @@ class Authenticator:
     ) -> KeyRecord:
         """The record of the key in the two headers; raises :class:`Unauthenticated`.
 
-        The error is the same for every cause but for its ``reason``, one of ``KEY_REFUSALS``.
+        Only the error's ``reason``, one of ``KEY_REFUSALS``, differs from cause to cause.
         """
         key = _presented_key(x_api_key, authorization)
         if not (is_well_formed(key) or (self._demo and _DEMO_KEY_SHAPE.fullmatch(key))):
             raise Unauthenticated("malformed")
-        record = self._keys.find_key(hash_key(key, self._pepper))
+        record = self._find_key(hash_key(key, self._pepper))
         if record is None:
             raise Unauthenticated("unknown")
         refusal = self._refusal(record)
@@ -132,7 +110,7 @@ class Authenticator:
         """Accept a signed request once; raises :class:`SignatureInvalid` for any other.
 
         ``signature`` is the value of its header, ``body`` the raw body. The error's ``reason`` is
-        one of ``SIGNATURE_REFUSALS``; its message tells an honest client what to mend.
+        one of ``SIGNATURE_REFUSALS``; its message tells an honest client what to fix.
         """
         fault = shape_fault(parts, signature)
         if fault is not None:
@@ -142,9 +120,10 @@ class Authenticator:
     def verify_body_signature(
         self, record: KeyRecord, parts: SignedParts, body: bytes, signature: str
     ) -> None:
-        """Do the same for a signature that travels in ``hmac_signature`` of a native body.
+        """Accept once a request whose signature is in ``hmac_signature`` of its native body.
 
-        ``signature`` is the parsed value of the field, ``body`` the raw body as it arrived.
+        ``signature`` is the parsed value of the field, ``body`` the raw body as it arrived. Raises
+        like :meth:`verify_signature`.
         """
         fault = shape_fault(parts, signature, name=BODY_FIELD)
         blanked = blank_body_signature(body, signature) if fault is None else None
@@ -173,7 +152,7 @@ class Authenticator:
             )
         if not self._matches(record, parts, body, signature):
             raise SignatureInvalid(f"{name} does not match the request", reason="mismatch")
-        # Last, because only a verified signature may burn a nonce.
+        # Last, because only a verified signature may use up a nonce.
         if not self._nonces.accept(record.id, parts.nonce, now_s):
             raise SignatureInvalid(
                 "the nonce was used before or cannot be taken now", reason="replayed"
@@ -192,7 +171,7 @@ def _presented_key(x_api_key: str | None, authorization: str | None) -> str:
     """The one key that a request presents; an empty header presents none."""
     bearer = _bearer_token(authorization)
     if x_api_key and bearer and x_api_key != bearer:
-        # Whoever put a proxy in between may believe that the other key pays.
+        # A proxy in between may have added one of them, and its owner may expect the other to pay.
         raise Unauthenticated("conflicting_keys")
     key = x_api_key or bearer
     if not key:
@@ -201,7 +180,7 @@ def _presented_key(x_api_key: str | None, authorization: str | None) -> str:
 
 
 def _bearer_token(authorization: str | None) -> str:
-    """The token of a Bearer credential; another scheme belongs to somebody else and has none."""
+    """The token of a Bearer credential; empty for another scheme, which is not for the router."""
     if not authorization:
         return ""
     scheme, _, token = authorization.partition(" ")

@@ -1,8 +1,8 @@
 """API keys: their shape, their checksum, the hash that is stored, the secret that signs.
 
-A key reads ``rtr_<env>_<random>_<checksum>``: 32 random base62 characters carry 190 bits, the
-checksum is the CRC-32 of all that stands before it. The checksum protects nobody; it lets typing
-errors and junk be refused without a look-up, and lets scanners tell a real key from a look-alike.
+A key reads ``rtr_<env>_<random>_<checksum>``: 32 random base62 characters carry 190 bits, and the
+checksum is the CRC-32 of everything before it. The checksum is no protection: it refuses typing
+errors and junk without a look-up, and lets scanners tell a real key from a look-alike.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ RANDOM_LENGTH: Final = 32
 CHECKSUM_LENGTH: Final = 6
 
 _ALPHABET: Final = string.digits + string.ascii_uppercase + string.ascii_lowercase
-# Two base62 digits at a time: a check is three look-ups, not six divisions.
+# Two base62 digits at a time: a check takes three look-ups instead of six divisions.
 _PAIRS: Final = tuple(high + low for high in _ALPHABET for low in _ALPHABET)
 _PAIR: Final = len(_PAIRS)
 
@@ -60,14 +60,14 @@ def derive_signing_secret(pepper: bytes, key_id: str, key_hash_hex: str) -> str:
     """The secret with which the holder of a key signs requests.
 
     It is derived, so the server stores nothing for it, and a rotated key (another hash) has
-    another secret. The NUL bytes keep it apart from :func:`hash_key`: no key contains one.
+    another secret. No key contains a NUL byte, so :func:`hash_key` never hashes the same input.
     """
     message = b"\0".join((_SIGNING_CONTEXT, key_id.encode(), key_hash_hex.encode()))
     return SIGNING_PREFIX + hmac.digest(pepper, message, "sha256").hex()
 
 
 def redact(key: str) -> str:
-    """What of a key may stand in a message: ``rtr_<env>_…``, or ``…`` for any other text."""
+    """The part of a key that a message may show: ``rtr_<env>_…``, or ``…`` for any other text."""
     match = _KEY_SHAPE.fullmatch(key)
     return "…" if match is None else f"{PREFIX}{match[1]}_…"
 

@@ -5,27 +5,20 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections import deque
-from typing import Final, Protocol
+from typing import Final
 
 _DIGEST_BYTES: Final = 16
-# Each call takes one place, so two would do to catch up. Bounded, so that the first request after
-# a quiet hour does not pay for 200 000 evictions; what waits for its turn is held a little longer.
+# Each call adds one entry, so two evictions a call would suffice. Bounded, so that the first
+# request after a quiet hour does not pay for 200 000 of them. The rest is kept a little longer.
 _EVICTIONS_PER_CALL: Final = 8
-
-
-class Nonces(Protocol):
-    """Remembers nonces for as long as a signature can be valid; in process or shared."""
-
-    def accept(self, key_id: str, nonce: str, now_s: float) -> bool:
-        """Take a nonce: True the first time, False when it was taken or cannot be remembered."""
 
 
 class NonceStore:
     """The nonces of one worker process, bounded in number and in time.
 
     Fails closed: while it is full of nonces that may still be replayed it takes no further one,
-    because forgetting one would let its request be replayed. ``len()`` is the number held,
-    ``refused_full`` counts the nonces refused for want of room.
+    because forgetting one would let its request be replayed. ``len()`` is the number of nonces,
+    ``refused_full`` counts those that were refused because the store was full.
     """
 
     def __init__(self, *, tolerance_s: int = 300, max_entries: int = 200_000) -> None:
@@ -43,7 +36,7 @@ class NonceStore:
     def accept(self, key_id: str, nonce: str, now_s: float) -> bool:
         """Take a nonce of a key: True once within the window, False for a replay or when full.
 
-        Only for nonces whose signature verified, or anybody could burn the nonces of others.
+        Only for nonces whose signature verified: otherwise one client could use up those of others.
         """
         # A digest makes every entry equally small, however long the client's nonce is.
         entry = hashlib.blake2b(f"{key_id}\0{nonce}".encode(), digest_size=_DIGEST_BYTES).digest()
@@ -61,7 +54,7 @@ class NonceStore:
     def _evict(self, now_s: float) -> None:
         order = self._order
         for _ in range(_EVICTIONS_PER_CALL):
-            # At ``expiry_s`` itself a signature is still fresh, so its nonce is still held.
+            # At ``expiry_s`` itself a signature is still fresh, so its nonce is kept.
             if not order or self._expiry_s[order[0]] >= now_s:
                 return
             del self._expiry_s[order.popleft()]

@@ -24,7 +24,7 @@ _SIGNATURE_SHAPE: Final = re.compile("[0-9a-f]{64}")
 
 @dataclass(frozen=True, slots=True)
 class SignedParts:
-    """All that a signature covers besides the body, as it stood on the wire.
+    """All that a signature covers besides the body, as it was sent.
 
     ``path`` and ``query`` are the request target before and after the first ``?``, not decoded;
     ``query`` is empty when there is none. A missing header is an empty string.
@@ -75,9 +75,9 @@ def verify(secret: str, parts: SignedParts, body: bytes, signature: str) -> bool
 
 
 def shape_fault(parts: SignedParts, signature: str, *, name: str = SIGNATURE_HEADER) -> str | None:
-    """Say which of the client's three values has the wrong shape, or ``None``.
+    """What is wrong with the shape of the client's three values; ``None`` when nothing is.
 
-    ``name`` is where the signature stood: its header or the field of the body.
+    ``name`` is where the signature was: its header or the field of the body.
     """
     if _TIMESTAMP_SHAPE.fullmatch(parts.timestamp) is None:
         return f"{TIMESTAMP_HEADER} must be the time in whole Unix seconds"
@@ -91,8 +91,8 @@ def shape_fault(parts: SignedParts, signature: str, *, name: str = SIGNATURE_HEA
 def blank_body_signature(body: bytes, signature: str) -> bytes | None:
     """The body as its client signed it: with ``hmac_signature`` still empty.
 
-    ``None`` unless the signature occurs exactly once in the raw bytes: with a second occurrence
-    nobody could tell which of the two the client had filled in.
+    ``None`` unless the signature occurs exactly once in the raw bytes: with two of them, the router
+    could not tell which one the client had filled in.
     """
     if _SIGNATURE_SHAPE.fullmatch(signature) is None:
         return None

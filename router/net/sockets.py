@@ -45,8 +45,8 @@ def at_end(sock: socket.socket) -> bool:
 
 def _peek(sock: socket.socket) -> bytes | None:
     """The next byte, ``b""`` at the end of the stream or after an error, ``None`` for no input."""
-    # gevent keeps the real socket, which never waits, inside its own. Its lowest class is asked,
-    # because those of TLS refuse flags.
+    # gevent keeps the real socket, which never waits, inside its own. The lowest class reads it,
+    # because TLS sockets refuse flags.
     inner: _socket.socket | None = getattr(sock, "_sock", None)
     try:
         if inner is not None:

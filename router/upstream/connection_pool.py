@@ -39,7 +39,7 @@ class ConnectionPool:
         self._tls = tls if endpoint[0] == "https" else None
         self._size = size
         self.in_use = 0
-        """Connections that calls hold at this moment."""
+        """Connections that calls use at this moment."""
         self._waiting: deque[threading.Event] = deque()
         self._idle: deque[tuple[Socket, float]] = deque()
         self.opened = 0
@@ -97,7 +97,7 @@ class ConnectionPool:
         return True
 
     def _free_slot(self) -> None:
-        """Hand the slot to whoever waits longest, or count it free."""
+        """Hand the slot to the caller that waits longest, or count it free."""
         if self._waiting:
             self._waiting.popleft().set()
         else:
@@ -112,7 +112,7 @@ class ConnectionPool:
                 _close(sock)
                 self.close()
                 return None
-            # Anything readable on an idle connection is its end, or bytes nobody asked for.
+            # Input on an idle connection is its end, or bytes that belong to no request.
             if not _has_input(sock):
                 return sock
             _close(sock)

@@ -89,7 +89,7 @@ class Forwarder:
 
         A call goes to another candidate only while no backend can have processed it: the
         connection was never made, or the backend's status says so (``StatusMeaning``).
-        Raises a subclass of ``RouterError`` that tells what the last candidate did.
+        Raises a subclass of ``RouterError``: the failure of the last candidate.
         """
         started_s = time.monotonic()
         deadline_s = started_s + max(backend.timeouts.total_s for backend in candidates)

@@ -10,7 +10,7 @@ from typing import Final
 from router.providers.table import PROVIDERS
 from router.telemetry.redaction import holds_secret
 
-# Names as WSGI spells them. What is listed here never reaches a backend:
+# Names as WSGI spells them. Headers listed here never reach a backend:
 _NEVER: Final = frozenset(
     {
         # credentials and identity of the client
@@ -45,14 +45,14 @@ _NEVER: Final = frozenset(
         "HTTP_CONTENT_DIGEST",
         "HTTP_REPR_DIGEST",
         "HTTP_DIGEST",
-        # conditions and parts: a backend's 304 or 206 would be no answer to anybody
+        # conditions and parts: a backend's 304 or 206 would be no reply to a call
         "HTTP_IF_MATCH",
         "HTTP_IF_NONE_MATCH",
         "HTTP_IF_MODIFIED_SINCE",
         "HTTP_IF_UNMODIFIED_SINCE",
         "HTTP_IF_RANGE",
         "HTTP_RANGE",
-        # written by us
+        # written by the router
         "HTTP_ACCEPT_ENCODING",
         "HTTP_X_REQUEST_ID",
         "HTTP_TRACEPARENT",
@@ -91,8 +91,8 @@ _TOKEN: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 def forwardable(environ: Mapping[str, object], secrets: tuple[str, ...]) -> list[tuple[str, str]]:
     """The client's end-to-end headers that a backend may see.
 
-    ``environ`` spells headers as WSGI does. A header that carries one of ``secrets`` anywhere in
-    its value stays here too, whatever its name, and so does one that carries another key of ours.
+    ``environ`` spells headers as WSGI does. A header whose value contains one of ``secrets``, or
+    anything that has the shape of a secret, is not forwarded either, whatever its name.
     """
     named = _connection_names(environ.get("HTTP_CONNECTION"))
     kept: list[tuple[str, str]] = []

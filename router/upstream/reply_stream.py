@@ -1,4 +1,4 @@
-"""A reply on its way to the client: bytes pass, usage is tapped, the end is always told."""
+"""A streamed reply on its way to the client, which ends in exactly one outcome."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from router.upstream.transport import Exchange, TransportError
 
 DRAIN_S: Final = 30.0
 END_S: Final = 1.0
-"""How long a reply that is complete may take to say so on the level of HTTP."""
+"""How long the HTTP body of a complete reply may take to end."""
 MAX_DRAINS: Final = 20
 """How many abandoned streams one worker reads to their end at the same time."""
 
@@ -28,15 +28,18 @@ StreamFault = Literal[
     "reply too large",
     "stream ended early",
 ]
-"""How a stream breaks, in words of ours: what a backend says of itself may quote its client."""
+"""How a stream breaks, in our own words: those of a backend may quote its client."""
 
 _FAULTS: Final[tuple[StreamFault, ...]] = get_args(StreamFault)
 _draining = 0
 
 
 class ReplyStream:
-    """Iterates over the bytes for the client. ``close`` may come at any time, also before the
-    first byte; afterwards ``outcome`` and ``usage`` are final."""
+    """Iterates over the bytes for the client.
+
+    ``close`` may be called at any time, also before the first byte. After it, or after the last
+    byte, ``outcome`` and ``usage`` are final.
+    """
 
     def __init__(self, exchange: Exchange, translator: StreamTranslator, *, drain: bool) -> None:
         self._exchange = exchange
@@ -55,12 +58,12 @@ class ReplyStream:
 
     @property
     def usage_at_start(self) -> Usage | None:
-        """What the backend said of the input before it began, if it does."""
+        """What the backend reported of the input before it generated, if it did."""
         return self._translator.usage_at_start
 
     @property
     def is_complete(self) -> bool:
-        """Whether the answer has come to its proper end; its connection may have not."""
+        """Whether the reply has come to its proper end; its HTTP body may not have ended yet."""
         return self._translator.complete
 
     @property
@@ -72,7 +75,7 @@ class ReplyStream:
         return self
 
     def __next__(self) -> bytes:
-        """The next bytes; raises ``StopIteration`` when the reply has ended in whatever way."""
+        """The next bytes; raises ``StopIteration`` when the reply has ended, however it did."""
         while self.outcome is None:
             data = self._step()
             if data:
@@ -80,51 +83,51 @@ class ReplyStream:
         raise StopIteration
 
     def _step(self) -> bytes:
+        translator = self._translator
         try:
             chunk = self._exchange.read_chunk()
-            if chunk:
-                data = self._translator.feed(chunk)
-                if self._translator.error is not None:
-                    fault: StreamFault = "error event in stream"
-                    return data + self._fail("upstream_aborted", self._translator.error, fault)
-                if self._translator.complete:
-                    self._exchange.shorten_deadline(END_S)
-                return data
-            return self._finish()
+            data = translator.feed(chunk) if chunk else translator.finish()
         except (ClientGone, BackendTimeout, TransportError, ValueError) as error:
             return self._break(error)
+        if not chunk:
+            self._end_of_body()
+        elif translator.error is not None:
+            self._fail("upstream_aborted", translator.error, "error event in stream")
+        elif translator.complete:
+            self._exchange.shorten_deadline(END_S)
+        return data
+
+    def _end_of_body(self) -> None:
+        if self._translator.complete:
+            self._end("completed")
+        else:
+            self._fail("upstream_aborted", "stream ended early", "stream ended early")
 
     def _break(self, error: Exception) -> bytes:
         if self._translator.complete:  # nothing is missing; only the connection is lost
             self._exchange.close()
-            return self._finish()
+            self._end("completed")
+            return self._translator.finish()
         if isinstance(error, ClientGone):
             self._end("client_aborted")
-            return b""
-        if isinstance(error, BackendTimeout):
-            return self._fail("timeout", error.phase, "BackendTimeout")
-        return self._fail("upstream_aborted", str(error), _fault_of(error))
+        elif isinstance(error, BackendTimeout):
+            self._fail("timeout", error.phase, "BackendTimeout")
+        else:
+            self._fail("upstream_aborted", str(error), _fault_of(error))
+        return b""
 
-    def _finish(self) -> bytes:
-        data = self._translator.finish()
-        if self._translator.complete:
-            self._end("completed")
-            return data
-        return data + self._fail("upstream_aborted", "stream ended early", "stream ended early")
-
-    def _fail(self, outcome: Outcome, reason: str, fault: StreamFault) -> bytes:
-        """End the stream; what the client is told of it is written by the api layer."""
+    def _fail(self, outcome: Outcome, reason: str, fault: StreamFault) -> None:
+        """End the stream; what its client reads of the failure is written by the api layer."""
         self.failure, self.fault = reason, fault
         self._exchange.close()
         self._end(outcome)
-        return b""
 
     def _end(self, outcome: Outcome) -> None:
         self.outcome = outcome
         self.ended_s = time.monotonic()
 
     def close(self) -> None:
-        """Nobody reads on. What has not ended was given up by the client."""
+        """The client reads no more: a reply that has not ended yet was aborted by it."""
         if self.outcome is not None:
             return
         if self._translator.complete:  # the last byte was read, only the end of the body was not
@@ -147,7 +150,7 @@ class ReplyStream:
         self._end("completed")
 
     def _drain_rest(self) -> None:
-        """Read the backend to its end, so that the usage it reports at last is known."""
+        """Read the backend's reply to its end, where it reports the usage."""
         global _draining
         if _draining >= MAX_DRAINS:
             return
@@ -158,7 +161,7 @@ class ReplyStream:
                 self._translator.feed(chunk)
             self._translator.finish()
         except (TransportError, BackendTimeout, ClientGone, ValueError):
-            pass  # what was reported until here is what is known
+            pass  # the usage that was reported until here is what is known
         finally:
             _draining -= 1
 

@@ -1,8 +1,8 @@
 """The pooled ``requests`` session that every backend call goes through.
 
 A plain ``requests.Session`` with our own transport adapter below it: no environment proxies, no
-``.netrc``, no redirects, no cookie jar, no library retries. What ``Session.post`` would work out
-anew on each call (URL parsing, header merging, cookies) is prepared once per backend.
+``.netrc``, no redirects, no cookie jar, no library retries. What ``Session.post`` would do on each
+call (URL parsing, header merging, cookies) is done once per backend.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _NO_PROXIES: Final[dict[str, str]] = {}
 
 
 class BackendRequest(requests.PreparedRequest):
-    """A prepared request that also carries where it goes on the wire and how long it may wait."""
+    """A prepared request with its endpoint, its bytes on the wire and its deadlines."""
 
     def __init__(
         self,
@@ -124,7 +124,7 @@ class BackendSession(requests.Session):
         self.mount("https://", self.transport)
 
     def resolve_redirects(self, *_: Any, **__: Any) -> Iterator[Any]:
-        """Nothing: a redirect is an answer like any other, and never followed."""
+        """Nothing: a redirect is a reply like any other, and is never followed."""
         return iter(())
 
     def exchange(self, request: BackendRequest) -> Exchange:
@@ -156,7 +156,7 @@ def trusted_context() -> ssl.SSLContext:
     context.load_verify_locations(DEFAULT_CA_BUNDLE_PATH)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     # Python asks OpenSSL 3 to take a cut connection for a proper end; a reply without a declared
-    # length could then be cut short by anybody on the way.
+    # length could then be cut short by an attacker on the way.
     context.options &= ~ssl.OP_IGNORE_UNEXPECTED_EOF
     context.set_alpn_protocols(["http/1.1"])
     return context

@@ -1,4 +1,4 @@
-"""Where a backend is on the wire and what every request to it begins with."""
+"""Where a backend is, and how every request to it begins."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ReadCredential = Callable[[str], str | None]
 
 
 class CredentialMissing(Exception):
-    """The backend has a credential reference and nothing is behind it."""
+    """The backend has a reference to a credential, and there is none behind it."""
 
 
 class Target:

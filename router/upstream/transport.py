@@ -75,7 +75,7 @@ class _Parser(HTTPResponseParser):
             self.dirty = True
 
     def _on_status(self, message: str) -> None:
-        """The reason phrase means nothing to anybody."""
+        """The reason phrase is not used."""
 
     def _on_header_field(self, text: str) -> None:
         if self.head_done:
@@ -287,7 +287,7 @@ class Exchange:
         return left_s if left_s < CLIENT_CHECK_S else CLIENT_CHECK_S
 
     def _feed_head(self, data: bytes) -> None:
-        """Feed the head with ``?`` for whatever is not ASCII in it, and what follows as it is.
+        """Feed the head with ``?`` for each byte outside ASCII, and the body as it is.
 
         Up to geventhttpclient 2.4, the last for Python 3.10, the binding takes heads for UTF-8 and
         brings the process down when they are not, or when a read ends inside a character.

@@ -43,7 +43,7 @@ class MessagesStream:
 
     ``feed`` and ``finish`` return what may go to the client now; they raise ValueError when the
     backend sends something that is no Messages stream. Once ``complete`` or ``error`` is set,
-    whatever else arrives is ignored.
+    everything else that arrives is ignored.
     """
 
     usage: Usage | None
@@ -55,7 +55,7 @@ class MessagesStream:
     complete: bool
     """The reply ended properly and ``[DONE]`` went out."""
     error: str | None
-    """Why the backend gave up in the middle. Nothing of it goes out: the caller ends the stream."""
+    """Why the backend gave up in the middle; the client is not sent it."""
 
     def __init__(self, operation: Operation, *, include_usage: bool, created: int) -> None:
         self.usage = None
@@ -87,7 +87,7 @@ class MessagesStream:
         return b"".join(out)
 
     def finish(self) -> bytes:
-        """Take the end of the backend's bytes; whether the reply is whole, ``complete`` tells."""
+        """Take the end of the bytes; afterwards ``complete`` says whether the reply is whole."""
         if self._over():
             return b""
         try:
@@ -202,7 +202,7 @@ class MessagesStream:
     def _stop_block(self, event: Json) -> Iterator[bytes]:
         call = self._calls.pop(_index(event), None)
         if call is not None and not call.written:
-            # A call without arguments streams none, but clients parse what they have gathered.
+            # A call without arguments streams none, but clients parse the text that they collected.
             yield from self._arguments(call, "{}")
 
     def _arguments(self, call: _OpenCall, text: str) -> Iterator[bytes]:

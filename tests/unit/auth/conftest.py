@@ -54,7 +54,7 @@ class Stand:
     def authenticator(self, **choices: Any) -> Authenticator:
         """An authenticator over the stand's store, pepper and clock."""
         facts: dict[str, Any] = {
-            "keys": self.store,
+            "find_key": self.store.find_key,
             "pepper": self.pepper,
             "clock": self.clock,
             "nonces": NonceStore(),

@@ -8,12 +8,12 @@ from concurrent.futures import ThreadPoolExecutor
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router.auth.nonces import Nonces, NonceStore
+from router.auth.nonces import NonceStore
 
 NOW_S = 1_800_000_000.0
 
 
-def take(store: Nonces, nonces: Iterable[int], now_s: float = NOW_S) -> list[bool]:
+def take(store: NonceStore, nonces: Iterable[int], now_s: float = NOW_S) -> list[bool]:
     """Offer numbered nonces of one key."""
     return [store.accept("key_1", f"{number:016}", now_s) for number in nonces]
 
