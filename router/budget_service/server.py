@@ -1,7 +1,7 @@
 """The reference budget service: the router's own ledger behind HTTP.
 
-It answers what ``contracts/budget-service.openapi.json`` says, for routers whose
-``BUDGET_SERVICE_ENDPOINT`` leads here and for anybody else who wants to know.
+It implements ``contracts/budget-service.openapi.json``, for routers whose
+``BUDGET_SERVICE_ENDPOINT`` leads here and for any other client.
 """
 
 from __future__ import annotations
@@ -21,15 +21,7 @@ from router.config.loader import flatten_messages
 from router.config.schema.fields import is_id
 from router.limits.budgets.rebuilding import RebuildingLedger
 from router.limits.budgets.windows import Closed, Denied, ThresholdEvent, WindowSpec
-from router.limits.remote import contract as budget_contract
-from router.limits.remote import wire as budget_wire
-from router.limits.remote.encoding import (
-    plain_check,
-    plain_denied,
-    plain_reservation,
-    plain_state,
-    plain_threshold_events,
-)
+from router.limits.remote import contract, wire
 from router.limits.remote.wire import ReserveCommand, SettleCommand
 
 log = logging.getLogger(__name__)
@@ -40,14 +32,19 @@ WindowsOf = Callable[[str, str | None], Sequence[WindowSpec] | None]
 """The windows of an organization, and of its key if one is named; ``None`` when there is no such
 organization or key. Raises :class:`Unavailable`."""
 
-_CHECK: Final = budget_wire.CheckRequest()
-_RESERVE: Final = budget_wire.ReserveRequest()
-_SETTLE: Final = budget_wire.SettleRequest()
-_RELEASE: Final = budget_wire.ReleaseRequest()
+_CHECK: Final = wire.CheckRequest()
+_RESERVE: Final = wire.ReserveRequest()
+_SETTLE: Final = wire.SettleRequest()
+_RELEASE: Final = wire.ReleaseRequest()
+_CHECKED: Final = wire.CheckReply()
+_RESERVED: Final = wire.ReserveReply()
+_DENIED: Final = wire.DeniedReply()
+_SETTLED: Final = wire.SettleReply()
+_STATES: Final = wire.WindowsReply()
 
 
 class _Refused(Exception):
-    """An answer that is none: status, code and what to tell people."""
+    """A refusal: status, code, and a message for people."""
 
     def __init__(self, status: int, code: str, message: str, problems: Sequence[str] = ()) -> None:
         super().__init__(message)
@@ -57,49 +54,46 @@ class _Refused(Exception):
 
 
 class BudgetService:
-    """The views. They hold nothing: all there is to know is in the ledger."""
+    """The endpoints. They have no state: it is all in the ledger."""
 
     def __init__(
-        self, book: RebuildingLedger, windows_of: WindowsOf, ping: Callable[[], None]
+        self, ledger: RebuildingLedger, windows_of: WindowsOf, ping: Callable[[], None]
     ) -> None:
-        self._book = book
+        self._ledger = ledger
         self._windows_of = windows_of
         self._ping = ping
 
     def check(self) -> Response:
-        """Would it fit?"""
-        asked: ReserveCommand = _load(_CHECK)
-        check, threshold_events = self._book.check(
-            asked.organization_id, self._windows(asked), asked.amounts
+        """Whether the amounts would fit."""
+        command: ReserveCommand = _load(_CHECK)
+        check, threshold_events = self._ledger.check(
+            command.organization_id, self._windows(command), command.amounts
         )
-        _tell(asked.organization_id, threshold_events)
-        return _reply(plain_check(check))
+        _log(command.organization_id, threshold_events)
+        return _reply(_CHECKED.dump(check))
 
     def reserve(self) -> Response:
-        """Hold it."""
-        asked: ReserveCommand = _load(_RESERVE)
-        outcome, threshold_events = self._book.reserve(
-            asked.organization_id,
-            asked.lease_id,
-            self._windows(asked),
-            asked.amounts,
-            ttl_ms=asked.ttl_ms,
+        """Reserve the amounts."""
+        command: ReserveCommand = _load(_RESERVE)
+        outcome, threshold_events = self._ledger.reserve(
+            command.organization_id,
+            command.lease_id,
+            self._windows(command),
+            command.amounts,
+            ttl_ms=command.ttl_ms,
         )
         if isinstance(outcome, Closed):
             raise _Refused(409, "LEASE_ENDED", "this lease was settled or released before")
         if isinstance(outcome, Denied):
-            return _reply(plain_denied(outcome, threshold_events), 402)
-        reservation = plain_reservation(outcome)
-        return _reply(
-            {"reservation": reservation, "crossings": plain_threshold_events(threshold_events)}
-        )
+            return _reply(_DENIED.dump(_denied(outcome, threshold_events)), 402)
+        return _reply(_RESERVED.dump({"reservation": outcome, "crossings": threshold_events}))
 
     def settle(self) -> Response:
-        """Book it."""
+        """Book what was used, and free the rest."""
         return self._end(_load(_SETTLE))
 
     def release(self) -> Response:
-        """Let go of it."""
+        """Free what was reserved."""
         return self._end(_load(_RELEASE))
 
     def windows(self) -> Response:
@@ -115,9 +109,9 @@ class BudgetService:
         windows = self._windows_of(organization_id, key_id or None)
         if windows is None:
             raise _Refused(404, "NOT_FOUND", "no such organization, or no such key of it")
-        states, threshold_events = self._book.read(organization_id, windows)
-        _tell(organization_id, threshold_events)
-        return _reply({"windows": [plain_state(state) for state in states]})
+        states, threshold_events = self._ledger.read(organization_id, windows)
+        _log(organization_id, threshold_events)
+        return _reply(_STATES.dump({"windows": states}))
 
     def alive(self) -> Response:
         """The process answers."""
@@ -131,46 +125,45 @@ class BudgetService:
             return _reply({"status": "unavailable"}, 503)
         return _reply({"status": "ok"})
 
-    def _windows(self, asked: ReserveCommand) -> Sequence[WindowSpec]:
-        if asked.windows is not None:
-            return asked.windows
-        return self._windows_of(asked.organization_id, asked.key_id) or ()
+    def _windows(self, command: ReserveCommand) -> Sequence[WindowSpec]:
+        if command.windows is not None:
+            return command.windows
+        return self._windows_of(command.organization_id, command.key_id) or ()
 
-    def _end(self, asked: SettleCommand) -> Response:
-        settlement = self._book.settle(asked.reservation, asked.amounts)
-        threshold_events = plain_threshold_events(settlement.threshold_events)
-        return _reply({"booked": settlement.booked, "crossings": threshold_events})
+    def _end(self, command: SettleCommand) -> Response:
+        settlement = self._ledger.settle(command.reservation, command.amounts)
+        return _reply(_SETTLED.dump(settlement))
 
 
 def create_app(
-    book: RebuildingLedger,
+    ledger: RebuildingLedger,
     *,
     windows_of: WindowsOf = lambda _organization_id, _key_id: None,
     ping: Callable[[], None] = lambda: None,
     token: str | None = None,
 ) -> Flask:
-    """The service as a WSGI application. With ``token`` it answers only to those who bring it, on
-    health alone to everybody."""
+    """The service as a WSGI application. With ``token`` only clients that send it get an answer,
+    except on the health endpoints."""
     app = Flask("budget-service", static_folder=None)
-    app.config["MAX_CONTENT_LENGTH"] = budget_contract.MAX_BODY_BYTES
+    app.config["MAX_CONTENT_LENGTH"] = contract.MAX_BODY_BYTES
     app.config["PROPAGATE_EXCEPTIONS"] = False
     app.config["PROVIDE_AUTOMATIC_OPTIONS"] = False
-    service = BudgetService(book, windows_of, ping)
+    service = BudgetService(ledger, windows_of, ping)
     for path, view in (
-        (budget_contract.CHECK, service.check),
-        (budget_contract.RESERVE, service.reserve),
-        (budget_contract.SETTLE, service.settle),
-        (budget_contract.RELEASE, service.release),
+        (contract.CHECK, service.check),
+        (contract.RESERVE, service.reserve),
+        (contract.SETTLE, service.settle),
+        (contract.RELEASE, service.release),
     ):
         app.post(path)(view)
     for path, view in (
-        (budget_contract.WINDOWS, service.windows),
-        (budget_contract.ALIVE, service.alive),
-        (budget_contract.READY, service.ready),
+        (contract.WINDOWS, service.windows),
+        (contract.ALIVE, service.alive),
+        (contract.READY, service.ready),
     ):
         app.get(path)(view)
     if token is not None:
-        app.before_request(lambda: _demand(token))
+        app.before_request(lambda: _require(token))
     app.register_error_handler(_Refused, _on_refused)
     app.register_error_handler(Unavailable, _on_unavailable)
     app.register_error_handler(HTTPException, _on_http_error)
@@ -178,8 +171,8 @@ def create_app(
     return app
 
 
-def _demand(token: str) -> None:
-    if request.path in (budget_contract.ALIVE, budget_contract.READY):
+def _require(token: str) -> None:
+    if request.path in (contract.ALIVE, contract.READY):
         return
     scheme, _, given = request.headers.get("Authorization", "").partition(" ")
     right = hmac.compare_digest(given.strip().encode(), token.encode())
@@ -188,7 +181,7 @@ def _demand(token: str) -> None:
 
 
 def _load(schema: Schema) -> Any:
-    """The body as the value that it stands for."""
+    """The body as the value of the schema; raises :class:`_Refused`."""
     body = request.get_data(cache=False)
     if request.content_length is not None and len(body) != request.content_length:
         raise _Refused(400, "INVALID_REQUEST", "the body is shorter than announced")
@@ -201,8 +194,23 @@ def _load(schema: Schema) -> Any:
         raise _Refused(400, "INVALID_REQUEST", "the body is wrong", problems) from None
 
 
-def _tell(organization_id: str, threshold_events: Sequence[ThresholdEvent]) -> None:
-    """Thresholds that a rebuild found, where the answer has no place for them."""
+def _denied(denied: Denied, threshold_events: Sequence[ThresholdEvent]) -> dict[str, Any]:
+    """The values of a :class:`wire.DeniedReply`."""
+    window = denied.binding.window
+    is_budget = window.unit == "usd"
+    return {
+        "error": f"the {'budget' if is_budget else 'quota'} '{window.name}' is exhausted",
+        "code": "BUDGET_EXCEEDED" if is_budget else "QUOTA_EXCEEDED",
+        "binding": denied.binding,
+        "this_request": denied.this_request,
+        "windows": denied.states,
+        "dropped": denied.dropped,
+        "crossings": threshold_events,
+    }
+
+
+def _log(organization_id: str, threshold_events: Sequence[ThresholdEvent]) -> None:
+    """Log the thresholds that a rebuild found, where the reply has no field for them."""
     for found in threshold_events:
         facts = {"organization_id": organization_id, "window": found.window.id}
         log.warning("budget threshold reached", extra={**facts, "percent": found.percent})
@@ -231,7 +239,7 @@ def _on_http_error(error: HTTPException) -> Response:
     code, message = {
         404: ("NOT_FOUND", "no such endpoint"),
         405: ("METHOD_NOT_ALLOWED", "this endpoint has another method"),
-        413: ("BODY_TOO_LARGE", f"more than {budget_contract.MAX_BODY_BYTES} bytes"),
+        413: ("BODY_TOO_LARGE", f"more than {contract.MAX_BODY_BYTES} bytes"),
     }.get(error.code or 400, ("INVALID_REQUEST", "the request is malformed"))
     reply = _on_refused(_Refused(error.code or 400, code, message))
     for name, value in error.get_headers():

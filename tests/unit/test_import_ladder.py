@@ -44,8 +44,9 @@ OWNERS: Mapping[str, frozenset[str]] = {
     "werkzeug": FLASK_OWNERS,
     "redis": frozenset({"router.redis"}),
     "kafka": frozenset({"router.agent"}),
+    "requests": frozenset({"router.upstream"}),
     # The budget service is asked by limits, which must not know how backends are called.
-    "requests": frozenset({"router.upstream", "router.limits.remote.session"}),
+    "urllib3": frozenset({"router.limits.remote.session"}),
     "sqlite3": SQL_OWNERS,
     "sqlalchemy": SQL_OWNERS,
 }
@@ -298,7 +299,7 @@ def test_a_package_file_resolves_relative_imports_from_itself() -> None:
         ("router.redis.pool", "router.agent.mirror", "import redis"),
         ("router.agent.kafka", "router.spool.writer", "from kafka import KafkaProducer"),
         ("router.upstream.session", "router.routing.health", "import requests"),
-        ("router.limits.remote.session", "router.limits.remote.client", "import requests"),
+        ("router.limits.remote.session", "router.limits.remote.client", "import urllib3"),
         ("router.store.engine", "router.records.recorder", "import sqlite3"),
     ],
 )

@@ -10,7 +10,7 @@ from apispec.ext.marshmallow import MarshmallowPlugin
 from marshmallow import Schema
 
 from router.config.settings import Settings
-from router.limits.remote import wire as budget_wire
+from router.limits.remote import wire
 
 API_VERSION: Final = "1.0.0"
 CHECK: Final = "/v1/budget/check"
@@ -23,35 +23,41 @@ ALIVE: Final = "/healthz"
 
 MAX_BODY_BYTES: Final = 1024 * 1024
 
-_SCHEMAS: Final[tuple[type[Schema], ...]] = (
-    budget_wire.CheckRequest,
-    budget_wire.CheckReply,
-    budget_wire.ReserveRequest,
-    budget_wire.ReserveReply,
-    budget_wire.DeniedReply,
-    budget_wire.SettleRequest,
-    budget_wire.SettleReply,
-    budget_wire.ReleaseRequest,
-    budget_wire.WindowsReply,
-    budget_wire.ErrorReply,
-    budget_wire.HealthReply,
-)
+_SCHEMAS: Final[Mapping[str, type[Schema]]] = {
+    "Window": wire.WindowSchema,
+    "Amounts": wire.AmountsSchema,
+    "State": wire.StateSchema,
+    "Held": wire.ReservedWindowSchema,
+    "Reservation": wire.ReservationSchema,
+    "ThresholdEvent": wire.ThresholdEventSchema,
+    "CheckRequest": wire.CheckRequest,
+    "CheckReply": wire.CheckReply,
+    "ReserveRequest": wire.ReserveRequest,
+    "ReserveReply": wire.ReserveReply,
+    "DeniedReply": wire.DeniedReply,
+    "SettleRequest": wire.SettleRequest,
+    "SettleReply": wire.SettleReply,
+    "ReleaseRequest": wire.ReleaseRequest,
+    "WindowsReply": wire.WindowsReply,
+    "ErrorReply": wire.ErrorReply,
+    "HealthReply": wire.HealthReply,
+}
 
 _DESCRIPTION: Final = """\
 What the API Router asks of the service that holds its budgets (`BUDGET_SERVICE_ENDPOINT`), and what
 `routerctl budget-service` answers.
 
 **A service may be as small as `POST /v1/budget/check`** with `{"allowed": true}` or
-`{"allowed": false}` as its whole answer. Whoever answers 404, 405 or 501 to a reservation is asked
-for checks instead, and nothing is held between the check and the end of a call: calls that run at
-the same time may overspend together. Reservations are what makes a budget exact.
+`{"allowed": false}` as its whole answer. Where a service answers 404, 405 or 501 to a reservation,
+the router asks for checks instead, and nothing is reserved between the check and the end of a call:
+calls that run at the same time may overspend together. Reservations are what makes a budget exact.
 
 Amounts are whole numbers: nano-USD (10⁻⁹ USD), tokens, requests. Fields of a request that are not
 listed are refused; a reply may hold more than is listed.
 
-Every answer must be JSON, at most 1 MiB, whole within `BUDGET_SERVICE_TIMEOUT` of the question.
+Every answer must be JSON, at most 1 MiB, whole within `BUDGET_SERVICE_TIMEOUT` of the request.
 Anything else counts as no answer: the router then does what `ROUTER_BUDGET_FALLBACK` says. Every
-question may come twice, and a second one with the same `lease_id` must change nothing.
+request may come twice, and a second one with the same `lease_id` must change nothing.
 """
 
 _ERRORS: Final[Mapping[str, tuple[str, str]]] = {
@@ -65,129 +71,103 @@ _ERRORS: Final[Mapping[str, tuple[str, str]]] = {
 
 def openapi() -> dict[str, Any]:
     """The OpenAPI 3.1 document."""
-    plugin = MarshmallowPlugin(schema_name_resolver=_name)
-    spec = APISpec("budget service", API_VERSION, openapi_version="3.1.0", plugins=[plugin])
-    for schema in _SCHEMAS:
-        spec.components.schema(_name(schema), schema=schema)
-    components = spec.to_dict()["components"]["schemas"]
-    assert plugin.converter is not None
-    for key in plugin.converter.refs:
-        words = " ".join((key[0].__doc__ or "").split()).replace("``", "`")
-        components[_name(key[0])]["description"] = words
-    return {
-        "openapi": "3.1.0",
-        "info": {
-            "title": "Budget service of the API Router",
-            "version": API_VERSION,
-            "description": _DESCRIPTION,
-        },
-        "servers": [
-            {
-                "url": f"http://{Settings().budget_service_bind}",
-                "description": "routerctl budget-service (BUDGET_SERVICE_BIND)",
-            }
-        ],
-        "paths": _paths(),
-        "components": {
-            "schemas": components,
-            "responses": {name: _json(text, "ErrorReply") for name, text in _ERRORS.values()},
-            "securitySchemes": {
-                "Token": {
-                    "type": "http",
-                    "scheme": "bearer",
-                    "description": "BUDGET_SERVICE_TOKEN; without it nobody is asked for one.",
-                }
-            },
-        },
+    server = {
+        "url": f"http://{Settings().budget_service_bind}",
+        "description": "routerctl budget-service (BUDGET_SERVICE_BIND)",
     }
+    spec = APISpec(
+        "Budget service of the API Router",
+        API_VERSION,
+        openapi_version="3.1.0",
+        plugins=[MarshmallowPlugin()],
+        info={"description": _DESCRIPTION},
+        servers=[server],
+    )
+    token = "BUDGET_SERVICE_TOKEN; without it nobody is asked for one."
+    spec.components.security_scheme(
+        "Token", {"type": "http", "scheme": "bearer", "description": token}
+    )
+    for name, schema in _SCHEMAS.items():
+        words = " ".join((schema.__doc__ or "").split()).replace("``", "`")
+        spec.components.schema(name, {"description": words}, schema=schema)
+    for name, text in _ERRORS.values():
+        spec.components.response(name, _json(text, "ErrorReply"))
+    for path, method, operation in _operations():
+        spec.path(path, operations={method: operation})
+    return spec.to_dict()
 
 
-def _paths() -> dict[str, Any]:
-    exhausted = {"402": _json("Held in no window.", "DeniedReply")}
+def _operations() -> list[tuple[str, str, dict[str, Any]]]:
+    exhausted = {"402": _json("Reserved in no window.", "DeniedReply")}
     ended = {"409": _json("LEASE_ENDED: it was settled or released before.", "ErrorReply")}
-    return {
-        CHECK: _post("check", "Would it fit? Holds nothing.", "Check"),
-        RESERVE: _post(
-            "reserve", "Hold it in all windows, or in none.", "Reserve", exhausted | ended
-        ),
-        SETTLE: _post("settle", "Book what was used, and hold no more.", "Settle"),
-        RELEASE: _post("release", "Hold no more.", "Release", reply="Settle"),
-        WINDOWS: {
-            "get": {
-                "operationId": "listWindows",
-                "summary": "What the counters say. The service has to know the router's document.",
-                "security": [{"Token": []}, {}],
-                "parameters": [
-                    _parameter("organization_id", "Who pays.", required=True),
-                    _parameter("key_id", "One of its keys, for the windows of that key as well."),
-                ],
-                "responses": {
-                    "200": _json("Found.", "WindowsReply"),
-                    **_failures("400", "401", "500", "503"),
-                    "404": _json(
-                        "NOT_FOUND: no such organization, or no such key of it.", "ErrorReply"
-                    ),
-                },
-            }
-        },
-        ALIVE: _health("getHealth", "The process answers."),
-        READY: _health("getReadiness", "The ledger answers.", away=True),
-    }
+    unknown = {"404": _json("NOT_FOUND: no such organization, or no such key of it.", "ErrorReply")}
+    windows = _operation(
+        "listWindows",
+        "What the counters say. The service has to know the router's document.",
+        {"200": _json("Found.", "WindowsReply"), **_failures("400", "401", "500", "503")} | unknown,
+        security=_SECURITY,
+        parameters=[
+            _parameter("organization_id", "Who pays.", required=True),
+            _parameter("key_id", "One of its keys, for the windows of that key as well."),
+        ],
+    )
+    yes, no = {"200": _json("Yes.", "HealthReply")}, {"503": _json("No.", "HealthReply")}
+    reserve = _post(
+        "reserve", "Reserve it in all windows, or in none.", "Reserve", exhausted | ended
+    )
+    return [
+        (CHECK, "post", _post("check", "Would it fit? Reserves nothing.", "Check")),
+        (RESERVE, "post", reserve),
+        (SETTLE, "post", _post("settle", "Book what was used, and free the rest.", "Settle")),
+        (RELEASE, "post", _post("release", "Free it.", "Release", reply="SettleReply")),
+        (WINDOWS, "get", windows),
+        (ALIVE, "get", _operation("getHealth", "The process answers.", yes)),
+        (READY, "get", _operation("getReadiness", "The ledger answers.", yes | no)),
+    ]
+
+
+_SECURITY: Final[list[dict[str, list[str]]]] = [{"Token": []}, {}]
+
+
+def _operation(
+    operation_id: str, summary: str, responses: Mapping[str, Any], **more: Any
+) -> dict[str, Any]:
+    return {"operationId": operation_id, "summary": summary, "responses": responses, **more}
 
 
 def _post(
-    operation: str,
+    operation_id: str,
     summary: str,
     name: str,
-    more: Mapping[str, Any] | None = None,
+    responses: Mapping[str, Any] | None = None,
     *,
     reply: str | None = None,
 ) -> dict[str, Any]:
-    body = {"application/json": {"schema": _schema(f"{name}Request")}}
-    return {
-        "post": {
-            "operationId": operation,
-            "summary": summary,
-            "security": [{"Token": []}, {}],
-            "requestBody": {"required": True, "content": body},
-            "responses": {
-                "200": _json("Done.", f"{reply or name}Reply"),
-                **_failures(*_ERRORS),
-                **(more or {}),
-            },
-        }
-    }
-
-
-def _health(operation: str, summary: str, *, away: bool = False) -> dict[str, Any]:
-    responses = {"200": _json("Yes.", "HealthReply")}
-    if away:
-        responses["503"] = _json("No.", "HealthReply")
-    return {"get": {"operationId": operation, "summary": summary, "responses": responses}}
+    done = {"200": _json("Done.", reply or f"{name}Reply")}
+    content = {"application/json": {"schema": f"{name}Request"}}
+    return _operation(
+        operation_id,
+        summary,
+        {**done, **_failures(*_ERRORS), **(responses or {})},
+        security=_SECURITY,
+        requestBody={"required": True, "content": content},
+    )
 
 
 def _parameter(name: str, text: str, *, required: bool = False) -> dict[str, Any]:
+    schema = {"type": "string", "minLength": 1, "maxLength": 128}
     return {
         "name": name,
         "in": "query",
         "required": required,
         "description": text,
-        "schema": {"type": "string", "minLength": 1, "maxLength": 128},
+        "schema": schema,
     }
 
 
 def _json(text: str, schema: str) -> dict[str, Any]:
-    return {"description": text, "content": {"application/json": {"schema": _schema(schema)}}}
+    return {"description": text, "content": {"application/json": {"schema": schema}}}
 
 
-def _failures(*statuses: str) -> dict[str, Any]:
-    return {status: {"$ref": f"#/components/responses/{_ERRORS[status][0]}"} for status in statuses}
-
-
-def _schema(name: str) -> dict[str, str]:
-    return {"$ref": f"#/components/schemas/{name}"}
-
-
-def _name(schema: Any) -> str:
-    owner = schema if isinstance(schema, type) else type(schema)
-    return owner.__name__.removesuffix("Schema")
+def _failures(*statuses: str) -> dict[str, str]:
+    return {status: _ERRORS[status][0] for status in statuses}

@@ -1,13 +1,15 @@
-"""What router and budget service say to one another: JSON → values, and the contract's schemas.
+"""The messages between router and budget service: one description of each, for both directions.
 
-``encoding`` is the way back. Amounts are whole nano-USD (10⁻⁹ USD), tokens or requests. Requests
-are closed: an unknown field is a mistake. Replies may hold more than is understood here.
+``load`` turns JSON into a value, ``dump`` turns the value back, and the contract is generated from
+the same fields. Amounts are whole nano-USD (10⁻⁹ USD), tokens or requests. Requests are closed: an
+unknown field is a mistake. Replies may hold more than is understood here.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Final
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Final
 
 from marshmallow import EXCLUDE, ValidationError, post_load, validate
 
@@ -35,7 +37,7 @@ MAX_TOTAL: Final = 2**53
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """Whether a call would fit, with nothing held. ``binding`` refused, and resets last."""
+    """Whether a call would fit; nothing is reserved. ``binding`` refused, and resets last."""
 
     allowed: bool
     binding: WindowState | None
@@ -46,7 +48,7 @@ class Check:
 
 @dataclass(frozen=True, slots=True)
 class ReserveCommand:
-    """A reservation as it was asked for; ``windows`` ``None`` are those that the service knows."""
+    """A reservation, or a check, to be made; ``windows`` ``None`` are those the service knows."""
 
     organization_id: str
     key_id: str | None
@@ -58,10 +60,37 @@ class ReserveCommand:
 
 @dataclass(frozen=True, slots=True)
 class SettleCommand:
-    """What is to become of a reservation."""
+    """A reservation to be ended, and what the call has used of it."""
 
     reservation: Reservation
-    amounts: Amounts
+    amounts: Amounts = field(default_factory=lambda: NOTHING)
+
+
+class Message(Mapping):
+    """A message, or a part of one, which stands for a value of the type ``makes``."""
+
+    makes: ClassVar[Callable[..., Any]] = dict
+
+    @post_load
+    def _make(self, data: dict[str, Any], **_: Any) -> Any:
+        try:
+            return type(self).makes(**data)
+        except ValueError as error:
+            raise ValidationError(str(error)) from None
+
+
+class OpenMessage(Message):
+    """One that may hold more fields than are listed; they are dropped."""
+
+    class Meta:
+        unknown = EXCLUDE
+
+
+class Items(ListOf):
+    """A list, as a tuple."""
+
+    def _deserialize(self, *args: Any, **kwargs: Any) -> tuple[Any, ...]:  # type: ignore[override]
+        return tuple(super()._deserialize(*args, **kwargs))
 
 
 def _amount(text: str, **options: Any) -> Integer:
@@ -80,24 +109,29 @@ def _lease(text: str = "Names the reservation, from the caller.") -> Text:
     return Text(required=True, lengths=(1, 128), metadata=about(text, minLength=1, maxLength=128))
 
 
+def _list(item: Any, text: str, most: int | None = None, **options: Any) -> Items:
+    """An optional list; without it, an empty one."""
+    if most is not None:
+        options["validate"] = validate.Length(max=most, error=f"must have at most {most}")
+    return Items(item, load_default=(), metadata=about(text, default=[]), **options)
+
+
 # --- parts ----------------------------------------------------------------------------------
 
 
-class AmountsSchema(Mapping):
+class AmountsSchema(Message):
     """What a call uses, or may use."""
 
+    makes = Amounts
     cost_nanos = _amount("Nano-USD.", required=True)
     tokens = _amount("Input and output.", required=True)
     requests = _amount("Calls.", load_default=1)
 
-    @post_load
-    def make(self, data: dict[str, Any], **_: Any) -> Amounts:
-        return Amounts(**data)
 
-
-class WindowSchema(Mapping):
+class WindowSchema(Message):
     """A budget or quota, of an organization or of one of its keys."""
 
+    makes: ClassVar[Callable[..., Any]] = WindowSpec
     name = Text(required=True, lengths=(1, 128), metadata=about("Its name in the document."))
     unit = Choice(("usd", "tokens", "requests"), required=True, metadata=about("What it counts."))
     period = Choice(
@@ -111,82 +145,78 @@ class WindowSchema(Mapping):
     timezone = Zone(load_default="UTC", metadata=about("IANA name; its midnights begin periods."))
     scope = Choice(("org", "key"), load_default="org", metadata=about("Whose it is."))
     subject = Text(load_default="", metadata=about("The key's id; empty for an organization's."))
-    thresholds = ListOf(
-        Integer(1, 100),
-        load_default=list,
-        validate=validate.Length(max=100, error="must have at most 100"),
-        metadata=about("Percentages that are reported when they are reached.", default=[]),
+    thresholds = _list(
+        Integer(1, 100), "Percentages that are reported when they are reached.", most=100
     )
     enforced = Flag(load_default=True, metadata=about("false refuses nothing."))
 
-    @post_load
-    def make(self, data: dict[str, Any], **_: Any) -> Any:
-        return _window(data)
+
+class _InPeriod(OpenMessage):
+    """A part whose value has a ``period``, of which the bounds are fields of their own."""
+
+    def get_attribute(self, obj: Any, attr: str, default: Any) -> Any:
+        """The attribute of ``obj`` that a field shows."""
+        part = obj.period if attr in ("start_ms", "end_ms") else obj
+        return super().get_attribute(part, attr, default)
 
 
-class HeldSchema(Mapping):
-    """A window in the period in which the call was admitted, and what is held of it."""
+def _reserved(window: WindowSpec, start_ms: int, end_ms: int | None, amount: int) -> ReservedWindow:
+    return ReservedWindow(window, Period(start_ms, end_ms), amount)
 
+
+class ReservedWindowSchema(_InPeriod):
+    """A window in the period in which the call was admitted, and what is reserved in it."""
+
+    makes = _reserved
     window = Nested(WindowSchema, required=True, unknown=EXCLUDE, metadata=about("The window."))
     start_ms = _time("Beginning of the period, ms since the epoch.", required=True)
     end_ms = _time("Its end; null for never.", required=True, allow_none=True)
-    amount = _amount("What is held, in the window's unit.", required=True)
-
-    class Meta:
-        unknown = EXCLUDE
-
-    @post_load
-    def make(self, data: dict[str, Any], **_: Any) -> ReservedWindow:
-        return ReservedWindow(
-            data["window"], Period(data["start_ms"], data["end_ms"]), data["amount"]
-        )
+    amount = _amount("What is reserved, in the window's unit.", required=True)
 
 
-class StateSchema(WindowSchema):
+def _state(
+    start_ms: int, end_ms: int | None, settled: int, reserved: int, **window: Any
+) -> WindowState:
+    return WindowState(WindowSpec(**window), Period(start_ms, end_ms), settled, reserved)
+
+
+class StateSchema(_InPeriod, WindowSchema):
     """A window with what its counter says."""
 
+    makes = _state
     start_ms = _time("Beginning of the period, ms since the epoch.", load_default=0)
     end_ms = _time("Its end; null for never.", load_default=None, allow_none=True)
     settled = _total("Used by calls that have ended.")
-    reserved = _total("Held by calls that are running.")
+    reserved = _total("Reserved by calls that are running.")
 
-    class Meta:
-        unknown = EXCLUDE
-
-    @post_load
-    def make(self, data: dict[str, Any], **_: Any) -> WindowState:
-        period = Period(data.pop("start_ms"), data.pop("end_ms"))
-        settled, reserved = data.pop("settled"), data.pop("reserved")
-        return WindowState(_window(data), period, settled, reserved)
+    def get_attribute(self, obj: WindowState, attr: str, default: Any) -> Any:
+        """The attribute of ``obj``, or of its window, that a field shows."""
+        is_of_window = attr in WindowSchema._declared_fields
+        return super().get_attribute(obj.window if is_of_window else obj, attr, default)
 
 
-def _states(text: str) -> ListOf:
-    return ListOf(
-        Nested(StateSchema),
-        load_default=list,
-        validate=validate.Length(max=MAX_WINDOWS, error=f"must have at most {MAX_WINDOWS}"),
-        metadata=about(text, default=[]),
-    )
+_BINDING: Final = about("Of the windows that refuse, the one that begins anew last.")
 
 
-def _dropped() -> ListOf:
-    return ListOf(
-        Text(),
-        load_default=list,
-        metadata=about("Leases of calls that never ended, found expired by this one.", default=[]),
-    )
+def _states(text: str = "All windows of the call.", **options: Any) -> Items:
+    return _list(Nested(StateSchema), text, most=MAX_WINDOWS, **options)
 
 
-class ReservationSchema(Mapping):
-    """What a call holds. To be handed back as it is when the call ends."""
+def _dropped() -> Items:
+    return _list(Text(), "Leases of calls that never ended, found expired by this one.")
 
+
+class ReservationSchema(OpenMessage):
+    """What a call has reserved. To be handed back as it is when the call ends."""
+
+    makes = Reservation
     lease_id = _lease()
     organization_id = Identifier(required=True, metadata=about("Who pays."))
-    windows = ListOf(
-        Nested(HeldSchema),
+    windows = Items(
+        Nested(ReservedWindowSchema),
         required=True,
         validate=validate.Length(max=MAX_WINDOWS, error=f"must have at most {MAX_WINDOWS}"),
-        metadata=about("What is held where."),
+        metadata=about("What is reserved where."),
     )
     reserved_at_ms = _time(
         "When; null if the caller never learned whether it was.", load_default=None, allow_none=True
@@ -195,52 +225,30 @@ class ReservationSchema(Mapping):
     dropped = _dropped()
     shadow_denied = _states("Windows that would have refused, had they been enforced.")
 
-    class Meta:
-        unknown = EXCLUDE
 
-    @post_load
-    def make(self, data: dict[str, Any], **_: Any) -> Reservation:
-        return Reservation(
-            **{
-                **data,
-                "windows": tuple(data["windows"]),
-                "dropped": tuple(data["dropped"]),
-                "shadow_denied": tuple(data["shadow_denied"]),
-            }
-        )
-
-
-class ThresholdEventSchema(Mapping):
+class ThresholdEventSchema(OpenMessage):
     """A threshold that was reached just now."""
 
+    makes = ThresholdEvent
     window = Nested(WindowSchema, required=True, unknown=EXCLUDE, metadata=about("Of this window."))
     percent = Integer(1, 100, required=True, metadata=about("Of its limit."))
 
-    class Meta:
-        unknown = EXCLUDE
 
-    @post_load
-    def make(self, data: dict[str, Any], **_: Any) -> ThresholdEvent:
-        return ThresholdEvent(data["window"], data["percent"])
-
-
-def _threshold_events() -> ListOf:
-    return ListOf(
-        Nested(ThresholdEventSchema),
-        load_default=list,
-        metadata=about("Thresholds that were reached; each is told once a period.", default=[]),
-    )
+def _threshold_events(**options: Any) -> Items:
+    text = "Thresholds that were reached; each is reported once a period."
+    return _list(Nested(ThresholdEventSchema), text, **options)
 
 
 # --- requests -------------------------------------------------------------------------------
 
 
-class CheckRequest(Mapping):
+class CheckRequest(Message):
     """Would these amounts fit?"""
 
+    makes = ReserveCommand
     organization_id = Identifier(required=True, metadata=about("Who pays."))
     key_id = Identifier(load_default=None, allow_none=True, metadata=about("The caller's key."))
-    windows = ListOf(
+    windows = Items(
         Nested(WindowSchema),
         load_default=None,
         allow_none=True,
@@ -253,16 +261,11 @@ class CheckRequest(Mapping):
         metadata=about("What the call may use; without it the windows are only read."),
     )
 
-    @post_load
-    def make(self, data: dict[str, Any], **_: Any) -> ReserveCommand:
-        windows = data["windows"]
-        return ReserveCommand(**{**data, "windows": None if windows is None else tuple(windows)})
-
 
 class ReserveRequest(CheckRequest):
-    """Hold these amounts, in all windows or in none."""
+    """Reserve these amounts, in all windows or in none."""
 
-    lease_id = _lease("Names the reservation: asked for twice, it is held once.")
+    lease_id = _lease("Names the reservation: asked for twice, it is reserved once.")
     amounts = Nested(AmountsSchema, required=True, metadata=about("What the call may use."))
     ttl_ms = Integer(
         1,
@@ -272,18 +275,15 @@ class ReserveRequest(CheckRequest):
     )
 
 
-class ReleaseRequest(Mapping):
-    """Give back what is held; nothing was used."""
+class ReleaseRequest(Message):
+    """Give back what is reserved; nothing was used."""
 
+    makes = SettleCommand
     reservation = Nested(ReservationSchema, required=True, metadata=about("As it was answered."))
-
-    @post_load
-    def make(self, data: dict[str, Any], **_: Any) -> SettleCommand:
-        return SettleCommand(data["reservation"], data.get("amounts", NOTHING))
 
 
 class SettleRequest(ReleaseRequest):
-    """Book what was used and give back what is held: once, however often it is asked."""
+    """Book what was used and give back what is reserved: once, however often it is asked."""
 
     amounts = Nested(AmountsSchema, required=True, metadata=about("What the call has used."))
 
@@ -291,39 +291,25 @@ class SettleRequest(ReleaseRequest):
 # --- replies --------------------------------------------------------------------------------
 
 
-class _Reply(Mapping):
-    class Meta:
-        unknown = EXCLUDE
-
-
-class CheckReply(_Reply):
+class CheckReply(OpenMessage):
     """``allowed`` is all that a service has to say."""
 
+    makes = Check
     allowed = Flag(required=True, metadata=about("Whether the call may go on."))
-    binding = Nested(
-        StateSchema,
-        load_default=None,
-        allow_none=True,
-        metadata=about("Of the windows that refuse, the one that begins anew last."),
-    )
+    binding = Nested(StateSchema, load_default=None, allow_none=True, metadata=_BINDING)
     this_request = _amount("What the call asks of that window.", load_default=0)
-    windows = _states("All windows of the call.")
-
-    @post_load
-    def make(self, data: dict[str, Any], **_: Any) -> Check:
-        states = tuple(data["windows"])
-        return Check(data["allowed"], data["binding"], data["this_request"], states)
+    windows = _states(attribute="states")
 
 
-class ReserveReply(_Reply):
-    """Held in all windows."""
+class ReserveReply(OpenMessage):
+    """Reserved in all windows."""
 
     reservation = Nested(ReservationSchema, required=True, metadata=about("To be handed back."))
     crossings = _threshold_events()
 
 
-class DeniedReply(_Reply):
-    """Held in no window."""
+class DeniedReply(OpenMessage):
+    """Reserved in no window."""
 
     error = Text(required=True, metadata=about("For people."))
     code = Choice(
@@ -331,54 +317,36 @@ class DeniedReply(_Reply):
         required=True,
         metadata=about("Budgets are in USD, quotas in tokens or requests."),
     )
-    binding = Nested(
-        StateSchema,
-        required=True,
-        metadata=about("Of the windows that refuse, the one that begins anew last."),
-    )
+    binding = Nested(StateSchema, required=True, metadata=_BINDING)
     this_request = _amount("What the call asks of that window.", required=True)
-    windows = _states("All windows of the call.")
+    windows = _states()
     dropped = _dropped()
     crossings = _threshold_events()
 
 
-class SettleReply(_Reply):
+class SettleReply(OpenMessage):
     """Ended."""
 
+    makes = Settlement
     booked = Flag(required=True, metadata=about("false: it had been ended before."))
-    crossings = _threshold_events()
-
-    @post_load
-    def make(self, data: dict[str, Any], **_: Any) -> Settlement:
-        return Settlement(data["booked"], tuple(data["crossings"]))
+    crossings = _threshold_events(attribute="threshold_events")
 
 
-class WindowsReply(_Reply):
+class WindowsReply(OpenMessage):
     """What the enforcing counters say."""
 
     windows = _states("All windows of the organization, and of the key if one was named.")
 
 
-class ErrorReply(_Reply):
+class ErrorReply(OpenMessage):
     """Why there is no answer."""
 
     error = Text(required=True, lengths=(0, 4096), metadata=about("For people."))
     code = Text(required=True, metadata=about("For programs."))
-    problems = ListOf(
-        Text(lengths=(0, 4096)),
-        load_default=list,
-        metadata=about("Each mistake of a request, with its path.", default=[]),
-    )
+    problems = _list(Text(lengths=(0, 4096)), "Each mistake of a request, with its path.")
 
 
-class HealthReply(_Reply):
+class HealthReply(OpenMessage):
     """How the service is."""
 
     status = Choice(("ok", "unavailable"), required=True, metadata=about("Whether it can answer."))
-
-
-def _window(data: dict[str, Any]) -> WindowSpec:
-    try:
-        return WindowSpec(**{**data, "thresholds": tuple(data["thresholds"])})
-    except ValueError as error:
-        raise ValidationError(str(error)) from None

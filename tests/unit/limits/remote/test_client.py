@@ -32,7 +32,7 @@ from router.limits.budgets.windows import (
     WindowSpec,
     WindowState,
 )
-from router.limits.remote.client import ASK_AGAIN_S, BudgetClient
+from router.limits.remote.client import CHECKS_ONLY_S, BudgetClient
 from router.limits.remote.contract import openapi
 from router.limits.remote.session import MAX_REPLY_BYTES, BudgetSession
 from tests.fakes.raw_server import (
@@ -213,7 +213,7 @@ def test_a_plain_service_is_asked_for_checks(status: int) -> None:
     assert client.only_checks
     paths = [path.rpartition("/")[2] for path, _ in session.asked]
     assert paths == ["reserve", "check", "check"]
-    now_s[0] = ASK_AGAIN_S
+    now_s[0] = CHECKS_ONLY_S
     session.answers = [(200, {"reservation": RESERVATION})]
     assert reserve(client) == Reservation("a", "acme", (ReservedWindow(SPEND, DAY, 100),), 5, "7")
 
