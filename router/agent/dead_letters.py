@@ -1,4 +1,4 @@
-"""Records that a sink can never take: kept in a file, with the reason, for somebody to look at."""
+"""Records that a sink can never take, kept in a file with the reason."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _KINDS: Final = {USAGE: "usage", AUDIT: "audit"}
 
 
 class DeadLetters:
-    """``dead-letter/<sink>.jsonl``. Nothing removes from it; a record may be there twice."""
+    """The file ``dead-letter/<sink>.jsonl``. It only grows; a record may be in it twice."""
 
     def __init__(self, data_dir: Path, sink: str, clock: Clock | None = None) -> None:
         self._path = data_dir / DIRECTORY_NAME / f"{sink}.jsonl"
@@ -27,10 +27,10 @@ class DeadLetters:
         self._clock = clock or Clock()
 
     def put(self, decoded: DecodedFrame, reason: str) -> None:
-        """Add a line; when it returns the line survives a power failure. Raises ``OSError``."""
-        line = orjson.dumps(self._letter(decoded, reason), option=orjson.OPT_APPEND_NEWLINE)
+        """Add a line that on return survives a power failure; raises ``OSError``."""
+        line = orjson.dumps(self._line(decoded, reason), option=orjson.OPT_APPEND_NEWLINE)
         self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        # Unbuffered, so that a full disk is noticed here; a torn line is ended by the next one.
+        # Unbuffered, so that a full disk is an error here; the next line ends a torn one.
         with open(self._path, "ab+", buffering=0, opener=_open_private) as file:
             if file.tell() and not self._ends_line(file.fileno()):
                 line = b"\n" + line
@@ -38,7 +38,7 @@ class DeadLetters:
                 line = line[file.write(line) :]
             os.fsync(file.fileno())
 
-    def _letter(self, decoded: DecodedFrame, reason: str) -> dict[str, Any]:
+    def _line(self, decoded: DecodedFrame, reason: str) -> dict[str, Any]:
         position = decoded.position_after
         return {
             "ts": format_timestamp(self._clock.now_s()),
@@ -58,7 +58,7 @@ class DeadLetters:
 
 
 def _open_private(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o660)  # the records are nobody's business
+    return os.open(path, flags, 0o660)  # records are private
 
 
 def _content(payload: bytes) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""A frame of the spool, opened: what it says, whom it belongs to, when it came to its end."""
+"""A frame of the spool, decoded: the record in it, its writer, and when its call ended."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class DecodedFrame(NamedTuple):
     fields: dict[str, Any]
     """The record; empty where there is a fault."""
     ended_us: int
-    """When the call ended or the event happened; 0 where nobody can tell."""
+    """When the call ended or the event happened; 0 when the record does not tell."""
     fault: str | None = None
     """Why no sink can take it."""
 
@@ -34,13 +34,13 @@ class DecodedFrame(NamedTuple):
 
     @property
     def id(self) -> str | None:
-        """What it is known by wherever it arrives, also when it arrives twice."""
+        """The record's or event's id, the same whenever it is delivered again."""
         found = self.fields.get(_ID_FIELDS.get(self.kind, ""))
         return found if isinstance(found, str) else None
 
 
 def decode_frame(frame: Frame) -> DecodedFrame:
-    """Read a frame; one that holds no record becomes a parcel with a fault."""
+    """Decode a frame; the result has a ``fault`` when the frame holds no record."""
     try:
         return DecodedFrame(*frame, *_read(frame.kind, frame.payload))
     except ValueError as error:
@@ -62,10 +62,10 @@ def _read(kind: int, payload: bytes) -> tuple[dict[str, Any], int]:
 
 
 def _ended_us(fields: dict[str, Any]) -> int:
-    """A usage record says when its call began and how long it took."""
+    """The end of the call; a usage record has its beginning and its duration."""
     latency_ms = fields.get("latency_ms", 0.0)
     timestamp = fields.get("timestamp")
-    # A text can be multiplied too, and then takes a thousand times the memory.
+    # Multiplying a string instead of a number would take a thousand times its memory.
     if type(latency_ms) not in (int, float) or type(timestamp) is not str:
         return 0
     if not 0 <= latency_ms < _LONGEST_MS:

@@ -1,9 +1,9 @@
-"""The frames of all writers as one stream, in the order in which the calls ended.
+"""The k-way merge of all writers: their records as one stream, in the order of the calls' ends.
 
 Each worker has a spool of its own, and the calls of one organization are spread over all of them.
 Within a writer the order is that of the file; between writers the older record goes first. A record
-that ended just now waits an instant, because one that ended before it may still be on its way into
-the spool of another worker.
+of a call that ended just now waits an instant, because another worker may not have appended yet the
+record of a call that ended before.
 """
 
 from __future__ import annotations
@@ -12,42 +12,29 @@ import heapq
 import logging
 from collections import deque
 from collections.abc import Mapping, Sequence
-from typing import Final, Protocol
+from typing import Final
 
 from router.agent.decoded_frames import DecodedFrame, decode_frame
 from router.agent.read_ahead import ReadAhead, Reading
 from router.clock import Clock
 from router.spool.frames import Position
-from router.spool.reader import Batch, WriterInfo
+from router.spool.reader import SpoolReader, WriterInfo
 
 SETTLED_S: Final = 0.05
 """A worker appends a record within this time of the moment that the record gives as its end."""
-HELD_S: Final = 0.5
-"""Longer than this no record waits, whatever its clock says."""
+LONGEST_WAIT_S: Final = 0.5
+"""No record waits longer than this, whatever its timestamp says."""
 LISTED_EVERY_S: Final = 0.5
-"""So long a new writer may go unnoticed; asking costs more than all the rest of an idle round."""
+"""A new writer is found within this time; listing costs more than the rest of an idle round."""
 READ_AHEAD_BYTES: Final = 1024 * 1024
-"""Of all writers together; a frame that is larger than its writer's part is read all the same."""
-_PART_BYTES: Final = (8 * 1024, 256 * 1024)
+"""Of all writers together; a frame that is larger than its writer's share is read all the same."""
+_SHARE_BYTES: Final = (8 * 1024, 256 * 1024)
 
 _logger = logging.getLogger("router.agent")
 
 
-class Reader(Protocol):
-    """What is asked of the spool."""
-
-    def writers(self) -> list[WriterInfo]:
-        """All writers that have left or leave segments."""
-
-    def first_position(self, writer_id: str) -> Position:
-        """Where a writer's oldest segment begins."""
-
-    def read(self, position: Position, max_bytes: int) -> Batch:
-        """Frames from a position on."""
-
-
 class _Source:
-    """What was read of one writer and not yet taken."""
+    """One writer: what was read of it and not yet taken."""
 
     __slots__ = ("info", "queue", "read_at_s", "read_to")
 
@@ -58,17 +45,17 @@ class _Source:
         self.read_at_s = 0.0
 
     @property
-    def is_read(self) -> bool:
+    def is_exhausted(self) -> bool:
         """The writer is dead and nothing of it is left to read."""
         return not self.info.alive and self.read_to.segment > max(self.info.segments, default=0)
 
 
 class MergedFrames:
-    """Merges writers; remembers what was acknowledged. One thread uses it."""
+    """Merges writers and remembers what was acknowledged. For one thread."""
 
     def __init__(
         self,
-        reader: Reader,
+        reader: SpoolReader,
         positions: Mapping[str, Position],
         *,
         clock: Clock | None = None,
@@ -76,7 +63,7 @@ class MergedFrames:
     ) -> None:
         """``positions``: how far each writer's records were delivered before.
 
-        ``read_ahead`` is what all sinks of one reader share.
+        All sinks of one reader share a ``read_ahead``.
         """
         self._reader = reader
         self._read_ahead = read_ahead or ReadAhead()
@@ -88,14 +75,14 @@ class MergedFrames:
         """Everything before these was acknowledged."""
 
     def take(self, max_decoded: int, max_bytes: int) -> list[DecodedFrame]:
-        """The next records, about ``max_bytes`` of them; none when all that may go has gone."""
+        """The next records, about ``max_bytes`` of them; empty when no record is due."""
         if self._clock.monotonic_s() >= self._list_at_s:
             self._list_writers()
             self._list_at_s = self._clock.monotonic_s() + LISTED_EVERY_S
         try:
             return self._merge(max_decoded, max_bytes)
         except BaseException:
-            # What was taken is on nobody's way now: all that was not acknowledged is read again.
+            # What this call took is lost: everything that was not acknowledged is read again.
             self._sources.clear()
             self._list_at_s = self._clock.monotonic_s()
             raise
@@ -118,20 +105,20 @@ class MergedFrames:
         return taken
 
     def acknowledge(self, decoded_frames: Sequence[DecodedFrame]) -> None:
-        """All that was taken has arrived."""
+        """Everything that was taken has been delivered."""
         for decoded in decoded_frames:
             self.positions[decoded.writer_id] = decoded.position_after
         for writer_id, source in self._sources.items():
             # The end of a dead writer is passed by `finalize`, when the sink knows of it.
-            if not source.queue and not source.is_read:
+            if not source.queue and not source.is_exhausted:
                 self.positions[writer_id] = source.read_to
 
     def ended(self) -> list[str]:
-        """Dead writers of which everything was acknowledged, and that were not retired yet."""
+        """Dead writers of which everything was acknowledged, and that are not finalized yet."""
         return [
             writer_id
             for writer_id, source in self._sources.items()
-            if source.is_read
+            if source.is_exhausted
             and not source.queue
             and self.positions.get(writer_id) != source.read_to
         ]
@@ -158,8 +145,8 @@ class MergedFrames:
         try:
             start = self.positions.get(writer_id) or self._reader.first_position(writer_id)
         except OSError as error:
-            if info.trouble is None:  # else the agent says it, for all sinks
-                self._complain(writer_id, str(error))
+            if info.trouble is None:  # else the agent logs it, once for all sinks
+                self._log_unreadable(writer_id, str(error))
         else:
             self._sources[writer_id] = _Source(info, start)
 
@@ -170,16 +157,16 @@ class MergedFrames:
             heapq.heappush(heads, (source.queue[0].ended_us, writer_id))
 
     def _refill(self, writer_id: str, source: _Source) -> None:
-        """Read on, over segment ends and damage, until there is a record or nothing is left."""
-        smallest, largest = _PART_BYTES
-        part_bytes = min(largest, max(smallest, READ_AHEAD_BYTES // len(self._sources)))
-        while not source.queue and not source.is_read:
+        """Read on, across segment ends and damage, until there is a record or nothing is left."""
+        smallest, largest = _SHARE_BYTES
+        share_bytes = min(largest, max(smallest, READ_AHEAD_BYTES // len(self._sources)))
+        while not source.queue and not source.is_exhausted:
             reading = self._read_ahead.take(source.read_to)
             if reading is None:
                 try:
-                    reading = self._read(source.read_to, part_bytes)
+                    reading = self._read(source.read_to, share_bytes)
                 except OSError as error:
-                    self._complain(writer_id, str(error))
+                    self._log_unreadable(writer_id, str(error))
                     return
             source.read_at_s = self._clock.monotonic_s()
             source.queue.extend(reading.decoded_frames)
@@ -187,19 +174,19 @@ class MergedFrames:
                 return
             source.read_to = reading.position_after
 
-    def _read(self, position: Position, part_bytes: int) -> Reading:
-        batch = self._reader.read(position, part_bytes)
+    def _read(self, position: Position, share_bytes: int) -> Reading:
+        batch = self._reader.read(position, share_bytes)
         if batch.unreadable_format is not None:
-            self._complain(position.writer_id, f"format {batch.unreadable_format} is too new")
+            self._log_unreadable(position.writer_id, f"format {batch.unreadable_format} is too new")
         reading = Reading(list(map(decode_frame, batch.frames)), batch.position_after)
         self._read_ahead.put(position, reading)
         return reading
 
     def _must_wait(self, source: _Source) -> bool:
-        return source.info.alive and self._clock.monotonic_s() < source.read_at_s + HELD_S
+        return source.info.alive and self._clock.monotonic_s() < source.read_at_s + LONGEST_WAIT_S
 
-    def _complain(self, writer_id: str, reason: str) -> None:
-        """Once for each writer: the others go on, and this one is tried again all the time."""
+    def _log_unreadable(self, writer_id: str, reason: str) -> None:
+        """Log once for each writer: the others go on, and this one is tried again all the time."""
         if writer_id not in self._unreadable:
             self._unreadable.add(writer_id)
             _logger.error("spool unreadable", extra={"writer_id": writer_id, "reason": reason})

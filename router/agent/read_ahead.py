@@ -1,4 +1,4 @@
-"""What one sink has read and the other is about to need: read, checked and decoded once."""
+"""The read-ahead cache: what one sink has read and decoded, for the sink that comes second."""
 
 from __future__ import annotations
 
@@ -8,39 +8,39 @@ from typing import Final, NamedTuple
 from router.agent.decoded_frames import DecodedFrame
 from router.spool.frames import Position
 
-SHELF_BYTES: Final = 2 * 1024 * 1024
-"""Of payload; decoded it takes a few times that. A sink that is further behind reads for itself."""
+CACHE_BYTES: Final = 2 * 1024 * 1024
+"""Of payload; decoded it takes a few times that. A sink that is further behind reads itself."""
 
 
 class Reading(NamedTuple):
-    """A stretch of one writer's records."""
+    """Consecutive records of one writer."""
 
     decoded_frames: list[DecodedFrame]
     position_after: Position
 
 
 class ReadAhead:
-    """Hands what a sink read to the sink that comes second. May be used by several threads.
+    """Passes what one sink read to the next. May be used by several threads.
 
-    Sinks that keep up read the same stretches from the same positions on; this halves their work.
+    Sinks that keep up read the same records from the same positions; this halves their work.
     """
 
     def __init__(self, sinks: int = 1) -> None:
         """For a single sink nothing is kept."""
-        self._kept_by = sinks - 1
+        self._is_shared = sinks > 1
         self._readings: dict[Position, tuple[Reading, int]] = {}
         self._bytes = 0
         self._furthest: dict[str, Position] = {}
         self._lock = threading.Lock()
 
     def take(self, position: Position) -> Reading | None:
-        """What stands behind a position, if another sink has read it."""
+        """Remove and return what another sink has read at ``position``, if it is cached."""
         with self._lock:
             return self._remove(position)
 
     def put(self, position: Position, reading: Reading) -> None:
-        """Keep what was read behind a position, unless the other sink is ahead of it."""
-        if not self._kept_by or not reading.decoded_frames:
+        """Cache what was read at ``position``, unless the other sink is ahead of it."""
+        if not self._is_shared or not reading.decoded_frames:
             return
         size = sum(len(decoded.payload) for decoded in reading.decoded_frames)
         with self._lock:
@@ -51,7 +51,7 @@ class ReadAhead:
             self._remove(position)
             self._readings[position] = (reading, size)
             self._bytes += size
-            while self._bytes > SHELF_BYTES:
+            while self._bytes > CACHE_BYTES:
                 self._remove(next(iter(self._readings)))
 
     def forget(self, writer_id: str) -> None:

@@ -1,4 +1,4 @@
-"""The agent as a whole: a thread for each sink, a tick a second, and an orderly end."""
+"""The agent process: a thread for each sink, a tick once a second, and an orderly end."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ import os
 import select
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from router.agent.dead_letters import DeadLetters
-from router.agent.housekeeping import remove_acknowledged, sink_report, write_report
-from router.agent.kafka.producer import KafkaConfig, thin_out_library_log
+from router.agent.kafka.producer import KafkaConfig, limit_library_log
 from router.agent.kafka.sink import KafkaSink
 from router.agent.merge import MergedFrames
 from router.agent.read_ahead import ReadAhead
-from router.agent.shipper import Shipper
+from router.agent.shipper import Shipper, sink_report
 from router.agent.sinks import LogSink, Sink, StoreSink
+from router.agent.status import write_report
 from router.clock import Clock
 from router.records.record_types import format_timestamp
 from router.spool.checkpoints import Checkpoints, checkpoint_path
@@ -29,7 +29,7 @@ from router.spool.reader import SpoolReader
 from router.store.record_store import RecordStore
 
 TICK_S: Final = 1.0
-_LOOK_S: Final = 0.05
+_POLL_S: Final = 0.05
 _THREADS_END_S: Final = 4.0
 SPOOL_NAME: Final = "spool"
 
@@ -38,44 +38,44 @@ _logger = logging.getLogger("router.agent")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AgentConfig:
-    """What an agent ships, where to, and how long it takes leave."""
+    """What an agent ships, where to, and how long it may take to end."""
 
     data_dir: Path
     record_store_url: str
     audit_key: bytes
-    """Signs the ends of audit chains."""
+    """Signs the tips of audit chains."""
     kafka: KafkaConfig | None = None
     audit_retention_days: int = 90
     writers_wait_s: float = 30.0
-    """How long an agent that has to end waits for workers that write on."""
+    """How long an ending agent waits for workers that still write."""
     drain_s: float = 10.0
-    """How long it then ships."""
+    """How long it then ships what they left."""
     master_pid: int | None = None
-    """The process whose end is ours, when its writers have ended too or had the time to."""
+    """The agent ends with this process, after its writers have ended or had the time to."""
 
 
 class Agent:
-    """Ships what is spooled until it is told to stop. Its lock is the caller's business."""
+    """Ships what is spooled until it is told to stop. The caller holds the agent's lock."""
 
     def __init__(self, config: AgentConfig, *, clock: Clock | None = None) -> None:
         self._config = config
         self._clock = clock or Clock()
         self._reader = SpoolReader(config.data_dir / SPOOL_NAME)
-        self._leave = threading.Event()
+        self._ending = threading.Event()
         self._shorten_deadline = threading.Event()
         self._stop = threading.Event()
         sinks = self._sinks()
         read_ahead = ReadAhead(len(sinks))
         self._shippers = [self._shipper(sink, read_ahead) for sink in sinks]
-        self._told_damage = dataclasses.asdict(self._reader.damage)
+        self._logged_damage = dataclasses.asdict(self._reader.damage)
         self._troubles: set[str] = set()
-        self._told_unreadable: set[str] = set()
+        self._logged_unreadable: set[str] = set()
 
     def stop(self) -> None:
-        """Begin to end; said twice, do not wait for writers. May be called by a signal handler."""
-        if self._leave.is_set():
+        """Begin to end; called twice, do not wait for writers. Signal handlers may call it."""
+        if self._ending.is_set():
             self._shorten_deadline.set()
-        self._leave.set()
+        self._ending.set()
 
     def run(self) -> None:
         """Ship until :meth:`stop` or the end of the master, then end in order."""
@@ -89,11 +89,11 @@ class Agent:
         _logger.info("agent started", extra={"sinks": sinks})
         master = _Master(self._config.master_pid)
         self._tick()
-        while not self._leave.wait(TICK_S):
+        while not self._ending.wait(TICK_S):
             self._tick()
             if master.is_gone():
-                # Writers that live on drain, or they are another master's. That one starts an
-                # agent with its own settings as soon as this one makes room.
+                # Writers that still live are draining, or they belong to another master. That one
+                # starts an agent with its own settings as soon as this one has ended.
                 break
         self._end(threads)
 
@@ -104,7 +104,7 @@ class Agent:
         store_sink = StoreSink(store, audit_retention_days=days, clock=self._clock)
         if config.kafka is None:
             return [store_sink, LogSink()]
-        thin_out_library_log()
+        limit_library_log()
         return [store_sink, KafkaSink(config.kafka, stop=self._stop, clock=self._clock)]
 
     def _shipper(self, sink: Sink, read_ahead: ReadAhead) -> Shipper:
@@ -113,13 +113,13 @@ class Agent:
         merged = MergedFrames(
             self._reader, checkpoints.load(), clock=self._clock, read_ahead=read_ahead
         )
-        letters = DeadLetters(data_dir, sink.name, self._clock)
-        return Shipper(sink, merged, checkpoints, letters, stop=self._stop, clock=self._clock)
+        dead_letters = DeadLetters(data_dir, sink.name, self._clock)
+        return Shipper(sink, merged, checkpoints, dead_letters, stop=self._stop, clock=self._clock)
 
     def _end(self, threads: list[threading.Thread]) -> None:
-        """Wait for the writers, ship what they left, leave the rest on the disk."""
+        """Wait for the writers, ship what they left, leave the rest on disk."""
         _logger.info("agent is ending")
-        self._wait(self._config.writers_wait_s, self._is_free, self._shorten_deadline)
+        self._wait(self._config.writers_wait_s, self._have_writers_ended, self._shorten_deadline)
         self._wait(self._config.drain_s, self._is_all_shipped, threading.Event())
         self._stop.set()
         ends_s = self._clock.monotonic_s() + _THREADS_END_S
@@ -135,25 +135,22 @@ class Agent:
         self._reader.close()
         _logger.info("agent ended", extra={"left_bytes": left_bytes})
 
-    def _wait(self, longest_s: float, done: Callable[[], bool], cut: threading.Event) -> None:
-        ends_s = self._clock.monotonic_s() + longest_s
+    def _wait(self, timeout_s: float, done: Callable[[], bool], cut: threading.Event) -> None:
+        ends_s = self._clock.monotonic_s() + timeout_s
         tick_at_s = 0.0
-        while not _is_seen(done) and self._clock.monotonic_s() < ends_s:
+        while not _holds(done) and self._clock.monotonic_s() < ends_s:
             if self._clock.monotonic_s() >= tick_at_s:
                 tick_at_s = self._clock.monotonic_s() + TICK_S
                 self._tick(state="ending")
-            if cut.wait(_LOOK_S):
+            if cut.wait(_POLL_S):
                 return
 
-    def _is_free(self) -> bool:
-        return not self._has_living_writers()
-
-    def _has_living_writers(self) -> bool:
-        """Who cannot be asked is not waited for: what it writes is for the next agent."""
-        return any(info.alive and info.trouble is None for info in self._reader.writers())
+    def _have_writers_ended(self) -> bool:
+        """An unreadable writer counts as ended: what it writes is for the next agent."""
+        return not any(info.alive and info.trouble is None for info in self._reader.writers())
 
     def _is_all_shipped(self) -> bool:
-        """Also the ends of dead writers, which sign their chains off."""
+        """Including the ends of dead writers, for which sinks finish the writers' chains."""
         return self._behind_bytes() == 0 and all(
             position.segment > max(info.segments)
             for info in self._reader.writers()
@@ -166,17 +163,17 @@ class Agent:
         return [shipper.saved.get(writer_id, start) for shipper in self._shippers]
 
     def _behind_bytes(self) -> int:
-        """How far the last of the sinks is behind, by what is safely saved."""
+        """How far the slowest sink is behind, by the checkpoints on disk."""
         return max(self._reader.backlog_bytes(shipper.saved) for shipper in self._shippers)
 
-    # --- now and then ------------------------------------------------------------------------
+    # --- once a second -----------------------------------------------------------------------
 
     def _tick(self, state: str = "running") -> None:
-        """Free room and report. A disk that refuses either is no reason to stop shipping."""
+        """Free room and report. Shipping goes on when the disk refuses either."""
         self._attempt("remove", self._remove)
         self._attempt("report", lambda: write_report(self._config.data_dir, self._report(state)))
-        self._tell_damage()
-        self._tell_unreadable()
+        self._log_damage()
+        self._log_unreadable()
 
     def _remove(self) -> None:
         remove_acknowledged(self._reader, [shipper.saved for shipper in self._shippers])
@@ -187,7 +184,7 @@ class Agent:
         except (OSError, ValueError) as error:
             if what not in self._troubles:
                 self._troubles.add(what)
-                _logger.error("upkeep failed", extra={"step": what, "reason": str(error)})
+                _logger.error("maintenance failed", extra={"step": what, "reason": str(error)})
         else:
             self._troubles.discard(what)
 
@@ -207,30 +204,54 @@ class Agent:
             report["dropped"] = shipper.sink.dropped
         return report
 
-    def _tell_damage(self) -> None:
+    def _log_damage(self) -> None:
         damage = dataclasses.asdict(self._reader.damage)
-        if damage != self._told_damage:
-            self._told_damage = damage
+        if damage != self._logged_damage:
+            self._logged_damage = damage
             _logger.error("spool damaged, the rest is delivered", extra={"damage": damage})
 
-    def _tell_unreadable(self) -> None:
+    def _log_unreadable(self) -> None:
         troubles = self._reader.troubles
-        for name in sorted(troubles.keys() - self._told_unreadable):
+        for name in sorted(troubles.keys() - self._logged_unreadable):
             facts = {"writer_id": name, "reason": troubles[name]}
             _logger.error("spool unreadable", extra=facts)
-        self._told_unreadable = set(troubles)
+        self._logged_unreadable = set(troubles)
 
 
-def _is_seen(look: Callable[[], bool]) -> bool:
-    """What the disk does not tell is not so: the end has its time, and comes after it."""
+def remove_acknowledged(spool: SpoolReader, saved: Sequence[Mapping[str, Position]]) -> int:
+    """Remove the segments that every sink has passed; how many. Raises ``OSError``.
+
+    ``saved`` are the checkpoints on disk: one that exists only in memory would be older after a
+    power failure than what was removed. A writer whose segments cannot be removed does not keep
+    others from being removed; the first error is raised in the end.
+    """
+    removed = 0
+    fault: OSError | None = None
+    for info in spool.writers():
+        start = Position(info.writer_id, 0, 0)
+        passed = min(positions.get(info.writer_id, start).segment for positions in saved)
+        try:
+            for number in info.segments:
+                if number < passed:
+                    spool.remove_segment(info.writer_id, number)
+                    removed += 1
+        except OSError as error:
+            fault = fault or error
+    if fault is not None:
+        raise fault
+    return removed
+
+
+def _holds(condition: Callable[[], bool]) -> bool:
+    """False when the disk does not tell: the wait then ends by its timeout."""
     try:
-        return look()
+        return condition()
     except OSError:
         return False
 
 
 class _Master:
-    """The process that the agent serves, held by more than its number: numbers are used again."""
+    """The process that the agent serves, identified by a pidfd where possible: pids are reused."""
 
     def __init__(self, pid: int | None) -> None:
         self._pid = pid
@@ -239,16 +260,16 @@ class _Master:
             try:
                 self._fd = os.pidfd_open(pid)
             except OSError:
-                pass  # it is gone already, or the kernel is old: the number has to do
+                pass  # it is gone already, or the kernel is old: the pid has to do
 
     def is_gone(self) -> bool:
-        """Tell whether it has ended; a process that was never named does not."""
+        """Tell whether the process has ended; never true without a pid."""
         if self._pid is None:
             return False
         if self._fd is not None:
-            ended = select.poll()
-            ended.register(self._fd, select.POLLIN)
-            return bool(ended.poll(0))
+            poll = select.poll()
+            poll.register(self._fd, select.POLLIN)
+            return bool(poll.poll(0))
         try:
             os.kill(self._pid, 0)
         except ProcessLookupError:

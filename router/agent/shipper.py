@@ -1,4 +1,4 @@
-"""One sink's way through the spool: take, deliver, remember how far. Each sink has its own."""
+"""The delivery loop of one sink: take records, deliver them, save how far. One for each sink."""
 
 from __future__ import annotations
 
@@ -7,20 +7,21 @@ import random
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from router.agent.dead_letters import DeadLetters
 from router.agent.decoded_frames import DecodedFrame
 from router.agent.merge import MergedFrames
 from router.agent.sinks import Sink, SinkUnavailable
 from router.clock import Clock
+from router.records.record_types import format_timestamp
 from router.spool.checkpoints import Checkpoints
 from router.spool.frames import Position
 
-MAX_PARCELS: Final = 2000
+MAX_RECORDS: Final = 2000
 MAX_BATCH_BYTES: Final = 768 * 1024
 POLL_S: Final = 0.2
-"""So long records may gather: a delivery costs the same syncs for one record as for a thousand."""
+"""Records gather for so long: a delivery costs the same syncs for one as for a thousand."""
 SAVE_EVERY_S: Final = 0.5
 SAVE_EVERY_BYTES: Final = 1024 * 1024
 FIRST_DELAY_S: Final = 0.1
@@ -32,16 +33,28 @@ _logger = logging.getLogger("router.agent")
 
 @dataclass(slots=True)
 class Progress:
-    """What a sink has done since the agent's start; read by other threads."""
+    """What a sink has done since the agent began; read by other threads."""
 
     delivered: int = 0
     dead_lettered: int = 0
     last_delivery_s: float | None = None
     """Epoch."""
     failing: str | None = None
-    """Why the last try failed; ``None`` when it did not."""
+    """Why the last attempt failed; ``None`` when it did not."""
     failing_since_s: float | None = None
     """Epoch."""
+
+
+def sink_report(progress: Progress, behind_bytes: int) -> dict[str, Any]:
+    """The state of one sink as part of the agent's report."""
+    return {
+        "behind_bytes": behind_bytes,
+        "delivered": progress.delivered,
+        "dead_lettered": progress.dead_lettered,
+        "last_delivery_at": _timestamp(progress.last_delivery_s),
+        "failing": progress.failing,
+        "failing_since": _timestamp(progress.failing_since_s),
+    }
 
 
 class Shipper:
@@ -76,12 +89,12 @@ class Shipper:
 
     @property
     def saved(self) -> dict[str, Position]:
-        """How far each writer was delivered for sure: this survives the agent."""
+        """How far each writer was delivered, as the checkpoint on disk says."""
         return self._saved
 
     def run(self) -> None:
-        """Work until told to stop. Nothing but that ends it."""
-        # Sets room aside for the later ones, which a full disk would otherwise refuse.
+        """Deliver until ``stop`` is set; no failure ends it."""
+        # Reserves room for the later ones, which a full disk would otherwise refuse.
         self.save(unmoved=True)
         while not self._stop.is_set():
             try:
@@ -100,7 +113,7 @@ class Shipper:
         Raises :class:`SinkUnavailable`; the next step then tries the same batch again.
         """
         if self._pending is None:
-            self._pending = self._merged.take(MAX_PARCELS, MAX_BATCH_BYTES)
+            self._pending = self._merged.take(MAX_RECORDS, MAX_BATCH_BYTES)
         batch = self._pending
         if batch:
             self._deliver(batch)
@@ -110,12 +123,12 @@ class Shipper:
             self.sink.finish_writer(writer_id)
             self._merged.finalize(writer_id)
         self.sink.maintain()
-        self._recovered()
+        self._note_recovery()
         self._save_if_due()
         return batch
 
     def fail(self, reason: str, *, unexpected: bool = False) -> float:
-        """Note a failed try; the seconds to wait before the next."""
+        """Note a failed attempt; the seconds to wait before the next one."""
         now_s = self._clock.monotonic_s()
         if self._failures == 0 or now_s >= self._remind_at_s:
             self._remind_at_s = now_s + REMIND_EVERY_S
@@ -129,10 +142,10 @@ class Shipper:
         return delay_s * self._vary(0.8, 1.2)
 
     def save(self, *, unmoved: bool = False) -> None:
-        """Write the checkpoint; when the disk refuses, the next time is early enough.
+        """Write the checkpoint; when the disk refuses, the next attempt is early enough.
 
-        Nothing is lost by an old checkpoint: what it misses is delivered again. ``unmoved``: also
-        when it says what was saved before.
+        An old checkpoint loses nothing: the records after it are delivered again. ``unmoved``: also
+        when the positions are those that were saved last.
         """
         positions = dict(self._merged.positions)
         if positions == self._saved and not unmoved:
@@ -151,14 +164,14 @@ class Shipper:
 
     def _deliver(self, batch: list[DecodedFrame]) -> None:
         refused = self.sink.deliver(batch)
-        for place, reason in refused:
-            self._bury(batch[place], reason)
+        for index, reason in refused:
+            self._dead_letter(batch[index], reason)
         self.progress.delivered += len(batch) - len(refused)
         self.progress.dead_lettered += len(refused)
         self.progress.last_delivery_s = self._clock.now_s()
         self._unsaved_bytes += sum(len(decoded.payload) for decoded in batch)
 
-    def _bury(self, decoded: DecodedFrame, reason: str) -> None:
+    def _dead_letter(self, decoded: DecodedFrame, reason: str) -> None:
         try:
             self._dead_letters.put(decoded, reason)
         except OSError as error:
@@ -166,11 +179,12 @@ class Shipper:
         facts = {"sink": self.sink.name, "record_id": decoded.id, "reason": reason}
         _logger.error("record dead-lettered", extra=facts)
 
-    def _recovered(self) -> None:
+    def _note_recovery(self) -> None:
         if self._failures:
             since_s = self.progress.failing_since_s or 0.0
             unavailable_s = round(self._clock.now_s() - since_s, 3)
-            _logger.info("sink available", extra={"sink": self.sink.name, "away_s": unavailable_s})
+            facts = {"sink": self.sink.name, "unavailable_s": unavailable_s}
+            _logger.info("sink available", extra=facts)
         self._failures = 0
         self.progress.failing = None
         self.progress.failing_since_s = None
@@ -182,9 +196,13 @@ class Shipper:
             self.save()
 
 
+def _timestamp(epoch_s: float | None) -> str | None:
+    return None if epoch_s is None else format_timestamp(epoch_s)
+
+
 def _is_full(batch: list[DecodedFrame]) -> bool:
     """Tell whether more may be waiting than was taken."""
     return (
-        len(batch) >= MAX_PARCELS
+        len(batch) >= MAX_RECORDS
         or sum(len(decoded.payload) for decoded in batch) >= MAX_BATCH_BYTES
     )

@@ -1,7 +1,7 @@
-"""Which sinks a data directory's records go to, kept beside their checkpoints.
+"""Which sinks the records of a data directory go to, saved beside the sinks' checkpoints.
 
-The settings come from the environment, and a shell may have another one than the service. What
-stands here tells the two apart before records are removed that a sink never got.
+The settings come from the environment, and a shell may have another one than the service. The saved
+set shows the difference before records are removed that a sink never got.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Topics:
     audit: str
 
     def is_other_than(self, other: Topics) -> bool:
-        """Tell whether a record there is none here; one common broker makes one cluster."""
+        """Tell whether these are other topics or another cluster, one without a common broker."""
         topics = (self.usage, self.audit) == (other.usage, other.audit)
         return not topics or not set(self.brokers) & set(other.brokers)
 
@@ -55,7 +55,7 @@ class SinkSet:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """As their checkpoints are named."""
+        """The names of their checkpoints."""
         return (STORE, LOG if self.kafka is None else KAFKA)
 
     def __str__(self) -> str:
@@ -65,7 +65,7 @@ class SinkSet:
 
 
 def describe_store(url: str, data_dir: Path) -> str:
-    """Which database it is, without user and password, for either may change."""
+    """The database without user and password, which may change."""
     if url.startswith(_SQLITE):
         path = Path(url.removeprefix(_SQLITE)).absolute()
         inside = os.path.relpath(path.resolve(), data_dir.absolute().resolve())
@@ -79,7 +79,7 @@ def describe_store(url: str, data_dir: Path) -> str:
 
 
 def load_sinks(data_dir: Path) -> SinkSet | None:
-    """What :func:`save_sinks` wrote last; ``None`` when there is nothing or nothing readable."""
+    """The sinks that were saved last; ``None`` without a readable file."""
     try:
         found: Any = orjson.loads((data_dir / DIRECTORY_NAME / FILE_NAME).read_bytes())
         if found["format"] != FORMAT:
@@ -93,14 +93,12 @@ def load_sinks(data_dir: Path) -> SinkSet | None:
                 tuple(map(str, kafka["brokers"])), str(kafka["usage"]), str(kafka["audit"])
             ),
         )
-    except FileNotFoundError:
-        return None
-    except (ValueError, LookupError, TypeError):
+    except (FileNotFoundError, ValueError, LookupError, TypeError):
         return None
 
 
 def save_sinks(data_dir: Path, sinks: SinkSet) -> None:
-    """Replace what is kept; it survives a power failure. Raises ``OSError``."""
+    """Replace the saved sinks; they survive a power failure. Raises ``OSError``."""
     directory = data_dir / DIRECTORY_NAME
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     draft = directory / f"{FILE_NAME}.new"
@@ -118,11 +116,11 @@ def missing_sinks(
     with_checkpoints: Sequence[str],
     waits: Callable[[str], bool],
 ) -> list[str]:
-    """What would never arrive if from now on records went to ``wanted`` only, a line for each sink.
+    """What would never arrive if records went to ``wanted`` only from now on, a line for each sink.
 
-    ``known`` is what they went to before; where nobody noted it, the sinks that have a checkpoint
-    tell. The log is left out: the store has all that it has. ``waits`` says whether records are
-    there, or on their way, that a sink has not acknowledged.
+    ``known`` are the previous sinks; where none were saved, ``with_checkpoints`` tells. The log is
+    left out: the store has everything that it has. ``waits`` tells whether a sink has not
+    acknowledged some records.
     """
     problems = []
     had_kafka = KAFKA in with_checkpoints if known is None else known.kafka is not None

@@ -1,106 +1,79 @@
-"""What a sink is, and the two that need no network protocol: the record store and the log."""
+"""The interface of a sink, the record store as a sink, and the log as a sink."""
 
 from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final, NamedTuple, Protocol, TypeVar
+from collections.abc import Callable, Sequence
+from typing import Final, NamedTuple, Protocol, TypeVar
 
 from router.agent.audit_log import AuditLog
 from router.agent.decoded_frames import DecodedFrame
 from router.clock import Clock
 from router.spool.frames import AUDIT, USAGE
+from router.store.record_store import RecordStore
 from router.store.store_errors import StoreError, UnstorableRecord
 
-Answer = TypeVar("Answer")
-Fields = Mapping[str, Any]
+Result = TypeVar("Result")
 
 _MOVED: Final = re.compile(r"([0-9a-f]{12}-[0-9]+-[0-9a-f]{8})-[0-9]+")
-"""The directory that a writer begins when its first one was taken from it."""
+"""A later directory of a writer whose first one was removed; group 1 names the writer's chain."""
 
 _logger = logging.getLogger("router.agent")
 
 
 class SinkUnavailable(Exception):
-    """It is not known that all of the batch is safe: deliver all of it again, later."""
+    """The sink may not have the whole batch: deliver all of it again, later."""
 
 
 class Refused(NamedTuple):
-    """A record that the sink can never take, by its place in the batch."""
+    """A record that the sink can never take, and why."""
 
-    place: int
+    batch_index: int
     reason: str
 
 
 class Sink(Protocol):
-    """A place where records have to arrive, each at least once."""
+    """A destination that every record must reach at least once."""
 
     @property
     def name(self) -> str:
         """Names its checkpoint and its dead letters."""
 
     def deliver(self, decoded_frames: Sequence[DecodedFrame]) -> list[Refused]:
-        """Return when the sink has all of them for good, but those that it refuses.
+        """Deliver all records durably; those that the sink refuses for ever are returned.
 
         Raises :class:`SinkUnavailable`.
         """
 
     def finish_writer(self, writer_id: str) -> None:
-        """The writer is dead and all that it wrote was delivered. May come more than once.
+        """The writer is dead and everything it wrote was delivered. May be called again.
 
         Raises :class:`SinkUnavailable`.
         """
 
     def maintain(self) -> None:
-        """Upkeep that must not run beside a delivery; called several times a second.
+        """Maintenance that must not run during a delivery; called several times a second.
 
         Raises :class:`SinkUnavailable`.
         """
 
     def close(self) -> None:
-        """Give back connections, within a bounded time."""
-
-
-class Written(Protocol):
-    """What became of a batch."""
-
-    @property
-    def conflicts(self) -> Sequence[str]:
-        """Ids under which something else is stored."""
-
-
-class Store(Protocol):
-    """What the store sink asks of the record store."""
-
-    def migrate(self) -> None:
-        """Make the tables what this program expects."""
-
-    def write(self, usage: Sequence[Fields], audit: Sequence[Fields] = ()) -> Written:
-        """Store all in one transaction, or nothing."""
-
-    def close_writers(self, writer_ids: Sequence[str]) -> None:
-        """Sign that these writers have ended."""
-
-    def prune(self, before_s: float) -> int:
-        """Remove audit events that are older."""
-
-    def close(self) -> None:
-        """Close all connections."""
+        """Close connections, within a bounded time."""
 
 
 class StoreSink:
-    """The record store. No other thread of any process writes to it, if it is a file."""
+    """The record store. If it is a file, no other thread of any process writes to it."""
 
     name: Final = "store"
 
     _TRIES_AT_ONCE: Final = 3
-    """So many bad records cost one try each; of more, each half of the batch gets its own."""
+    """So many bad records cost one attempt each; with more, the batch is halved."""
     _PRUNE_EVERY_S: Final = 60.0
-    """Often, so that there is never much of it: deliveries wait meanwhile."""
+    """Often, so that each time is short: deliveries wait meanwhile."""
     _DAY_S: Final = 86_400.0
 
-    def __init__(self, store: Store, *, audit_retention_days: int, clock: Clock) -> None:
+    def __init__(self, store: RecordStore, *, audit_retention_days: int, clock: Clock) -> None:
         """``audit_retention_days``: 0 keeps audit events for ever."""
         self._store = store
         self._clock = clock
@@ -109,30 +82,29 @@ class StoreSink:
         self._prune_at_s = clock.monotonic_s() + self._PRUNE_EVERY_S
 
     def deliver(self, decoded_frames: Sequence[DecodedFrame]) -> list[Refused]:
-        """Store all in one transaction, those that cannot be stored left out."""
+        """Store all records in one transaction, without those that cannot be stored."""
         self._migrate()
-        sound = [
-            (place, decoded)
-            for place, decoded in enumerate(decoded_frames)
+        readable = [
+            (index, decoded)
+            for index, decoded in enumerate(decoded_frames)
             if decoded.fault is None
         ]
-        return [*faulty(decoded_frames), *self._store_all(sound)]
+        return [*unreadable(decoded_frames), *self._store_all(readable)]
 
     def finish_writer(self, writer_id: str) -> None:
-        """Close the writer's audit chain: from now on nobody can cut off its end unseen."""
+        """Sign the tip of the writer's audit chain as closed: a cut-off end is now detected."""
         self._migrate()
         moved = _MOVED.fullmatch(writer_id)
-        # Its events stand in the chain that it began with, in whichever directory they are.
         chain = moved[1] if moved else writer_id
-        _ask(lambda: self._store.close_writers([chain]))
+        _call(lambda: self._store.close_writers([chain]))
 
     def maintain(self) -> None:
-        """Have the tables there before the first question, and drop what is too old."""
+        """Create or migrate the tables before the first query, and prune old audit events."""
         self._migrate()
         now_s = self._clock.monotonic_s()
         if self._retention_s and now_s >= self._prune_at_s:
             self._prune_at_s = now_s + self._PRUNE_EVERY_S
-            _ask(lambda: self._store.prune(self._clock.now_s() - self._retention_s))
+            _call(lambda: self._store.prune(self._clock.now_s() - self._retention_s))
 
     def close(self) -> None:
         """Close the connections."""
@@ -140,77 +112,67 @@ class StoreSink:
 
     def _migrate(self) -> None:
         if not self._migrated:
-            _ask(self._store.migrate)
+            _call(self._store.migrate)
             self._migrated = True
 
     def _store_all(self, batch: list[tuple[int, DecodedFrame]]) -> list[Refused]:
         refused: list[Refused] = []
         rest = list(batch)
         for _ in range(self._TRIES_AT_ONCE):
-            bad = self._try(rest)
-            if bad is None:
+            unstorable = self._try(rest)
+            if unstorable is None:
                 return refused
-            where, reason = bad
-            refused.append(Refused(rest.pop(where)[0], reason))
+            at, reason = unstorable
+            refused.append(Refused(rest.pop(at)[0], reason))
         middle = len(rest) // 2
         for half in (rest[:middle], rest[middle:]):
             refused += self._store_all(half)
         return refused
 
     def _try(self, batch: list[tuple[int, DecodedFrame]]) -> tuple[int, str] | None:
-        """Store a batch; else where in it a record is that cannot be stored, and why."""
+        """Store a batch; else the index in ``batch`` of a record that cannot be stored, and why."""
         if not batch:
             return None
-        usage = [where for where, (_, decoded) in enumerate(batch) if decoded.kind == USAGE]
-        audit = [where for where, (_, decoded) in enumerate(batch) if decoded.kind == AUDIT]
-        records, events = ([batch[where][1].fields for where in kind] for kind in (usage, audit))
+        usage = [at for at, (_, decoded) in enumerate(batch) if decoded.kind == USAGE]
+        audit = [at for at, (_, decoded) in enumerate(batch) if decoded.kind == AUDIT]
+        records, events = ([batch[at][1].fields for at in kind] for kind in (usage, audit))
         try:
-            written = _ask(lambda: self._store.write(records, events))
+            written = _call(lambda: self._store.write(records, events))
         except UnstorableRecord as error:
-            places = usage if error.kind == "usage" else audit
-            return places[error.index], error.reason
+            indices = usage if error.kind == "usage" else audit
+            return indices[error.index], error.reason
         for record_id in written.conflicts:
-            # A fault of whoever made the second one, or a forged spool. The first one stays.
+            # The second one's author has a bug, or the spool is forged. The first one stays.
             _logger.error("another record has this id", extra={"record_id": record_id})
         return None
-
-
-class EventLog(Protocol):
-    """What the log sink writes to."""
-
-    def write(self, events: Sequence[bytes]) -> int:
-        """One line for each encoded event, within a bounded time; how many were not written."""
-
-    def close(self) -> None:
-        """Write no more."""
 
 
 class LogSink:
     """Audit events as lines of the structured log, for routers without Kafka.
 
-    A log that cannot be written is no reason to keep records on disk: the store has them.
+    A log that cannot be written does not hold records back on disk: the store has them.
     """
 
     name: Final = "log"
 
-    def __init__(self, log: EventLog | None = None) -> None:
-        self._log: EventLog = log or AuditLog()
+    def __init__(self, log: AuditLog | None = None) -> None:
+        self._log = log or AuditLog()
         self._missing = 0
         self.dropped = 0
-        """Events that are not in the log because it could not be written in time."""
+        """Events missing in the log because it could not be written in time."""
 
     def deliver(self, decoded_frames: Sequence[DecodedFrame]) -> list[Refused]:
-        """One line for each event; what cannot be read was refused by the store."""
+        """Write one line for each event; unreadable frames are refused by the store."""
         events = [one.payload for one in decoded_frames if one.kind == AUDIT and one.fault is None]
         if events:
-            self._note(self._log.write(events))
+            self._count_dropped(self._log.write(events))
         return []
 
     def finish_writer(self, writer_id: str) -> None:
-        """Nothing is kept of a writer."""
+        """The log keeps nothing by writer."""
 
-    def _note(self, dropped: int) -> None:
-        """Tell when it is over: until then that line could not be written either."""
+    def _count_dropped(self, dropped: int) -> None:
+        """Report losses once the log can be written again: before, the report would be lost too."""
         self.dropped += dropped
         self._missing += dropped
         if self._missing and not dropped:
@@ -218,25 +180,26 @@ class LogSink:
             self._missing = 0
 
     def maintain(self) -> None:
-        """Nothing is to be done."""
+        """The log needs no maintenance."""
 
     def close(self) -> None:
-        """Let go of the log's pipe."""
+        """Close the log's pipe."""
         self._log.close()
 
 
-def faulty(decoded_frames: Sequence[DecodedFrame]) -> list[Refused]:
-    """The parcels that no sink can take."""
+def unreadable(decoded_frames: Sequence[DecodedFrame]) -> list[Refused]:
+    """The frames that no sink can take, because they hold no record."""
     return [
-        Refused(place, decoded.fault)
-        for place, decoded in enumerate(decoded_frames)
+        Refused(index, decoded.fault)
+        for index, decoded in enumerate(decoded_frames)
         if decoded.fault is not None
     ]
 
 
-def _ask(question: Callable[[], Answer]) -> Answer:
+def _call(query: Callable[[], Result]) -> Result:
+    """Run ``query`` at the store; its being unavailable is the sink's being unavailable."""
     try:
-        return question()
+        return query()
     except UnstorableRecord:
         raise
     except StoreError as error:

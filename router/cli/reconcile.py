@@ -161,7 +161,7 @@ def _kafka(
 
 def _answer(question: Question) -> Answer:
     """Compare; what keeps it from doing so ends without a traceback."""
-    from router.agent.kafka.reader import TopicUnreadable
+    from router.agent.kafka.topic_reader import TopicUnreadable
     from router.exports.client_list import ClientFileError
     from router.store.store_errors import StoreError
 
@@ -233,7 +233,7 @@ class _Met(NamedTuple):
 
 def _look(question: Question, spool: SpoolSource, early: ExternalSort, late: ExternalSort) -> _Met:
     """Meet all records; a second time where something is missing, see ``reconciliation``."""
-    from router.agent.kafka.reader import TopicReader
+    from router.agent.kafka.topic_reader import TopicReader
     from router.cli.reconcile_sources import (
         Sightings,
         look_into_store,

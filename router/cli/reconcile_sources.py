@@ -16,7 +16,7 @@ from router.spool.frames import USAGE, Position
 from router.spool.reader import Missing, SpoolReader
 
 if TYPE_CHECKING:
-    from router.agent.kafka.reader import TopicReader
+    from router.agent.kafka.topic_reader import TopicReader
     from router.store.record_store import RecordStore
 
 Saved = Mapping[str, Mapping[str, Position]]

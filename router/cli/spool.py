@@ -149,8 +149,8 @@ def _left(reader: SpoolReader, goal: Positions, saved: Positions | None) -> int:
 
 def _sinks_of_agent(settings: Settings) -> list[str] | None:
     """What the running agent ships to; ``None`` until it says so."""
-    from router.agent.housekeeping import read_report
     from router.agent.lock import AgentLock
+    from router.agent.status import read_report
 
     report = read_report(settings.data_dir)
     if report is None or not AgentLock(settings.data_dir).is_held():

@@ -29,8 +29,8 @@ def saved_positions(data_dir: Path) -> dict[str, Mapping[str, Position]]:
 
 def read_status(settings: Settings) -> dict[str, Any]:
     """The spool, its writers, and each sink by its checkpoint and by what the agent says."""
-    from router.agent.lock_holders import taken_over
-    from router.agent.status import look_at_shipping
+    from router.agent.lock import taken_over
+    from router.agent.status import observe_shipping
     from router.spool.reader import SpoolReader
 
     reader = SpoolReader(settings.spool_dir, observe=True)
@@ -52,7 +52,7 @@ def read_status(settings: Settings) -> dict[str, Any]:
         for info in infos
     ]
     pieces, quarantined_bytes = reader.quarantined()
-    shipping = look_at_shipping(settings.data_dir, settings.spool_dir)
+    shipping = observe_shipping(settings.data_dir, settings.spool_dir)
     return {
         "bytes": sum(writer["bytes"] for writer in writers),
         "max_bytes": settings.spool_max_bytes,
@@ -95,8 +95,8 @@ def _state(alive: bool, taken_over: bool) -> str:
 
 def _sinks(settings: Settings, names: list[str], shipping: Shipping) -> dict[str, Any]:
     """By name; what an agent said that has ended is no news."""
-    from router.agent.housekeeping import read_report
     from router.agent.sink_set import load_sinks
+    from router.agent.status import read_report
     from router.cli.sink_choice import configured_sinks
 
     # What the agent noted, for this shell's environment may be another one.

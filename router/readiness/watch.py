@@ -10,7 +10,7 @@ from typing import Final, TypeVar
 import gevent
 from gevent.threadpool import ThreadPool
 
-from router.agent.status import Shipping, look_at_shipping
+from router.agent.status import Shipping, observe_shipping
 from router.clock import Clock
 from router.config.document import Document
 from router.config.settings import Settings, resolve_credential
@@ -132,7 +132,7 @@ def watch_host(
         return off_loop(lambda: missing_credentials(document))
 
     return Watch(
-        lambda: off_loop(lambda: look_at_shipping(settings.data_dir, settings.spool_dir)),
+        lambda: off_loop(lambda: observe_shipping(settings.data_dir, settings.spool_dir)),
         ask_store,
         look_for_credentials=missing,
         clock=clock,

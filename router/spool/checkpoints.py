@@ -15,7 +15,7 @@ from typing import Final, NamedTuple
 
 import orjson
 
-from router.spool.disk import OVERWRITE, READ, OsSpoolIO, SpoolIO
+from router.spool.disk import OVERWRITE, READ, SpoolIO
 from router.spool.frames import Position
 
 FORMAT: Final = 1
@@ -52,7 +52,7 @@ class Checkpoints:
 
     def __init__(self, path: Path, io: SpoolIO | None = None) -> None:
         self._path = path
-        self._io: SpoolIO = OsSpoolIO() if io is None else io
+        self._io = io or SpoolIO()
         self._generation: int | None = None
         self._prepared = False
 

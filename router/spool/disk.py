@@ -1,4 +1,4 @@
-"""Everything that the spool asks of the file system, in one place where a test can make it fail."""
+"""Every access of the spool to the file system, in one place where a test can make it fail."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import functools
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final
 
 # Directories are for their owner alone; files follow the umask, so that a group can be let in.
 _DIRECTORY_MODE: Final = 0o700
@@ -27,73 +27,25 @@ NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 NOT_SUPPORTED: Final = frozenset({errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL})
 
 
-class SpoolIO(Protocol):
-    """The steps that reach a disk; each raises ``OSError`` when it fails."""
-
-    def make_dir(self, path: Path) -> None:
-        """Make a directory and its parents; one that is there already is fine."""
-
-    def remove_dir(self, path: Path) -> None:
-        """Remove an empty directory."""
-
-    def list_dir(self, path: Path) -> list[str]:
-        """The names in a directory."""
-
-    def sync_dir(self, path: Path) -> None:
-        """Make the names in a directory survive a power failure."""
-
-    def rename(self, source: Path, target: Path) -> None:
-        """Give a file or directory another name, replacing a file of that name."""
-
-    def unlink(self, path: Path) -> None:
-        """Remove a file."""
-
-    def file_size(self, path: Path) -> int:
-        """The length of a file by name."""
-
-    def open(self, path: Path, flags: int) -> int:
-        """A file descriptor that child processes do not inherit."""
-
-    def close(self, fd: int) -> None:
-        """Give a file descriptor back, and with it a lock."""
-
-    def lock(self, fd: int) -> bool:
-        """Take the file's lock, which ends with this process; False when another has it."""
-
-    def size(self, fd: int) -> int:
-        """The length of an open file."""
-
-    def read(self, fd: int, length: int, offset: int) -> bytes:
-        """Bytes from ``offset``; fewer only at the end of the file."""
-
-    def write(self, fd: int, data: bytes) -> int:
-        """Write bytes, at the end or with ``OVERWRITE`` onwards from the beginning; how many."""
-
-    def allocate(self, fd: int, offset: int, length: int) -> None:
-        """Set room aside behind the end of a file, so that writes there find it."""
-
-    def truncate(self, fd: int, length: int) -> None:
-        """Cut a file, and give back room that was set aside behind ``length``."""
-
-    def sync(self, fd: int) -> None:
-        """Make the file's content survive a power failure."""
-
-
-class OsSpoolIO:
-    """The real file system."""
+class SpoolIO:
+    """The real file system. Each method raises ``OSError`` when it fails."""
 
     __slots__ = ()
 
     def make_dir(self, path: Path) -> None:
+        """Make a directory and its parents; an existing one is fine."""
         path.mkdir(mode=_DIRECTORY_MODE, parents=True, exist_ok=True)
 
     def remove_dir(self, path: Path) -> None:
+        """Remove an empty directory."""
         os.rmdir(path)
 
     def list_dir(self, path: Path) -> list[str]:
+        """The names in a directory."""
         return os.listdir(path)
 
     def sync_dir(self, path: Path) -> None:
+        """Make the names in a directory survive a power failure."""
         fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
         try:
             os.fsync(fd)
@@ -101,21 +53,27 @@ class OsSpoolIO:
             os.close(fd)
 
     def rename(self, source: Path, target: Path) -> None:
+        """Rename a file or directory, replacing a file of that name."""
         os.rename(source, target)
 
     def unlink(self, path: Path) -> None:
+        """Remove a file."""
         os.unlink(path)
 
     def file_size(self, path: Path) -> int:
+        """The length of a file by name."""
         return os.stat(path).st_size
 
     def open(self, path: Path, flags: int) -> int:
+        """A file descriptor that child processes do not inherit."""
         return os.open(path, flags, _FILE_MODE)
 
     def close(self, fd: int) -> None:
+        """Close a file descriptor, which releases its lock."""
         os.close(fd)
 
     def lock(self, fd: int) -> bool:
+        """Take the file's lock, which ends with this process; False when another holds it."""
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -123,9 +81,11 @@ class OsSpoolIO:
         return True
 
     def size(self, fd: int) -> int:
+        """The length of an open file."""
         return os.fstat(fd).st_size
 
     def read(self, fd: int, length: int, offset: int) -> bytes:
+        """Bytes from ``offset``; fewer only at the end of the file."""
         data = os.pread(fd, length, offset)
         while len(data) < length:
             more = os.pread(fd, length - len(data), offset + len(data))
@@ -135,9 +95,11 @@ class OsSpoolIO:
         return data
 
     def write(self, fd: int, data: bytes) -> int:
+        """Write at the end, or with ``OVERWRITE`` from the beginning on; the bytes written."""
         return os.write(fd, data)
 
     def allocate(self, fd: int, offset: int, length: int) -> None:
+        """Reserve room behind the end of a file for later writes, without lengthening the file."""
         allocate = _fallocate()
         if allocate is None:
             raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
@@ -146,9 +108,11 @@ class OsSpoolIO:
             raise OSError(error, os.strerror(error))
 
     def truncate(self, fd: int, length: int) -> None:
+        """Cut a file, and release the room reserved behind ``length``."""
         os.ftruncate(fd, length)
 
     def sync(self, fd: int) -> None:
+        """Make the file's content survive a power failure."""
         getattr(os, "fdatasync", os.fsync)(fd)
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from router.clock import Clock
 from router.spool.claims import STARTING_PREFIX, Claims
-from router.spool.disk import READ, OsSpoolIO, SpoolIO
+from router.spool.disk import READ, SpoolIO
 from router.spool.frames import (
     FORMAT,
     Frame,
@@ -93,7 +93,7 @@ class SpoolReader:
         A mere look raises for every directory that it cannot read.
         """
         self._directory = directory
-        self._io: SpoolIO = OsSpoolIO() if io is None else io
+        self._io = io or SpoolIO()
         self._observe = observe
         self._claims = Claims(directory, self._io, keep=not observe)
         self._quarantine = Quarantine(directory, self._io)

@@ -18,7 +18,7 @@ from typing import Any, Final, Literal, TypeVar
 
 from router.clock import Clock
 from router.errors import RecordsUnavailable
-from router.spool.disk import OsSpoolIO, SpoolIO
+from router.spool.disk import SpoolIO
 from router.spool.frames import encode_frame
 from router.spool.segment_log import SpoolLog, reason_of
 from router.spool.segments import SegmentFiles
@@ -88,7 +88,7 @@ class SpoolWriter:
         sync. Without ``background`` somebody has to call :meth:`tick`.
         """
         self._clock = clock or Clock()
-        self._io: SpoolIO = OsSpoolIO() if io is None else io
+        self._io = io or SpoolIO()
         self.writer_id = _new_writer_id(self._clock)
         self._spool = directory
         self._durable = mode == "durable"

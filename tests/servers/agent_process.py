@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from router.agent.housekeeping import read_report
 from router.agent.lock import AgentLock
+from router.agent.status import read_report
 from router.store.record_store import RecordStore
 from tests.servers.router_process import clean_environment, is_running, wait_until
 

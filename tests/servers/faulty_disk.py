@@ -18,10 +18,10 @@ _SITE = """
 import errno
 import os
 
-from router.spool.disk import OsSpoolIO
+from router.spool.disk import SpoolIO
 
 FAULTS = os.environ.get("SPOOL_FAULTS", "")
-real = {name: getattr(OsSpoolIO, name) for name in ("sync", "write", "allocate")}
+real = {name: getattr(SpoolIO, name) for name in ("sync", "write", "allocate")}
 
 
 def error(number):
@@ -59,7 +59,7 @@ def allocate(self, fd, offset, length):
 
 
 if FAULTS:
-    OsSpoolIO.sync, OsSpoolIO.write, OsSpoolIO.allocate = sync, write, allocate
+    SpoolIO.sync, SpoolIO.write, SpoolIO.allocate = sync, write, allocate
 """
 
 

@@ -9,8 +9,8 @@ from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from router.agent.housekeeping import read_report
 from router.agent.lock import AgentLock
+from router.agent.status import read_report
 from router.exports.audit_export import export_lines
 from router.exports.audit_verification import Verdict, verify_export
 from router.records.audit_chain import derive_audit_key

@@ -27,8 +27,8 @@ import orjson
 import pytest
 from kafka import KafkaConsumer, TopicPartition
 
-from router.agent.housekeeping import read_report
 from router.agent.lock import AgentLock
+from router.agent.status import read_report
 from router.records.record_types import parse_timestamp_us
 from router.spool.frames import USAGE
 from router.spool.writer import SpoolWriter

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from router.errors import RecordsUnavailable
-from router.spool.disk import OsSpoolIO
+from router.spool.disk import SpoolIO
 from router.spool.frames import USAGE, Position
 from router.spool.reader import SpoolReader
 from router.spool.writer import SpoolWriter
@@ -53,11 +53,11 @@ from pathlib import Path
 import gevent, gevent.threadpool
 from router.spool.writer import SpoolWriter
 from router.spool.frames import USAGE
-from router.spool.disk import OsSpoolIO
+from router.spool.disk import SpoolIO
 
 really_sleep = gevent.monkey.get_original("time", "sleep")
 
-class SlowDisk(OsSpoolIO):
+class SlowDisk(SpoolIO):
     syncs = 0
     def sync(self, fd):
         SlowDisk.syncs += 1
@@ -123,7 +123,7 @@ class Appender:
 def deliver(directory: Path) -> list[int]:
     """All that an agent finds; it goes on where the one before it was."""
     delivered: list[int] = []
-    agent = Agent(OsSpoolIO(), delivered, directory / "spool", directory / "checkpoints" / "sink")
+    agent = Agent(SpoolIO(), delivered, directory / "spool", directory / "checkpoints" / "sink")
     agent.run(20_000)
     agent.reader.close()
     return delivered
@@ -155,7 +155,7 @@ def test_many_writers_and_one_reader_at_the_same_time(tmp_path: Path) -> None:
         for index, mode in enumerate(("fast", "durable", "fast", "fast"))
     ]
     delivered: list[int] = []
-    agent = Agent(OsSpoolIO(), delivered, tmp_path / "spool", tmp_path / "checkpoints" / "sink")
+    agent = Agent(SpoolIO(), delivered, tmp_path / "spool", tmp_path / "checkpoints" / "sink")
     while any(appender.process.poll() is None for appender in appenders):
         agent.run(5_000)
         time.sleep(0.01)

@@ -1,4 +1,4 @@
-"""The library's producer, made and bounded so that a broker that is away costs next to nothing."""
+"""The library's producer, configured so that an unavailable broker costs next to nothing."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import selectors
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from kafka import KafkaProducer
 from kafka import errors as kafka_errors
@@ -16,9 +16,9 @@ from kafka.partitioner import DefaultPartitioner
 from router.agent.sinks import SinkUnavailable
 from router.clock import Clock
 
-KNOCK_S: Final = 1.5
+PROBE_S: Final = 1.5
 BOOTSTRAP_S: Final = 3.0
-"""Finding out that no broker answers takes no longer than these two together."""
+"""Together with ``PROBE_S`` the longest time until it is known that no broker answers."""
 
 _BATCH_BYTES: Final = 4 * 1024 * 1024
 """More than one delivery has, so that a producer never makes two batches of it."""
@@ -30,48 +30,23 @@ _LOG_LINES_A_MINUTE: Final = 6
 
 @dataclass(frozen=True, slots=True)
 class KafkaConfig:
-    """Where to and how."""
+    """Brokers and topics."""
 
     brokers: tuple[str, ...]
-    """``host:port``; any one that answers will do."""
+    """``host:port`` of any brokers of the cluster; one that answers is enough."""
     usage_topic: str = "usage.records.v1"
     audit_topic: str = "audit.router"
     api_version: tuple[int, ...] | None = None
-    """Of the brokers, for those that cannot be asked."""
-
-
-class Delivery(Protocol):
-    """The fate of one message, as the library tells it."""
-
-    @property
-    def is_done(self) -> bool:
-        """Whether the fate is known."""
-
-    @property
-    def exception(self) -> BaseException | None:
-        """What went wrong."""
-
-
-class Producer(Protocol):
-    """What is used of the library's producer."""
-
-    def send(self, topic: str, value: bytes, key: bytes, headers: Any) -> Delivery:
-        """Put a message into a batch."""
-
-    def flush(self, timeout: float) -> None:
-        """Send all batches; raises ``KafkaTimeoutError`` when not all fates are known in time."""
-
-    def close(self, timeout: float) -> None:
-        """Let go of connections and of what is not acknowledged."""
+    """Of the brokers; ``None``: the library asks them."""
 
 
 class ClosableProducer(KafkaProducer):  # type: ignore[misc]
-    """The library's producer, which can be closed also while messages are pending."""
+    """The library's producer, made closable while messages are pending."""
 
     _closing = False
 
     def flush(self, timeout: float | None = None) -> None:
-        """While closing, do not insist: the base class would then stay open, and its thread run."""
+        """Flush; no timeout error while closing: the base class would leave its thread running."""
         try:
             super().flush(timeout)
         except kafka_errors.KafkaTimeoutError:
@@ -79,60 +54,60 @@ class ClosableProducer(KafkaProducer):  # type: ignore[misc]
                 raise
 
     def close(self, timeout: float | None = None, **options: Any) -> None:
-        """Give pending messages so many seconds, then let go."""
+        """Wait at most ``timeout`` seconds for pending messages, then close."""
         self._closing = True
         super().close(timeout, **options)
 
 
-class RememberingPartitioner(DefaultPartitioner):  # type: ignore[misc]
-    """Places keys as every Kafka client does, and hashes each of them once."""
+class CachingPartitioner(DefaultPartitioner):  # type: ignore[misc]
+    """The default partitioner, with a cache: in Python the hash of a key is expensive."""
 
-    _KEYS_KEPT: Final = 10_000
+    _CACHED_KEYS: Final = 10_000
 
     def __init__(self) -> None:
-        self._places: dict[tuple[str, bytes, int], int] = {}
+        self._partitions: dict[tuple[str, bytes, int], int] = {}
 
     def partition(
         self, topic: str, key: Any, serialized_key: bytes, value: Any, data: bytes, cluster: Any
     ) -> int:
-        """The partition of a key, for as long as the topic has as many partitions."""
-        known = (topic, serialized_key, len(cluster.partitions_for_topic(topic) or ()))
-        place = self._places.get(known)
-        if place is None:
-            if len(self._places) >= self._KEYS_KEPT:
-                self._places.clear()
-            place = super().partition(topic, key, serialized_key, value, data, cluster)
-            self._places[known] = place
-        return place
+        """The partition of a key; it is computed again when the topic gets more partitions."""
+        cache_key = (topic, serialized_key, len(cluster.partitions_for_topic(topic) or ()))
+        partition = self._partitions.get(cache_key)
+        if partition is None:
+            if len(self._partitions) >= self._CACHED_KEYS:
+                self._partitions.clear()
+            partition = super().partition(topic, key, serialized_key, value, data, cluster)
+            self._partitions[cache_key] = partition
+        return partition
 
 
-class PatientSelector(selectors.DefaultSelector):
-    """Waits where the library would ask again and again.
+class PausingSelector(selectors.DefaultSelector):
+    """Slows down the library's busy loop.
 
-    While a broker is away the library polls in a loop without a timeout, which takes most of a
-    core. What it waits for still wakes it at once.
+    While a broker is unavailable the library polls in a loop without a timeout, which takes most of
+    a core. A socket that becomes ready still ends a pause at once.
     """
 
-    _HASTY_S: Final = 0.02
-    _HASTE_BORNE: Final = 10
+    _SHORT_S: Final = 0.02
+    _SHORT_POLLS: Final = 10
     _PAUSE_S: Final = 0.1
 
     def __init__(self) -> None:
         super().__init__()
-        self._hasty_polls = 0
+        self._empty_polls = 0
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-        """As the base class, but of many empty polls in a row the later ones take their time."""
+        """As the base class, but after ten short polls in a row without a result, wait 0.1 s."""
         ready = super().select(timeout)
-        if ready or timeout is None or timeout > self._HASTY_S:
-            self._hasty_polls = 0
+        if ready or timeout is None or timeout > self._SHORT_S:
+            self._empty_polls = 0
             return ready
-        self._hasty_polls += 1
-        return ready if self._hasty_polls <= self._HASTE_BORNE else super().select(self._PAUSE_S)
+        self._empty_polls += 1
+        return ready if self._empty_polls <= self._SHORT_POLLS else super().select(self._PAUSE_S)
 
 
-class SparseHandler(logging.Handler):
-    """Passes a few lines a minute on to the root's handlers and counts the rest."""
+class RateLimitedHandler(logging.Handler):
+    """Passes a few lines a minute to the root logger's handlers and counts the rest."""
 
     def __init__(self, clock: Clock | None = None) -> None:
         super().__init__(logging.WARNING)
@@ -142,7 +117,7 @@ class SparseHandler(logging.Handler):
         self._dropped = 0
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Pass the line on, or not."""
+        """Pass the line on, or drop and count it."""
         now_s = self._clock.monotonic_s()
         if now_s >= self._minute_ends_s:
             record.lines_dropped_before = self._dropped
@@ -155,27 +130,27 @@ class SparseHandler(logging.Handler):
             handler.handle(record)
 
 
-def thin_out_library_log() -> None:
-    """The library writes several lines for each attempt to connect, for as long as that fails."""
+def limit_library_log() -> None:
+    """Limit the library's log, which has several lines for each failed attempt to connect."""
     logger = logging.getLogger("kafka")
-    logger.handlers[:] = [SparseHandler()]
+    logger.handlers[:] = [RateLimitedHandler()]
     logger.propagate = False
 
 
-def connect_producer(config: KafkaConfig) -> Producer:
-    """A producer whose brokers answer; raises :class:`SinkUnavailable`, soon if none does."""
-    knock(config.brokers)
+def connect_producer(config: KafkaConfig) -> ClosableProducer:
+    """A connected producer; raises :class:`SinkUnavailable`, within 4.5 s if no broker answers."""
+    probe_connectivity(config.brokers)
     try:
-        producer: Producer = ClosableProducer(
+        return ClosableProducer(
             bootstrap_servers=list(config.brokers),
             client_id="api-router",
             api_version=config.api_version,
             bootstrap_timeout_ms=round(BOOTSTRAP_S * 1000),
             acks="all",
             enable_idempotence=True,
-            # The checksum is taken over what is sent, byte by byte in Python; so less is quicker.
+            # The checksum over the compressed data is computed in Python: less data is quicker.
             compression_type="gzip",
-            partitioner=RememberingPartitioner(),
+            partitioner=CachingPartitioner(),
             linger_ms=_LINGER_MS,
             batch_size=_BATCH_BYTES,
             max_request_size=_BATCH_BYTES,
@@ -184,24 +159,23 @@ def connect_producer(config: KafkaConfig) -> Producer:
             delivery_timeout_ms=_LIBRARY_NEVER_GIVES_UP_MS,
             reconnect_backoff_max_ms=1_000,
             metrics_enabled=False,
-            selector=PatientSelector,
+            selector=PausingSelector,
         )
     except kafka_errors.KafkaError as error:
         raise SinkUnavailable(text_of(error)) from error
-    return producer
 
 
-def knock(brokers: Sequence[str]) -> None:
-    """See whether anybody listens: a client that was made in vain leaves sockets behind.
+def probe_connectivity(brokers: Sequence[str]) -> None:
+    """Open a TCP connection to any of the brokers; raises :class:`SinkUnavailable`.
 
-    Raises :class:`SinkUnavailable`.
+    A library client that finds no broker would leave sockets behind.
     """
     reason = "no brokers are configured"
-    patience_s = KNOCK_S / max(1, len(brokers))
+    timeout_s = PROBE_S / max(1, len(brokers))
     for broker in brokers:
         host, _, port = broker.rpartition(":")
         try:
-            socket.create_connection((host.strip("[]"), int(port)), patience_s).close()
+            socket.create_connection((host.strip("[]"), int(port)), timeout_s).close()
         except OSError as error:
             reason = f"{broker}: {error}"
         else:
@@ -210,5 +184,5 @@ def knock(brokers: Sequence[str]) -> None:
 
 
 def text_of(error: BaseException) -> str:
-    """What to tell an operator; some errors have nothing but their name."""
+    """The error as text for operators; some errors have no message, only a name."""
     return str(error).strip() or type(error).__name__

@@ -1,9 +1,9 @@
-"""The Kafka sink. What a record's place in its topic means must survive every failure here.
+"""The Kafka sink. The order of an organization's records in their topic survives every failure.
 
 Records of one organization have the same key, so they share a partition. A delivery puts at most
-one producer batch into each partition and waits for all of them, so nothing can overtake a record
-that failed. A batch whose fate is unknown is delivered again by a new producer: its records may
-stand in the topic twice, with the same ids, and what comes first stands in order.
+one producer batch into each partition and waits for all of them, so no record can overtake one that
+failed. A batch with an unknown result is delivered again by a new producer: its records may be in
+the topic twice, with the same ids, and their first occurrences are in order.
 """
 
 from __future__ import annotations
@@ -12,30 +12,30 @@ import logging
 import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from kafka import errors as kafka_errors
 
 from router.agent.decoded_frames import DecodedFrame
-from router.agent.kafka.producer import Delivery, KafkaConfig, Producer, connect_producer, text_of
-from router.agent.sinks import Refused, SinkUnavailable, faulty
+from router.agent.kafka.producer import ClosableProducer, KafkaConfig, connect_producer, text_of
+from router.agent.sinks import Refused, SinkUnavailable, unreadable
 from router.clock import Clock
 from router.spool.frames import AUDIT, USAGE
 
 ACKNOWLEDGED_WITHIN_S: Final = 30.0
-"""After this the producer is given up with all that it has; a broker that is back needs less."""
+"""After this the producer is closed with all its batches; a broker that is back needs less."""
 CLOSE_S: Final = 1.0
 DEAD_LETTERS_S: Final = 5.0
 DEAD_LETTERS_AGAIN_S: Final = 60.0
-"""So long a dead-letter topic that took nothing is left alone: trying it holds up deliveries."""
+"""Pause after a failed dead-letter delivery: each attempt delays the records behind it."""
 DEAD_LETTER_SUFFIX: Final = ".dlq"
 DEAD_LETTER_BYTES: Final = 512 * 1024
-"""More of a payload does not go to the dead-letter topic; the file has all of it."""
+"""A longer payload is cut for the dead-letter topic; the file has all of it."""
 
 _WAIT_S: Final = 0.25
 _SPLIT_S: Final = 0.01
 _GUESSES: Final = 8
-"""So many suspects in a row are tried alone before a search halves what is left."""
+"""So many suspects in a row are tried alone before the search halves the rest."""
 
 _CONTENT_ERRORS: Final = (
     kafka_errors.MessageSizeTooLargeError,
@@ -44,21 +44,19 @@ _CONTENT_ERRORS: Final = (
     kafka_errors.InvalidTimestampError,
     kafka_errors.UnsupportedForMessageFormatError,
 )
-"""The broker has seen the record and does not want it, now or ever."""
+"""The broker has seen the record and will never accept it."""
 _SIZE_ERRORS: Final = (
     kafka_errors.MessageSizeTooLargeError,
     kafka_errors.RecordListTooLargeError,
 )
 
-Fate = Delivery | BaseException
-
 _logger = logging.getLogger("router.agent")
 
 
 class Message(NamedTuple):
-    """What is sent, and which parcel it was."""
+    """A message, and the index in the batch of the record in it."""
 
-    place: int
+    batch_index: int
     topic: str
     key: bytes
     value: bytes
@@ -66,7 +64,7 @@ class Message(NamedTuple):
 
 
 class KafkaSink:
-    """Delivers to Kafka with acks=all, idempotently, and never more than one batch of parcels."""
+    """Delivers to Kafka with acks=all, idempotently, one batch of records at a time."""
 
     name: Final = "kafka"
 
@@ -75,48 +73,48 @@ class KafkaSink:
         config: KafkaConfig,
         *,
         stop: threading.Event,
-        connect: Callable[[KafkaConfig], Producer] | None = None,
+        connect: Callable[[KafkaConfig], ClosableProducer] = connect_producer,
         clock: Clock | None = None,
     ) -> None:
-        """``stop`` ends a delivery that still waits; it then counts as not made."""
+        """``stop`` ends a delivery that still waits; it then counts as failed."""
         self._config = config
         self._topics = {USAGE: config.usage_topic, AUDIT: config.audit_topic}
         self._stop = stop
-        self._connect = connect or connect_producer
+        self._connect = connect
         self._clock = clock or Clock()
-        self._producer: Producer | None = None
-        self._no_letters_before_s: dict[str, float] = {}
+        self._producer: ClosableProducer | None = None
+        self._dead_letters_not_before_s: dict[str, float] = {}
 
     def deliver(self, decoded_frames: Sequence[DecodedFrame]) -> list[Refused]:
-        """Return when brokers have acknowledged all parcels but those that they refuse."""
+        """Return when the brokers have acknowledged all records but the refused ones."""
         messages = [
-            Message(place, self._topics[decoded.kind], _key(decoded), decoded.payload)
-            for place, decoded in enumerate(decoded_frames)
+            Message(index, self._topics[decoded.kind], _key(decoded), decoded.payload)
+            for index, decoded in enumerate(decoded_frames)
             if decoded.fault is None
         ]
-        refused = [*faulty(decoded_frames), *self._send(messages)]
+        refused = [*unreadable(decoded_frames), *self._send(messages)]
         self._send_dead_letters(decoded_frames, refused)
         return refused
 
     def finish_writer(self, writer_id: str) -> None:
-        """A topic knows no writers."""
+        """Topics keep nothing by writer."""
 
     def maintain(self) -> None:
-        """The library tends to itself."""
+        """The library maintains itself."""
 
     def close(self) -> None:
-        """Let go of the producer."""
-        self._give_up(CLOSE_S)
+        """Close the producer."""
+        self._close_producer(CLOSE_S)
 
     def _send(self, messages: list[Message], guesses: int = _GUESSES) -> list[Refused]:
-        """Deliver in order and find out which ones the brokers refuse."""
+        """Deliver in order; the messages that the brokers refuse."""
         if not messages:
             return []
         faults = self._try(messages, ACKNOWLEDGED_WITHIN_S)
         if not any(faults):
             return []
         # A batch that failed leaves a hole in the producer's sequence numbers.
-        self._give_up()
+        self._close_producer()
         for fault in filter(None, faults):
             if not _is_about_content(fault):
                 raise SinkUnavailable(text_of(fault)) from fault
@@ -125,9 +123,9 @@ class KafkaSink:
         ]
         if len(suspects) == 1:
             message, fault = suspects[0]
-            return [Refused(message.place, text_of(fault))]
+            return [Refused(message.batch_index, text_of(fault))]
         # The broker refuses a batch because of one of its records and need not say which. Every
-        # failure costs a producer, so whoever is likely to be the one is tried alone.
+        # failure costs a producer, so the most likely culprit is tried alone.
         guess = _likely_culprit(suspects) if guesses else None
         middle = len(suspects) // 2
         cuts = (middle, middle) if guess is None else (guess, guess + 1)
@@ -138,24 +136,24 @@ class KafkaSink:
         return refused
 
     def _try(self, messages: Sequence[Message], timeout_s: float) -> list[BaseException | None]:
-        """Send, wait, and tell what became of each message; raises :class:`SinkUnavailable`."""
+        """Send and wait; for each message its error, if any. Raises :class:`SinkUnavailable`."""
         if self._producer is None:
             self._producer = self._connect(self._config)
         producer = self._producer
-        fates: list[Fate] = []
+        futures: list[Any] = []
         try:
             for _, topic, key, value, headers in messages:
-                fates.append(_send(producer, topic, key, value, list(headers)))
-            self._await(producer, fates, timeout_s)
+                futures.append(_send(producer, topic, key, value, list(headers)))
+            self._await(producer, futures, timeout_s)
         except SinkUnavailable:
-            self._give_up()
+            self._close_producer()
             raise
         except kafka_errors.KafkaError as error:
-            self._give_up()
+            self._close_producer()
             raise SinkUnavailable(text_of(error)) from error
-        return [fate if isinstance(fate, BaseException) else fate.exception for fate in fates]
+        return [one if isinstance(one, BaseException) else one.exception for one in futures]
 
-    def _await(self, producer: Producer, fates: Sequence[Fate], timeout_s: float) -> None:
+    def _await(self, producer: ClosableProducer, futures: Sequence[Any], timeout_s: float) -> None:
         ends_s = self._clock.monotonic_s() + timeout_s
         while True:
             try:
@@ -165,7 +163,7 @@ class KafkaSink:
             except kafka_errors.UnknownError:
                 # The library splits a batch that is too large, and goes on with its parts.
                 self._stop.wait(_SPLIT_S)
-            if all(isinstance(fate, BaseException) or fate.is_done for fate in fates):
+            if all(isinstance(one, BaseException) or one.is_done for one in futures):
                 return
             if self._stop.is_set():
                 raise SinkUnavailable("stopped while brokers did not acknowledge")
@@ -175,38 +173,40 @@ class KafkaSink:
     def _send_dead_letters(
         self, decoded_frames: Sequence[DecodedFrame], refused: Sequence[Refused]
     ) -> None:
-        """Tell the dead-letter topic too. The file is what counts, so this may fail."""
+        """Send them to the dead-letter topic too. The file is what counts, so this may fail."""
         by_topic: dict[str, list[Message]] = {}
-        for place, reason in refused:
-            letter = self._letter(decoded_frames[place], place, reason)
-            by_topic.setdefault(letter.topic, []).append(letter)
-        for topic, letters in by_topic.items():
-            if self._clock.monotonic_s() >= self._no_letters_before_s.get(topic, 0.0):
-                self._send_letters(topic, letters)
+        for index, reason in refused:
+            message = self._dead_letter(decoded_frames[index], index, reason)
+            by_topic.setdefault(message.topic, []).append(message)
+        for topic, messages in by_topic.items():
+            if self._clock.monotonic_s() >= self._dead_letters_not_before_s.get(topic, 0.0):
+                self._send_to_dead_letter_topic(topic, messages)
 
-    def _send_letters(self, topic: str, letters: list[Message]) -> None:
+    def _send_to_dead_letter_topic(self, topic: str, messages: list[Message]) -> None:
         try:
-            faults = list(filter(None, self._try(letters, DEAD_LETTERS_S)))
+            faults = list(filter(None, self._try(messages, DEAD_LETTERS_S)))
         except SinkUnavailable as error:
             faults = [error]
         if faults:
-            self._give_up()
-            self._no_letters_before_s[topic] = self._clock.monotonic_s() + DEAD_LETTERS_AGAIN_S
+            self._close_producer()
+            self._dead_letters_not_before_s[topic] = (
+                self._clock.monotonic_s() + DEAD_LETTERS_AGAIN_S
+            )
             facts = {
                 "topic": topic,
                 "reason": text_of(faults[0]),
-                "records": len(letters),
+                "records": len(messages),
                 "again_in_s": DEAD_LETTERS_AGAIN_S,
             }
             _logger.warning("dead letters are in the file only", extra=facts)
 
-    def _letter(self, decoded: DecodedFrame, place: int, reason: str) -> Message:
+    def _dead_letter(self, decoded: DecodedFrame, index: int, reason: str) -> Message:
         topic = self._topics.get(decoded.kind, self._config.usage_topic)
         headers = (("reason", reason.encode()), ("bytes", b"%d" % len(decoded.payload)))
         value = decoded.payload[:DEAD_LETTER_BYTES]
-        return Message(place, topic + DEAD_LETTER_SUFFIX, _key(decoded), value, headers)
+        return Message(index, topic + DEAD_LETTER_SUFFIX, _key(decoded), value, headers)
 
-    def _give_up(self, timeout_s: float = 0.0) -> None:
+    def _close_producer(self, timeout_s: float = 0.0) -> None:
         producer, self._producer = self._producer, None
         if producer is None:
             return
@@ -217,13 +217,17 @@ class KafkaSink:
 
 
 def _send(
-    producer: Producer, topic: str, key: bytes, value: bytes, headers: list[tuple[str, bytes]]
-) -> Fate:
+    producer: ClosableProducer,
+    topic: str,
+    key: bytes,
+    value: bytes,
+    headers: list[tuple[str, bytes]],
+) -> Any:
+    """The library's future of the message, or the error for which it did not take the message."""
     try:
         return producer.send(topic, value=value, key=key, headers=headers)
     except _CONTENT_ERRORS as error:
-        found: BaseException = error
-        return found
+        return error
 
 
 def _is_about_content(fault: BaseException) -> bool:
@@ -232,9 +236,10 @@ def _is_about_content(fault: BaseException) -> bool:
 
 
 def _likely_culprit(suspects: Sequence[tuple[Message, BaseException]]) -> int | None:
-    """Whom the broker named, or the largest when it is about size; ``None`` when nobody can tell.
+    """The index of the message that the broker named, or of the largest when size is the reason.
 
-    Only to be tried alone: when a producer has failed, batches that were never sent fail too.
+    A guess only: when a producer has failed, batches that were never sent fail too. ``None``
+    without a guess.
     """
     shared = Counter(id(fault) for _, fault in suspects)
     for index, (_, fault) in enumerate(suspects):
@@ -246,7 +251,7 @@ def _likely_culprit(suspects: Sequence[tuple[Message, BaseException]]) -> int | 
 
 
 def _key(decoded: DecodedFrame) -> bytes:
-    """What belongs to nobody is kept in order by what it is about."""
+    """The organization; an event of none is kept in order by its entity."""
     for name in ("organization_id", "entity_id"):
         found = decoded.fields.get(name)
         if isinstance(found, str):

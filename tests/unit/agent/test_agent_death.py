@@ -12,8 +12,8 @@ import orjson
 import pytest
 
 from router.agent.dead_letters import DeadLetters
-from router.agent.housekeeping import remove_acknowledged
 from router.agent.merge import MergedFrames
+from router.agent.service import remove_acknowledged
 from router.agent.shipper import Shipper
 from router.agent.sinks import Sink, StoreSink
 from router.clock import FrozenClock
@@ -229,7 +229,7 @@ def test_wherever_the_agent_dies_the_store_has_each_record_once(
 
     The audit trail verifies to the end of every chain, each of which is closed.
     """
-    monkeypatch.setattr("router.agent.shipper.MAX_PARCELS", BATCH)
+    monkeypatch.setattr("router.agent.shipper.MAX_RECORDS", BATCH)
     undisturbed = Calls(0)
     steps = undisturbed.ship(store, tmp_path)
     assert steps.count("commit") >= 6

@@ -10,7 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from router.agent.merge import HELD_S, LISTED_EVERY_S, READ_AHEAD_BYTES, SETTLED_S, MergedFrames
+from router.agent.merge import (
+    LISTED_EVERY_S,
+    LONGEST_WAIT_S,
+    READ_AHEAD_BYTES,
+    SETTLED_S,
+    MergedFrames,
+)
 from router.clock import FrozenClock
 from router.spool.frames import USAGE, Frame, Position
 from router.spool.reader import Batch, SpoolReader, WriterInfo
@@ -74,7 +80,7 @@ def test_no_record_waits_long_for_a_clock_that_was_set_back(desk: Desk) -> None:
     """It would otherwise stay for as long as other workers write younger ones."""
     append(desk.one, 1, ended_s=5000.0)
     assert desk.take() == []
-    desk.clock.advance(HELD_S + 0.001)
+    desk.clock.advance(LONGEST_WAIT_S + 0.001)
     append(desk.two, 2, ended_s=desk.clock.now_s())
     assert desk.take() == ["r1"]
 

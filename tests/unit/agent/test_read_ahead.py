@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from router.agent.merge import MergedFrames
-from router.agent.read_ahead import SHELF_BYTES, ReadAhead, Reading
+from router.agent.read_ahead import CACHE_BYTES, ReadAhead, Reading
 from router.clock import FrozenClock
 from router.spool.frames import Position
 from router.spool.reader import Batch, SpoolReader
@@ -55,7 +55,7 @@ def test_a_sink_that_is_far_behind_reads_for_itself() -> None:
     disk, clock = MemoryDisk(), FrozenClock(wall_s=1000.0)
     writer, reader, read_ahead = open_spool(disk, clock), SpoolReader(SPOOL, disk), ReadAhead(2)
     ahead, behind = (MergedFrames(reader, {}, clock=clock, read_ahead=read_ahead) for _ in range(2))
-    filler = "x" * (SHELF_BYTES // 8)
+    filler = "x" * (CACHE_BYTES // 8)
     for number in range(20):
         writer.append([(1, usage(number, ended_s=900.0, filler=filler))])
         assert ids(ahead.take(10, 1 << 20)) == [f"r{number}"]
@@ -94,7 +94,7 @@ def test_the_oldest_goes_when_the_shelf_is_full() -> None:
     """The sink that comes second reads that for itself."""
     read_ahead = ReadAhead(2)
     for start in range(5):
-        read_ahead.put(at(start), reading(start + 1, size=SHELF_BYTES // 4))
+        read_ahead.put(at(start), reading(start + 1, size=CACHE_BYTES // 4))
     assert [read_ahead.take(at(start)) is not None for start in range(5)] == [False, False] + [
         True
     ] * 3

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import logging
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import orjson
 import pytest
 
-from router.agent.housekeeping import read_report
-from router.agent.service import Agent, AgentConfig
-from router.spool.frames import USAGE
+from router.agent.service import Agent, AgentConfig, remove_acknowledged
+from router.agent.status import read_report
+from router.spool.frames import USAGE, Position
+from router.spool.reader import WriterInfo
 from router.spool.writer import SpoolWriter
 from router.store.record_store import RecordStore
 from tests.unit.records import samples
@@ -70,7 +72,7 @@ def test_a_spool_that_cannot_be_listed_is_no_reason_not_to_end(
     def refuse(_self: object, path: Path) -> list[str]:
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr("router.spool.disk.OsSpoolIO.list_dir", refuse)
+    monkeypatch.setattr("router.spool.disk.SpoolIO.list_dir", refuse)
     url = f"sqlite:///{data_dir}/records.db"
     config = AgentConfig(
         data_dir=data_dir,
@@ -85,3 +87,55 @@ def test_a_spool_that_cannot_be_listed_is_no_reason_not_to_end(
         agent.run()
     (ended,) = [one for one in caplog.records if one.message == "agent ended"]
     assert ended.__dict__["left_bytes"] is None
+
+
+@dataclass
+class Spool:
+    """Two writers with three segments each."""
+
+    removed: list[tuple[str, int]] = field(default_factory=list)
+
+    def writers(self) -> list[WriterInfo]:
+        return [WriterInfo("a", True, (1, 2, 3)), WriterInfo("b", False, (7, 8, 9))]
+
+    def remove_segment(self, writer_id: str, number: int) -> None:
+        self.removed.append((writer_id, number))
+
+
+def at(**segments: int) -> dict[str, Position]:
+    """A checkpoint: of each writer, in the middle of a segment."""
+    return {name: Position(name, segment, 100) for name, segment in segments.items()}
+
+
+@pytest.mark.parametrize(
+    ("saved", "removed"),
+    [
+        ([at(a=1, b=7)], []),
+        ([at(a=3, b=10)], [("a", 1), ("a", 2), ("b", 7), ("b", 8), ("b", 9)]),
+        ([at(a=3, b=10), at(a=2, b=8)], [("a", 1), ("b", 7)]),
+        ([at(a=3, b=10), at(a=3)], [("a", 1), ("a", 2)]),
+        ([at(a=3, b=10), {}], []),
+    ],
+)
+def test_a_segment_goes_when_every_sink_has_passed_it(
+    saved: list[dict[str, Position]], removed: list[tuple[str, int]]
+) -> None:
+    """U3: the slowest sink decides, and one that has no position yet is at the beginning."""
+    spool = Spool()
+    assert remove_acknowledged(spool, saved) == len(removed)
+    assert spool.removed == removed
+
+
+def test_a_writer_that_cannot_be_cleared_keeps_no_others_segments() -> None:
+    """Q7: what went wrong is raised when the rest is done."""
+
+    class Stubborn(Spool):
+        def remove_segment(self, writer_id: str, number: int) -> None:
+            if writer_id == "a":
+                raise PermissionError(13, "Permission denied")
+            super().remove_segment(writer_id, number)
+
+    spool = Stubborn()
+    with pytest.raises(PermissionError):
+        remove_acknowledged(spool, [at(a=3, b=10)])
+    assert spool.removed == [("b", 7), ("b", 8), ("b", 9)]

@@ -15,7 +15,7 @@ from router.agent.merge import LISTED_EVERY_S, MergedFrames
 from router.agent.shipper import (
     LONGEST_DELAY_S,
     MAX_BATCH_BYTES,
-    MAX_PARCELS,
+    MAX_RECORDS,
     POLL_S,
     REMIND_EVERY_S,
     SAVE_EVERY_S,
@@ -155,7 +155,7 @@ def test_an_outage_is_logged_when_it_begins_now_and_then_and_when_it_ends(
         desk.sink.down = False
         desk.shipper.step()
     assert caplog.records[-1].message == "sink available"
-    assert vars(caplog.records[-1])["away_s"] == 120.0
+    assert vars(caplog.records[-1])["unavailable_s"] == 120.0
     assert desk.shipper.progress.failing is None
 
 
@@ -358,7 +358,7 @@ class Watched(threading.Event):
         return True
 
 
-@pytest.mark.parametrize(("records", "deliveries"), [(3, 1), (MAX_PARCELS + 1, 2)])
+@pytest.mark.parametrize(("records", "deliveries"), [(3, 1), (MAX_RECORDS + 1, 2)])
 def test_records_gather_before_they_are_delivered(
     desk: Desk, records: int, deliveries: int
 ) -> None:

@@ -108,7 +108,7 @@ def test_what_cannot_be_stored_is_refused_and_the_rest_stored(
     bad = {name for name in ids(batch)[:: 40 // count] if name} if count else set()
     store.unstorable = bad
     refused = sink.deliver(batch)
-    assert sorted(batch[one.place].id or "" for one in refused) == sorted(bad)
+    assert sorted(batch[one.batch_index].id or "" for one in refused) == sorted(bad)
     assert {one.reason for one in refused} <= {"no"}
     assert sorted(store.stored) == sorted({name for name in ids(batch) if name} - bad)
 

@@ -11,7 +11,7 @@ import orjson
 import pytest
 from click.testing import CliRunner, Result
 
-from router.agent.kafka import reader as kafka_reader
+from router.agent.kafka import topic_reader
 from router.agent.kafka.producer import KafkaConfig
 from router.cli.main import cli
 from router.spool.checkpoints import Checkpoints, checkpoint_path
@@ -62,7 +62,7 @@ class Topic:
 @pytest.fixture(autouse=True)
 def topic(monkeypatch: pytest.MonkeyPatch) -> type[Topic]:
     Topic.values, Topic.before, Topic.begins_late = [], None, 0
-    monkeypatch.setattr(kafka_reader, "TopicReader", Topic)
+    monkeypatch.setattr(topic_reader, "TopicReader", Topic)
     return Topic
 
 

@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from router.agent.housekeeping import write_report
 from router.agent.lock import AgentLock
 from router.agent.sink_set import SinkSet, Topics, save_sinks
+from router.agent.status import write_report
 from router.cli import spool as command
 from router.cli.main import cli
 from router.clock import FrozenClock
 from router.spool.checkpoints import Checkpoints, checkpoint_path
-from router.spool.disk import OsSpoolIO
+from router.spool.disk import SpoolIO
 from router.spool.frames import USAGE, Position, encode_frame, segment_name
 from router.spool.reader import SpoolReader
 from tests.fakes.spool_parties import open_writer, record, segment
@@ -61,7 +61,7 @@ def test_status_shows_writers_and_how_far_each_sink_is_behind(run: Run, tmp_path
     """A sink that is slow or away is seen at once."""
     whole = segment(1, 2)
     put(tmp_path, whole)
-    living = open_writer(OsSpoolIO(), FrozenClock(), tmp_path / "spool")
+    living = open_writer(SpoolIO(), FrozenClock(), tmp_path / "spool")
     Checkpoints(checkpoint_path(tmp_path, "store")).save({"w": Position("w", 1, len(whole))})
     Checkpoints(checkpoint_path(tmp_path, "kafka")).save({"w": Position("w", 1, 10)})
     (tmp_path / "spool" / "quarantine").mkdir()
@@ -306,7 +306,7 @@ def test_a_spool_of_another_user_is_one_line(run: Run, monkeypatch: pytest.Monke
     def refuse(*_: object) -> list[str]:
         raise PermissionError(13, "Permission denied", "/data/spool")
 
-    monkeypatch.setattr(OsSpoolIO, "list_dir", refuse)
+    monkeypatch.setattr(SpoolIO, "list_dir", refuse)
     for asked in ("status", "verify", "drain"):
         result = run(asked)
         assert (result.exit_code, result.stderr) == (1, "Error: /data/spool: Permission denied\n")

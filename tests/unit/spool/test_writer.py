@@ -645,9 +645,9 @@ def test_the_background_syncs_within_100_ms(tmp_path: Any) -> None:
             super().sync(fd)
             syncs.set()
 
-    from router.spool.disk import OsSpoolIO
+    from router.spool.disk import SpoolIO
 
-    writer = SpoolWriter(tmp_path / "spool", max_bytes=1 << 30, io=Telling(OsSpoolIO()))
+    writer = SpoolWriter(tmp_path / "spool", max_bytes=1 << 30, io=Telling(SpoolIO()))
     try:
         syncs.clear()
         writer.append([(USAGE, record(1))])
@@ -684,9 +684,9 @@ def test_many_threads_append_to_one_log(tmp_path: Any, mode: Any) -> None:
 
 
 def _os_io() -> Any:
-    from router.spool.disk import OsSpoolIO
+    from router.spool.disk import SpoolIO
 
-    return OsSpoolIO()
+    return SpoolIO()
 
 
 def test_the_background_survives_its_own_mistakes(

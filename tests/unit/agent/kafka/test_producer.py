@@ -13,12 +13,12 @@ import pytest
 
 from router.agent.kafka import producer as kafka_producer
 from router.agent.kafka.producer import (
+    CachingPartitioner,
     KafkaConfig,
-    PatientSelector,
-    RememberingPartitioner,
-    SparseHandler,
+    PausingSelector,
+    RateLimitedHandler,
     connect_producer,
-    thin_out_library_log,
+    limit_library_log,
 )
 from router.agent.sinks import SinkUnavailable
 from router.clock import FrozenClock
@@ -41,7 +41,7 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> list[float | None]:
 
 def test_a_loop_that_asks_in_vain_is_slowed_down(waits: list[float | None]) -> None:
     """Q1: the library asks some thousand times a second while a broker is away."""
-    with PatientSelector() as selector:
+    with PausingSelector() as selector:
         for _ in range(30):
             selector.select(0)
     assert waits[:10] == [0] * 10
@@ -50,7 +50,7 @@ def test_a_loop_that_asks_in_vain_is_slowed_down(waits: list[float | None]) -> N
 
 def test_who_waits_by_himself_is_left_alone(waits: list[float | None]) -> None:
     """And starts the count again."""
-    with PatientSelector() as selector:
+    with PausingSelector() as selector:
         for timeout in [0.0] * 9 + [1.0] + [0.0] * 9 + [None]:
             selector.select(timeout)
     assert 0.1 not in waits
@@ -59,7 +59,7 @@ def test_who_waits_by_himself_is_left_alone(waits: list[float | None]) -> None:
 def test_what_happens_ends_the_wait_and_the_count() -> None:
     """A broker that answers is heard at once."""
     ours, theirs = socket.socketpair()
-    with ours, theirs, PatientSelector() as selector:
+    with ours, theirs, PausingSelector() as selector:
         selector.register(ours, selectors.EVENT_READ)
         theirs.send(b"x")
         for _ in range(30):
@@ -92,7 +92,7 @@ def place(partitioner: Any, key: bytes, partitions: int) -> int:
 
 def test_keys_are_placed_as_by_every_other_client() -> None:
     """Q9: also at the second time, and anew when the topic has grown."""
-    partitioner, library = RememberingPartitioner(), kafka_producer.DefaultPartitioner()
+    partitioner, library = CachingPartitioner(), kafka_producer.DefaultPartitioner()
     for partitions in (3, 12, 3):
         for key in [b"org-%d" % number for number in range(50)] * 2:
             assert place(partitioner, key, partitions) == place(library, key, partitions)
@@ -100,10 +100,10 @@ def test_keys_are_placed_as_by_every_other_client() -> None:
 
 def test_what_is_remembered_of_keys_is_bounded() -> None:
     """As many organizations as there may be."""
-    partitioner = RememberingPartitioner()
+    partitioner = CachingPartitioner()
     for number in range(10_500):
         place(partitioner, b"%d" % number, 3)
-    assert len(partitioner._places) <= 10_000
+    assert len(partitioner._partitions) <= 10_000
 
 
 # --- talking --------------------------------------------------------------------------------
@@ -126,8 +126,8 @@ def test_the_library_gets_a_few_lines_a_minute(
     seen: list[logging.LogRecord] = []
     out = SimpleNamespace(handle=seen.append)
     monkeypatch.setattr(logging.getLogger(), "handlers", [out])
-    thin_out_library_log()
-    library_log.handlers[:] = [SparseHandler(clock)]
+    limit_library_log()
+    library_log.handlers[:] = [RateLimitedHandler(clock)]
     for minute in range(3):
         for _ in range(480):
             logging.getLogger("kafka.net").error("connection failed")
@@ -142,7 +142,7 @@ def test_what_the_library_says_for_itself_is_not_logged(
     """Only from WARNING on."""
     seen: list[logging.LogRecord] = []
     monkeypatch.setattr(logging.getLogger(), "handlers", [SimpleNamespace(handle=seen.append)])
-    thin_out_library_log()
+    limit_library_log()
     monkeypatch.setattr(logging.getLogger("kafka.net"), "level", logging.DEBUG)
     logging.getLogger("kafka.net").info("connected")
     assert seen == []
@@ -181,7 +181,7 @@ def test_the_producer_is_made_as_promised(monkeypatch: pytest.MonkeyPatch) -> No
     assert made["bootstrap_servers"] == ["127.0.0.1:1", address]
     assert made["api_version"] == (2, 3)
     assert (made["acks"], made["enable_idempotence"]) == ("all", True)
-    assert made["bootstrap_timeout_ms"] + 1000 * kafka_producer.KNOCK_S <= 5000
+    assert made["bootstrap_timeout_ms"] + 1000 * kafka_producer.PROBE_S <= 5000
     assert made["max_block_ms"] <= 5000
     assert made["delivery_timeout_ms"] >= 3_600_000
     assert made["batch_size"] >= 2 * 1024 * 1024

@@ -239,7 +239,7 @@ def test_a_record_that_brokers_refuse_is_found_among_its_neighbours(desk: Desk) 
     batch = decoded_frames(range(1000))
     desk.brokers.refuse = refuse_value(usage(321), kafka_errors.InvalidRecordError("no"))
     refused = desk.sink.deliver(batch)
-    assert [one.place for one in refused] == [321]
+    assert [one.batch_index for one in refused] == [321]
     assert "no" in refused[0].reason
     assert desk.brokers.values() == [usage(n) for n in range(1000) if n != 321]
     assert desk.brokers.values(DEAD) == [usage(321)]
@@ -251,7 +251,7 @@ def test_neighbours_in_other_partitions_are_sent_once(desk: Desk) -> None:
     batch = [decoded(usage(n, organization=f"org{n % 2}")) for n in range(8)]
     bad = usage(3, organization="org1")
     desk.brokers.refuse = refuse_value(bad, kafka_errors.InvalidRecordError("no"))
-    assert [one.place for one in desk.sink.deliver(batch)] == [3]
+    assert [one.batch_index for one in desk.sink.deliver(batch)] == [3]
     sent = desk.brokers.values()
     assert len(sent) == len(set(sent)) == 7
 
@@ -260,7 +260,7 @@ def test_a_record_that_is_too_large_for_any_broker_is_refused(desk: Desk) -> Non
     """P5: the library says so at once; the dead letter has the beginning of it."""
     large = decoded(usage(2, filler="x" * 1_000_001))
     refused = desk.sink.deliver([*decoded_frames([1]), large, *decoded_frames([3])])
-    assert [one.place for one in refused] == [1]
+    assert [one.batch_index for one in refused] == [1]
     assert desk.brokers.values() == [usage(1), usage(3)]
     (letter,) = [sent for sent in desk.brokers.log if sent.topic == DEAD]
     assert letter.value == large.payload[:DEAD_LETTER_BYTES]
@@ -301,7 +301,7 @@ def test_dead_letters_that_do_not_arrive_hold_up_nothing(
     desk.brokers.refuse = lambda sent: denied if sent.topic == DEAD else None
     with caplog.at_level(logging.WARNING):
         refused = desk.sink.deliver([decoded(b"{"), *decoded_frames([1])])
-    assert [one.place for one in refused] == [0]
+    assert [one.batch_index for one in refused] == [0]
     assert [record.message for record in caplog.records] == ["dead letters are in the file only"]
     assert desk.sink.deliver(decoded_frames([2])) == []
     assert desk.brokers.values() == [usage(1), usage(2)]
@@ -330,7 +330,7 @@ def test_a_record_that_a_topic_finds_too_large_is_found_at_once(desk: Desk, culp
     large = usage(culprit, filler="x" * 5000)
     batch = [decoded(large if n == culprit else usage(n)) for n in range(1500)]
     desk.brokers.refuse = refuse_value(large, kafka_errors.MessageSizeTooLargeError("large"))
-    assert [one.place for one in desk.sink.deliver(batch)] == [culprit]
+    assert [one.batch_index for one in desk.sink.deliver(batch)] == [culprit]
     assert desk.brokers.values() == [usage(n) for n in range(1500) if n != culprit]
     assert desk.brokers.made <= 3
 
@@ -340,7 +340,7 @@ def test_a_size_that_is_not_the_reason_is_no_endless_search(desk: Desk) -> None:
     batch = [decoded(usage(n, filler="x" * n)) for n in range(500)]
     bad = usage(0, filler="")
     desk.brokers.refuse = refuse_value(bad, kafka_errors.MessageSizeTooLargeError("large"))
-    assert [one.place for one in desk.sink.deliver(batch)] == [0]
+    assert [one.batch_index for one in desk.sink.deliver(batch)] == [0]
     assert desk.brokers.values() == [usage(n, filler="x" * n) for n in range(1, 500)]
     assert desk.brokers.made < 25
 
@@ -359,7 +359,7 @@ def test_a_record_that_the_broker_names_is_found_at_once(
 
     monkeypatch.setattr(Producer, "_settle", name_it)
     desk.brokers.refuse = refuse_value(usage(321), kafka_errors.InvalidRecordError("no"))
-    assert [one.place for one in desk.sink.deliver(decoded_frames(range(1500)))] == [321]
+    assert [one.batch_index for one in desk.sink.deliver(decoded_frames(range(1500)))] == [321]
     assert desk.brokers.values() == [usage(n) for n in range(1500) if n != 321]
     assert desk.brokers.made <= 3
 
@@ -370,7 +370,7 @@ def test_who_fails_with_a_dying_producer_is_no_culprit(desk: Desk) -> None:
     batch = [decoded(usage(0, filler="bad")), lone, *decoded_frames(range(2, 10))]
     bad = batch[0].payload
     desk.brokers.refuse = refuse_value(bad, kafka_errors.InvalidRecordError("no"))
-    assert [one.place for one in desk.sink.deliver(batch)] == [0]
+    assert [one.batch_index for one in desk.sink.deliver(batch)] == [0]
     assert set(desk.brokers.values()) == {one.payload for one in batch[1:]}
 
 

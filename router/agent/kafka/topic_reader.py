@@ -1,4 +1,4 @@
-"""Reading a topic as it stands: everything up to where it ended when the reading began."""
+"""Read a topic from its beginning to the end that it had when the reading began."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ from kafka import errors as kafka_errors
 from router.agent.kafka.producer import (
     BOOTSTRAP_S,
     KafkaConfig,
-    knock,
+    limit_library_log,
+    probe_connectivity,
     text_of,
-    thin_out_library_log,
 )
 from router.agent.sinks import SinkUnavailable
 from router.clock import Clock
 
 SILENCE_S: Final = 30.0
-"""A broker that gives nothing for so long, although there is more, is given up."""
+"""Reading fails when the brokers deliver nothing for so long although there is more."""
 _POLL_MS: Final = 500
 _FETCH_BYTES: Final = 16 * 1024 * 1024
 _PARTITION_BYTES: Final = 4 * 1024 * 1024
 
 
 class TopicUnreadable(Exception):
-    """Not all of the topic could be read; the message is for the operator."""
+    """The topic could not be read to its end; the message is for operators."""
 
 
 class TopicReader:
     """The values of one topic, oldest first within each partition.
 
-    It belongs to no group and commits nothing, so it is not noticed. May be used by one thread.
+    It joins no consumer group and commits nothing. May be used by one thread.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class TopicReader:
         self._clock = clock or Clock()
         self._positions: dict[Any, int] = {}
         self.total = 0
-        """Messages that the last :meth:`read` had to read when it began."""
+        """Number of messages that the last :meth:`read` found when it began."""
         self.begins_late: int = 0
         """Partitions whose oldest messages the broker has removed already."""
         try:
@@ -69,9 +69,9 @@ class TopicReader:
         self._consumer.close()
 
     def read(self, from_s: float | None = None) -> Iterator[list[bytes]]:
-        """What was appended since the last reading, until now; at first, everything.
+        """Yield all messages, on later calls those appended since the previous call.
 
-        ``from_s`` lets the first reading pass over messages that were sent before. Raises
+        ``from_s`` makes the first call skip messages that were sent before. Raises
         :class:`TopicUnreadable`. A topic that does not exist is empty.
         """
         try:
@@ -90,7 +90,7 @@ class TopicReader:
         for partition, offset in self._starts(partitions, from_s).items():
             consumer.seek(partition, offset)
         self.total = sum(ends[one] - consumer.position(one) for one in partitions)
-        heard_s = self._clock.monotonic_s()
+        progress_s = self._clock.monotonic_s()
         while left := [one for one in partitions if consumer.position(one) < ends[one]]:
             found = consumer.poll(timeout_ms=_POLL_MS)
             values = [
@@ -101,16 +101,16 @@ class TopicReader:
             ]
             now_s = self._clock.monotonic_s()
             if values:
-                heard_s = now_s
+                progress_s = now_s
                 yield values
-            elif now_s - heard_s > SILENCE_S:
+            elif now_s - progress_s > SILENCE_S:
                 raise TopicUnreadable(
                     f"Kafka: no answer for {SILENCE_S:g} s, {len(left)} partitions unfinished"
                 )
         self._positions.update(ends)
 
     def _starts(self, partitions: list[Any], from_s: float | None) -> dict[Any, int]:
-        """Where to begin in each partition."""
+        """The offset to begin with in each partition."""
         fresh = [one for one in partitions if one not in self._positions]
         starts = {one: self._positions[one] for one in partitions if one in self._positions}
         if not fresh:
@@ -118,19 +118,19 @@ class TopicReader:
         oldest = self._consumer.beginning_offsets(fresh)
         by_time: dict[Any, Any] = {}
         if from_s is not None:
-            moment_ms = max(0, int(from_s * 1000))
-            by_time = self._consumer.offsets_for_times(dict.fromkeys(fresh, moment_ms))
+            timestamp_ms = max(0, int(from_s * 1000))
+            by_time = self._consumer.offsets_for_times(dict.fromkeys(fresh, timestamp_ms))
         for one in fresh:
             sent = by_time.get(one)
-            # A broker that has no answer may just not know: then all of it is read.
+            # No offset for the time may mean that the broker does not know it: then all is read.
             starts[one] = oldest[one] if sent is None else max(oldest[one], sent.offset)
             self.begins_late += 0 < oldest[one] == starts[one]
         return starts
 
 
 def _connect(config: KafkaConfig) -> Any:
-    thin_out_library_log()
-    knock(config.brokers)
+    limit_library_log()
+    probe_connectivity(config.brokers)
     consumer = KafkaConsumer(
         bootstrap_servers=list(config.brokers),
         client_id="api-router-reader",
@@ -140,14 +140,14 @@ def _connect(config: KafkaConfig) -> Any:
         enable_auto_commit=False,
         auto_offset_reset="earliest",
         allow_auto_create_topics=False,
-        # In Python a check takes longer than all the rest; TCP has checked already.
+        # In Python the check takes longer than all the rest, and TCP has checked already.
         check_crcs=False,
         fetch_max_bytes=_FETCH_BYTES,
         max_partition_fetch_bytes=_PARTITION_BYTES,
         metrics_enabled=False,
     )
     try:
-        # With a version given nothing was asked yet, and the first question would wait for ever.
+        # With `api_version` the library has not connected yet; a later call would block for ever.
         consumer.bootstrap(timeout_ms=round(BOOTSTRAP_S * 1000))
     except kafka_errors.KafkaError:
         consumer.close()

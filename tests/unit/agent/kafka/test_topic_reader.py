@@ -8,9 +8,9 @@ import pytest
 from kafka import TopicPartition
 from kafka import errors as kafka_errors
 
-from router.agent.kafka import reader as kafka_reader
+from router.agent.kafka import topic_reader
 from router.agent.kafka.producer import KafkaConfig
-from router.agent.kafka.reader import SILENCE_S, TopicReader, TopicUnreadable
+from router.agent.kafka.topic_reader import SILENCE_S, TopicReader, TopicUnreadable
 from router.clock import FrozenClock
 
 CONFIG = KafkaConfig(("127.0.0.1:1",))
@@ -179,7 +179,7 @@ def test_no_broker_is_told_when_it_is_opened(monkeypatch: pytest.MonkeyPatch) ->
     def refuse(_config: KafkaConfig) -> Any:
         raise kafka_errors.KafkaTimeoutError("no broker answers")
 
-    monkeypatch.setattr(kafka_reader, "_connect", refuse)
+    monkeypatch.setattr(topic_reader, "_connect", refuse)
     with pytest.raises(TopicUnreadable, match="no broker answers"):
         TopicReader(CONFIG, "usage")
 
