@@ -32,7 +32,7 @@ format: $(VENV)/.ruff ## rewrite the sources as the formatter and linter want th
 	$(BIN)/ruff check --fix .
 
 contracts: $(VENV)/.installed ## write contracts/ from the code's schemas
-	$(BIN)/routerctl contracts write
+	$(BIN)/routerctl dev contracts write
 
 bench: $(VENV)/.installed ## requests/s against the control, on this machine
 	$(BIN)/python -m tests.benchmarks.run $(BENCH_ARGS)

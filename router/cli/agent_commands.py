@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from router.cli.file_errors import files_explained
+from router.cli.output import example, finding_out
 from router.cli.sink_choice import note_sinks
+from router.cli.time_range import kafka_api_version_option
 from router.cli.trail_pepper import trail_pepper
 from router.config.settings import Settings, load_settings
 
@@ -19,19 +20,7 @@ if TYPE_CHECKING:
     from router.agent.service import Agent, AgentConfig
 
 
-def _version(
-    _ctx: click.Context, _parameter: click.Parameter, value: str | None
-) -> tuple[int, ...] | None:
-    """``2.3`` → ``(2, 3)``."""
-    if value is None:
-        return None
-    parts = value.split(".")
-    if not all(part.isdecimal() for part in parts):
-        raise click.BadParameter("expected a version such as 2.3")
-    return tuple(map(int, parts))
-
-
-@click.command("agent")
+@click.command("agent", epilog=example("ROUTER_AGENT=external routerctl agent"))
 @click.option(
     "--master-pid",
     type=click.IntRange(min=1),
@@ -39,13 +28,7 @@ def _version(
     envvar="ROUTER_MASTER_PID",
     help="End when this process has ended, once its workers have too.",
 )
-@click.option(
-    "--kafka-api-version",
-    callback=_version,
-    metavar="VERSION",
-    envvar="KAFKA_API_VERSION",
-    help="Of brokers that cannot be asked for it, such as 2.3.",
-)
+@kafka_api_version_option
 @click.option(
     "--accept-sinks",
     is_flag=True,
@@ -69,7 +52,7 @@ def agent(
     settings = load_settings()
     lock = AgentLock(settings.data_dir)
     # Before the slow imports, so that nobody starts a second agent meanwhile.
-    with files_explained():
+    with finding_out():
         is_ours = lock.take()
     if not is_ours:
         # Started by a gateway, it writes where the gateway's log goes, and that is JSON. Workers
@@ -83,7 +66,7 @@ def agent(
     try:
         from router.agent.service import Agent
 
-        with files_explained():
+        with finding_out():
             config = _config(settings, master_pid, kafka_api_version)
             note_sinks(settings, check=not (is_embedded or accept_sinks))
             running = Agent(config)

@@ -1,18 +1,20 @@
-"""``routerctl``, the operator's command line.
+"""``routerctl``, the operator's command line: nouns, and verbs below them.
 
 Importing a command's module may take longer than the command itself, so a command is imported when
-it is called; the overview of ``--help`` comes from the table below.
+it is called; the overviews of ``--help`` come from the tables below.
 """
 
 from __future__ import annotations
 
 import importlib
 import sys
+from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
 import click
 
-from router.config.faults import ConfigurationError, DocumentError
+from router.cli.output import DIFFERS, UNKNOWN, USAGE, warn_deprecated
+from router.config.faults import ConfigurationError, DocumentError, PepperError, StateUnavailable
 from router.config.settings import SettingsError
 from router.errors import RouterError
 
@@ -25,37 +27,97 @@ class Entry(NamedTuple):
     summary: str
 
 
-COMMANDS: Final = {
-    "serve": Entry("router.cli.serve", "serve", "Run the gateway."),
-    "demo": Entry("router.cli.serve", "demo", "Run a gateway with two mock backends."),
+class LazyGroup(click.Group):
+    """A group whose commands are imported when they are called."""
+
+    def __init__(self, *, entries: Mapping[str, Entry | LazyGroup], **settings: Any) -> None:
+        super().__init__(**settings)
+        self._entries = entries
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """The names in the order of the table."""
+        return list(self._entries)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import the command; ``None`` when there is none of this name."""
+        entry = self._entries.get(cmd_name)
+        if entry is None or isinstance(entry, LazyGroup):
+            return entry
+        command: click.Command = getattr(importlib.import_module(entry.module), entry.attribute)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the overview without importing anything."""
+        with formatter.section("Commands"):
+            formatter.write_dl(
+                [
+                    (name, entry.summary if isinstance(entry, Entry) else entry.short_help or "")
+                    for name, entry in self._entries.items()
+                ]
+            )
+
+
+COMMANDS: Final[Mapping[str, Entry | LazyGroup]] = {
+    "serve": Entry("router.cli.serve_commands", "serve", "Run the gateway."),
+    "demo": Entry("router.cli.serve_commands", "demo", "Run a gateway with two mock backends."),
     "agent": Entry("router.cli.agent_commands", "agent", "Ship records to the store and to Kafka."),
-    "check-config": Entry(
-        "router.cli.config", "check_config", "Report every mistake of a document."
-    ),
-    "apply": Entry("router.cli.config", "apply", "Make a document the configuration."),
-    "export": Entry("router.cli.config", "export", "Print the configuration."),
-    "keys": Entry("router.cli.keys", "keys", "Create, list and revoke API keys."),
-    "sign": Entry("router.cli.sign", "sign", "Sign a request."),
-    "spool": Entry("router.cli.spool", "spool", "Look at waiting records, or ship them."),
-    "usage": Entry("router.cli.usage", "usage", "Export what was used, or report it."),
-    "reconcile": Entry(
-        "router.cli.reconcile", "reconcile", "Compare the records of spool, store and Kafka."
-    ),
-    "audit": Entry("router.cli.audit", "audit", "Export or verify the audit trail."),
-    "budgets": Entry("router.cli.budgets", "budgets", "Show what budgets hold, and correct them."),
     "budget-service": Entry(
-        "router.cli.budget_service_command", "budget_service", "Run the reference budget service."
+        "router.cli.budget_service_commands", "budget_service", "Run the reference budget service."
     ),
-    "contracts": Entry("router.cli.contracts", "contracts", "Write or check contracts/."),
-    "mock-backend": Entry("router.mock_backend.command", "command", "Run a backend for tests."),
+    "config": Entry(
+        "router.cli.config_commands", "config", "Validate, compare, apply or export a document."
+    ),
+    "keys": Entry("router.cli.keys_commands", "keys", "Create, list and revoke API keys."),
+    "requests": LazyGroup(
+        name="requests",
+        short_help="Sign requests as a client does.",
+        help="Sign requests as a client does, to try a call or to compare signatures.",
+        entries={"sign": Entry("router.cli.requests_commands", "sign", "Sign a request.")},
+    ),
+    "budgets": Entry("router.cli.budgets_commands", "budgets", "Show and correct budgets."),
+    "usage": Entry("router.cli.usage", "usage", "Report or export what was used."),
+    "audit": Entry("router.cli.audit", "audit", "Export, verify or prune the audit trail."),
+    "records": LazyGroup(
+        name="records",
+        short_help="Compare usage records of spool, store and Kafka.",
+        help="Compare usage records wherever they are kept.",
+        entries={
+            "reconcile": Entry(
+                "router.cli.reconcile", "reconcile", "Name records that are missing or differ."
+            )
+        },
+    ),
+    "spool": Entry("router.cli.spool_commands", "spool", "Check or ship records that wait."),
+    "dev": LazyGroup(
+        name="dev",
+        short_help="Commands for developers of the router.",
+        help="Commands for developers of the router and of its clients.",
+        entries={
+            "contracts": Entry(
+                "router.cli.dev_commands", "contracts", "Write or check contracts/."
+            ),
+            "mock-backend": Entry("router.mock_backend.command", "command", "Run a mock backend."),
+        },
+    ),
 }
+OLD_NAMES: Final = {
+    "check-config": "config validate",
+    "apply": "config apply",
+    "export": "config export",
+    "sign": "requests sign",
+    "reconcile": "records reconcile",
+    "contracts": "dev contracts",
+    "mock-backend": "dev mock-backend",
+}
+"""Names of the release before. They work for one more release."""
 
 
 class OperatorError(click.ClickException):
-    """What went wrong, a line for each problem; the exit code is 1."""
+    """What went wrong, a line for each problem, and the exit code for it."""
 
-    def __init__(self, problems: list[str], prefix: str = "Error: ") -> None:
+    def __init__(self, problems: list[str], exit_code: int, prefix: str = "Error: ") -> None:
         super().__init__("\n".join(problems))
+        self.exit_code = exit_code  # type: ignore[misc]
         self._lines = [f"{prefix}{problem}" for problem in problems]
 
     def show(self, file: Any = None) -> None:
@@ -64,36 +126,33 @@ class OperatorError(click.ClickException):
             click.echo(line, file=file, err=file is None)
 
 
-class LazyGroup(click.Group):
-    """Commands by name; failures that an operator can mend end without a traceback."""
+class RootGroup(LazyGroup):
+    """All commands; failures that an operator can fix end without a traceback."""
 
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        """The names in the order of the table."""
-        return list(COMMANDS)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Import the command; ``None`` when there is none of this name."""
-        entry = COMMANDS.get(cmd_name)
-        if entry is None:
-            return None
-        command: click.Command = getattr(importlib.import_module(entry.module), entry.attribute)
-        return command
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the overview without importing anything."""
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, entry.summary) for name, entry in COMMANDS.items()])
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command, also by its name of the release before."""
+        if args and args[0] in OLD_NAMES:
+            new = OLD_NAMES[args[0]]
+            warn_deprecated(f"routerctl {args[0]}", f"routerctl {new}")
+            args = [*new.split(), *args[1:]]
+        return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command."""
         try:
             return super().invoke(ctx)
         except DocumentError as error:
-            raise OperatorError(error.problems, prefix="") from None
-        except (ConfigurationError, SettingsError) as error:
-            raise OperatorError(error.problems) from None
+            raise OperatorError(error.problems, DIFFERS, prefix="") from None
+        except SettingsError as error:
+            raise OperatorError(error.problems, USAGE) from None
+        except (PepperError, StateUnavailable) as error:
+            raise OperatorError(error.problems, UNKNOWN) from None
+        except ConfigurationError as error:
+            raise OperatorError(error.problems, DIFFERS) from None
         except RouterError as error:
-            raise OperatorError([error.message]) from None
+            raise OperatorError([error.message], UNKNOWN) from None
 
 
 def _show_version(ctx: click.Context, _parameter: click.Parameter, wanted: bool) -> None:
@@ -109,7 +168,12 @@ def _show_version(ctx: click.Context, _parameter: click.Parameter, wanted: bool)
     ctx.exit()
 
 
-@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=RootGroup,
+    entries=COMMANDS,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Exit codes: 0 fine; 1 differs, damaged or refused; 2 usage; 3 could not find out.",
+)
 @click.option(
     "--version",
     is_flag=True,
@@ -126,7 +190,7 @@ def cli() -> None:
 
 
 def main() -> None:
-    """Run ``routerctl``; exit code 1 for a failure, 2 for a wrong command line."""
+    """Run ``routerctl`` and end the process with the command's exit code."""
     for stream in (sys.stdout, sys.stderr):
         # A terminal that cannot show a name is no reason to fail after the work was done.
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]

@@ -23,6 +23,8 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 DIFFERS: Final = 1
 """The exit code of an answer that is "no": something differs, is damaged or was refused."""
+USAGE: Final = 2
+"""The exit code of a wrong command line or environment variable."""
 UNKNOWN: Final = 3
 """The exit code when there is no answer, because something that has it cannot be asked."""
 _UNLIMITED: Final = 1_000_000
@@ -81,6 +83,11 @@ def file_option(purpose: str, *, required: bool = False) -> Callable[[Command], 
         metavar="PATH",
         help=purpose,
     )
+
+
+def example(*commands: str) -> str:
+    """The end of a command's help: command lines to copy, one a line."""
+    return "\b\nExample:\n" + "\n".join(f"  {command}" for command in commands)
 
 
 def warn_deprecated(old: str, new: str) -> None:

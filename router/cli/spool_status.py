@@ -1,4 +1,4 @@
-"""What ``routerctl spool status`` finds, and how it prints it for people."""
+"""What ``routerctl spool status`` finds and prints."""
 
 from __future__ import annotations
 
@@ -6,6 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import click
+
+from router.cli.output import Column, count, print_csv, print_json, print_table, size
+from router.cli.sink_choice import configured_sinks
 from router.config.settings import Settings
 
 if TYPE_CHECKING:
@@ -63,28 +67,40 @@ def read_status(settings: Settings) -> dict[str, Any]:
     }
 
 
-def status_text(found: Mapping[str, Any]) -> str:
-    """For people."""
+def print_status(output: str, found: Mapping[str, Any]) -> None:
+    """Print the whole as JSON, the writers as CSV, or a table and a line for each other fact."""
+    if output == "json":
+        print_json(found)
+        return
     sinks = found["sinks"]
-    columns = [f"BEHIND {name}".upper() for name in sinks]
-    rows = [["WRITER", "STATE", "SEGMENTS", "BYTES", *columns]] + [
-        [
-            writer["writer_id"],
-            writer["state"],
-            str(writer["segments"]),
-            str(writer["bytes"]),
-            *(str(writer["behind_bytes"].get(name, writer["bytes"])) for name in sinks),
-        ]
+    columns = [
+        Column("writer_id", "WRITER"),
+        Column("state"),
+        Column("segments", show=count, align="right"),
+        Column("bytes", "SIZE", show=size, align="right"),
+        *(Column(f"behind_{sink}", show=size, align="right") for sink in sinks),
+    ]
+    rows = [
+        {
+            **writer,
+            **{
+                f"behind_{sink}": writer["behind_bytes"].get(sink, writer["bytes"])
+                for sink in sinks
+            },
+        }
         for writer in found["writers"]
     ]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
-    lines.append(f"{found['bytes']} of at most {found['max_bytes']} bytes")
-    lines.append(f"agent: {found['agent']}")
-    lines += [f"{name}: {said}" for name, sink in sinks.items() if (said := _said(sink))]
+    if output == "csv":
+        print_csv([column.name for column in columns], rows)
+        return
+    print_table(columns, rows)
+    click.echo(f"{size(found['bytes'])} of at most {size(found['max_bytes'])}")
+    click.echo(f"agent: {found['agent']}")
+    for name, sink in sinks.items():
+        if trouble := _trouble(sink):
+            click.echo(f"{name}: {trouble}")
     quarantine = found["quarantine"]
-    lines.append(f"quarantine: {quarantine['pieces']} pieces, {quarantine['bytes']} bytes")
-    return "\n".join(lines)
+    click.echo(f"quarantine: {quarantine['pieces']} pieces, {size(quarantine['bytes'])}")
 
 
 def _state(alive: bool, taken_over: bool) -> str:
@@ -94,10 +110,9 @@ def _state(alive: bool, taken_over: bool) -> str:
 
 
 def _sinks(settings: Settings, names: list[str], shipping: Shipping) -> dict[str, Any]:
-    """By name; what an agent said that has ended is no news."""
+    """Each sink by its name; what an ended agent reported does not count."""
     from router.agent.sink_set import load_sinks
     from router.agent.status import read_report
-    from router.cli.sink_choice import configured_sinks
 
     # What the agent noted, for this shell's environment may be another one.
     known = load_sinks(settings.data_dir) or configured_sinks(settings)
@@ -115,7 +130,7 @@ def _sinks(settings: Settings, names: list[str], shipping: Shipping) -> dict[str
     return found
 
 
-def _said(sink: Mapping[str, Any]) -> str:
+def _trouble(sink: Mapping[str, Any]) -> str:
     parts = [] if sink["configured"] else ["not configured"]
     if sink["failing"] is not None:
         since = f" since {sink['failing_since']}" if sink["failing_since"] else ""

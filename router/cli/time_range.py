@@ -1,4 +1,4 @@
-"""The options ``--from`` and ``--to``, which mean the same to every command that has them."""
+"""Options that mean the same to every command that has them."""
 
 from __future__ import annotations
 
@@ -66,3 +66,24 @@ def filter_options(*names: str) -> Callable[[Command], Command]:
         return command
 
     return decorate
+
+
+def _version(
+    _ctx: click.Context, _parameter: click.Parameter, value: str | None
+) -> tuple[int, ...] | None:
+    """``2.3`` → ``(2, 3)``."""
+    if value is None:
+        return None
+    parts = value.split(".")
+    if not all(part.isdecimal() for part in parts):
+        raise click.BadParameter("expected a version such as 2.3")
+    return tuple(map(int, parts))
+
+
+kafka_api_version_option = click.option(
+    "--kafka-api-version",
+    callback=_version,
+    metavar="VERSION",
+    envvar="KAFKA_API_VERSION",
+    help="Of brokers that cannot be asked for it, such as 2.3.",
+)

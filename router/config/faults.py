@@ -19,5 +19,9 @@ class StateError(ConfigurationError):
     """The store refuses a change or cannot be opened for writing; nothing was changed."""
 
 
+class StateUnavailable(StateError):
+    """The store or the audit trail cannot be read or written, or no document was applied yet."""
+
+
 class PepperError(ConfigurationError):
     """There is no pepper, or none that may be trusted."""

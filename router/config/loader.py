@@ -1,7 +1,7 @@
 """A document's file → validated → frozen; the one way in, whoever asks.
 
-``check-config``, ``apply`` and the workers that read ``state/`` back all come through here, so what
-passes the check can be applied, and what was applied can be served.
+``config validate``, ``config apply`` and the workers that read ``state/`` back all come through
+here, so what passes the check can be applied, and what was applied can be served.
 """
 
 from __future__ import annotations

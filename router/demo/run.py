@@ -108,7 +108,7 @@ class _Launcher:
     def apply(self, file: Path, document: str) -> None:
         """Make ``document`` the configuration."""
         file.write_text(document, encoding="utf-8")
-        command = [sys.executable, "-m", "router.cli.main", "apply", str(file)]
+        command = [sys.executable, "-m", "router.cli.main", "config", "apply", str(file)]
         done = subprocess.run(command, env=self.environment, stdout=self.log, stderr=self.log)
         if done.returncode != 0:
             raise DemoError(f"the demo document was refused; see {self.log.name}")

@@ -1,4 +1,4 @@
-"""`routerctl mock-backend`: the mock backend as a program."""
+"""`routerctl dev mock-backend`: the mock backend as a program."""
 
 from __future__ import annotations
 
@@ -39,7 +39,9 @@ def _with_behaviour_options(target: Callable[..., None]) -> Callable[..., None]:
     return target
 
 
-@click.command("mock-backend")
+@click.command(
+    "mock-backend", epilog="\b\nExample:\n  routerctl dev mock-backend --port 9001 --latency-ms 40"
+)
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", default=_DEFAULT_PORT, show_default=True, help="Port; 0 takes a free one.")
 @click.option("--name", default="mock", show_default=True, help="Shows in system_fingerprint.")

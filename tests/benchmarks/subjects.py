@@ -87,7 +87,7 @@ def _launch_router(directory: Path, backend_port: int, redis_url: str | None) ->
         "router.wsgi:application",
         ("-c", configuration),
         environment,
-        ("-m", "router.cli.main", "apply", str(document)),
+        ("-m", "router.cli.main", "config", "apply", str(document)),
     )
 
 

@@ -70,7 +70,7 @@ def routes(app: Flask) -> set[tuple[str, str]]:
 
 
 def test_the_committed_files_are_what_the_code_says() -> None:
-    """`routerctl contracts check` has nothing to report."""
+    """`routerctl dev contracts check` has nothing to report."""
     assert check(CONTRACTS) == []
 
 

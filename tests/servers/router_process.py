@@ -271,10 +271,10 @@ class RouterProcess:
         return run_routerctl(*arguments, environment=self.settings, cwd=self.directory)
 
     def apply(self, document: Mapping[str, Any]) -> subprocess.CompletedProcess[str]:
-        """`routerctl apply` of this document."""
+        """`routerctl config apply` of this document."""
         file = self.directory / "document.json"
         file.write_text(json.dumps(document), "utf-8")
-        return self.ctl("apply", str(file))
+        return self.ctl("config", "apply", str(file))
 
     def create_key(self, organization: str, *options: str) -> NewKey:
         """`routerctl keys create`."""

@@ -295,7 +295,7 @@ def test_signed_and_ordinary_calls(canaries: Canaries) -> None:
     file = canaries.deployed.router.directory / "body.json"
     file.write_text(body)
     signed = canaries.deployed.router.ctl(
-        *("sign", "--key-id", signing.id, "--path", "/v1/chat/completions"),
+        *("requests", "sign", "--key-id", signing.id, "--path", "/v1/chat/completions"),
         *("--body-file", str(file)),
     )
     assert signed.returncode == 0, signed.stderr

@@ -1,4 +1,4 @@
-"""``routerctl reconcile`` and ``usage export`` beside workers, an agent, a store and a broker."""
+"""``records reconcile`` and ``usage export`` beside workers, an agent, a store and a broker."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Host(AgentProcess):
 
     def reconcile(self, *arguments: str) -> dict[str, Any]:
         """What the command finds."""
-        done = self.routerctl("reconcile", "--json", *arguments)
+        done = self.routerctl("records", "reconcile", "--json", *arguments)
         assert done.returncode in (0, 1), done.stderr
         assert done.stdout, done.stderr
         found: dict[str, Any] = json.loads(done.stdout)
@@ -146,7 +146,7 @@ def test_a_broker_that_is_away(host: Host, broker: MockBroker, hire: Hire) -> No
     hire("a", calls=200).await_calls()
     host.start()
     host.await_sink("store")
-    done = host.routerctl("reconcile")
+    done = host.routerctl("records", "reconcile")
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith("Error: Kafka: ")
     assert host.reconcile("--no-kafka")["sources"]["store"]["records"] == 200

@@ -1,7 +1,7 @@
 """The published contracts: OpenAPI documents, and JSON Schemas of configuration and records.
 
 ``openapi.yaml`` beside this file is the API as it is written by hand. It is completed with what the
-code says best itself, and committed in ``contracts/``; ``routerctl contracts check`` compares.
+code says best itself, and committed in ``contracts/``; ``routerctl dev contracts check`` compares.
 """
 
 from __future__ import annotations
@@ -91,12 +91,12 @@ def _drift(path: Path, expected: str) -> Iterator[str]:
             return
         differences = list(_differences(json.loads(found), json.loads(expected)))
     except FileNotFoundError:
-        yield f"{path} is missing: run 'routerctl contracts write'"
+        yield f"{path} is missing: run 'routerctl dev contracts write'"
         return
     except (OSError, ValueError) as error:
         yield f"{path} cannot be read: {error}"
         return
-    yield f"{path} differs from the code: run 'routerctl contracts write'"
+    yield f"{path} differs from the code: run 'routerctl dev contracts write'"
     if not differences:
         yield f"{path}: only in its layout"
     for line in differences[:_MOST_LINES]:

@@ -25,7 +25,7 @@ _AMOUNTS_BY_UNIT: Final[dict[str, Any]] = {
 def document_json_schema() -> dict[str, Any]:
     """The document's schema, JSON Schema draft 2020-12, one definition for each part.
 
-    It describes shapes; that references lead somewhere is for ``routerctl check-config`` to say.
+    It describes shapes; that references lead somewhere is for ``routerctl config validate`` to say.
     """
     plugin = MarshmallowPlugin(schema_name_resolver=_name)
     spec = APISpec("document", "1", openapi_version="3.1.0", plugins=[plugin])

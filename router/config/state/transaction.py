@@ -13,7 +13,7 @@ import orjson
 
 from router.config.diff import Change, compare
 from router.config.document import KeyRecord
-from router.config.faults import PepperError, StateError
+from router.config.faults import PepperError, StateError, StateUnavailable
 from router.config.loader import LoadedDocument
 from router.config.schema.parts import VERSION
 from router.config.state.environment import (
@@ -34,7 +34,7 @@ from router.config.state.environment import (
 )
 from router.config.state.plain import plain_keys, to_plain
 
-_NOTHING_APPLIED: Final = "nothing has been applied yet: run 'routerctl apply FILE' first"
+_NOTHING_APPLIED: Final = "nothing has been applied yet: run 'routerctl config apply FILE' first"
 _OTHER_PEPPER: Final = "this ROUTER_KEY_PEPPER is not the one that the stored keys were made with"
 _SHOWN_KEYS: Final = 3
 
@@ -46,18 +46,20 @@ def open_tables(state_dir: Path, *, create: bool = False) -> Iterator[Tables]:
     Every failure of the store comes out as :class:`StateError`.
     """
     if not create and not state_dir.is_dir():
-        raise StateError([_NOTHING_APPLIED])
+        raise StateUnavailable([_NOTHING_APPLIED])
     try:
         with open_for_writing(state_dir, create=create) as env:
             handles = {name: env.open_db(name, create=create) for name in TABLES}
             with env.begin(write=True) as transaction:
                 yield Tables(transaction, handles)
     except lmdb.NotFoundError:
-        raise StateError([_NOTHING_APPLIED]) from None
+        raise StateUnavailable([_NOTHING_APPLIED]) from None
     except lmdb.Error as error:
-        raise StateError([f"the configuration store: {error}"]) from None
+        raise StateUnavailable([f"the configuration store: {error}"]) from None
     except OSError as error:
-        raise StateError([f"{error.filename or state_dir}: {error.strerror or error}"]) from None
+        raise StateUnavailable(
+            [f"{error.filename or state_dir}: {error.strerror or error}"]
+        ) from None
 
 
 class Tables:
@@ -82,7 +84,7 @@ class Tables:
         """The stored document without keys, as plain data; raises when nothing was applied."""
         raw = self._get(self._meta, DOCUMENT)
         if raw is None:
-            raise StateError([_NOTHING_APPLIED])
+            raise StateUnavailable([_NOTHING_APPLIED])
         plain: dict[str, Any] = orjson.loads(raw)
         return plain
 

@@ -322,7 +322,7 @@ def test_another_pepper_than_that_of_the_keys_is_refused(
     """It would sign what nobody can verify, or call a whole trail damaged."""
     note_key(tmp_path, PEPPER)
     result = run(*arguments, ROUTER_KEY_PEPPER=ANOTHER)
-    assert (result.exit_code, result.stdout) == (1, "")
+    assert (result.exit_code, result.stdout) == (3, "")
     assert result.stderr == f"Error: {OTHER_PEPPER}\n"
     assert run("verify").stdout.startswith("whole: 20 events")
     assert run(*arguments).exit_code == 0
@@ -358,7 +358,7 @@ def test_without_keys_the_chain_tips_tell_that_a_pepper_may_not_prune(
 ) -> None:
     """Its prune points would make a whole trail look forged."""
     result = run("prune", "--before", "2024-04-23", "--yes", ROUTER_KEY_PEPPER=ANOTHER)
-    assert (result.exit_code, result.stderr) == (1, f"Error: {OTHER_PEPPER}\n")
+    assert (result.exit_code, result.stderr) == (3, f"Error: {OTHER_PEPPER}\n")
     assert "20 events" in run("verify").stdout
 
 
@@ -380,7 +380,7 @@ def test_a_file_that_is_not_there_is_a_wrong_command_line(run: Run, tmp_path: Pa
 def test_without_a_pepper_nothing_is_made_up(run: Run, tmp_path: Path) -> None:
     """A new pepper would prove nothing, so none is made."""
     result = run("verify", ROUTER_KEY_PEPPER="")
-    assert (result.exit_code, result.stderr.startswith("Error: no pepper")) == (1, True)
+    assert (result.exit_code, result.stderr.startswith("Error: no pepper")) == (3, True)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import re
 import shlex
@@ -64,7 +63,7 @@ def document(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def applied(run: Run, document: Path) -> Run:
-    assert run("apply", str(document)).exit_code == 0
+    assert run("config", "apply", str(document)).exit_code == 0
     return run
 
 
@@ -99,8 +98,7 @@ def test_the_overview_names_every_command(run: Run) -> None:
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_exists(name: str) -> None:
     """The table leads to a command that goes by the name that it is listed under."""
-    entry = COMMANDS[name]
-    command = getattr(importlib.import_module(entry.module), entry.attribute)
+    command = cli.get_command(click.Context(cli), name)
     assert isinstance(command, click.Command)
     assert command.name == name
 
@@ -124,7 +122,9 @@ def test_the_version_is_shown(run: Run) -> None:
     assert re.fullmatch(r"routerctl \S+\n", succeeded(run("--version")))
 
 
-@pytest.mark.parametrize("arguments", [["nonsense"], ["apply"], ["keys", "create"], ["sign"]])
+@pytest.mark.parametrize(
+    "arguments", [["nonsense"], ["config", "apply"], ["keys", "create"], ["requests", "sign"]]
+)
 def test_a_wrong_command_line_ends_with_two(run: Run, arguments: list[str]) -> None:
     """Misuse is told apart from failure."""
     assert "Usage: routerctl" in failed(run(*arguments), code=2)
@@ -132,7 +132,7 @@ def test_a_wrong_command_line_ends_with_two(run: Run, arguments: list[str]) -> N
 
 def test_wrong_variables_are_all_named(run: Run) -> None:
     """Mistakes in the environment come one per line, without a traceback."""
-    lines = failed(run("keys", "list", ROUTER_BIND="x", WEB_CONCURRENCY="0")).splitlines()
+    lines = failed(run("keys", "list", ROUTER_BIND="x", WEB_CONCURRENCY="0"), code=2).splitlines()
     assert lines == [
         "Error: ROUTER_BIND: expected HOST:PORT, got 'x'",
         "Error: WEB_CONCURRENCY: must be between 1 and 256, got 0",
@@ -142,7 +142,7 @@ def test_wrong_variables_are_all_named(run: Run) -> None:
 @pytest.mark.parametrize("command", ["serve", "demo"])
 def test_nothing_starts_with_wrong_variables(run: Run, command: str) -> None:
     """gunicorn would wrap the same mistake in a traceback."""
-    assert failed(run(command, ROUTER_BIND="x")).startswith("Error: ROUTER_BIND: ")
+    assert failed(run(command, ROUTER_BIND="x"), code=2).startswith("Error: ROUTER_BIND: ")
 
 
 # --- documents ------------------------------------------------------------------------------
@@ -150,7 +150,7 @@ def test_nothing_starts_with_wrong_variables(run: Run, command: str) -> None:
 
 def test_a_valid_document_is_summed_up(run: Run, document: Path, data_dir: Path) -> None:
     """A check says what it read and leaves nothing behind."""
-    assert succeeded(run("check-config", str(document))) == (
+    assert succeeded(run("config", "validate", str(document))) == (
         f"{document} is valid: 1 organization, 0 keys, 1 model, 1 backend, 1 policy\n"
     )
     assert not data_dir.exists()
@@ -159,7 +159,7 @@ def test_a_valid_document_is_summed_up(run: Run, document: Path, data_dir: Path)
 def test_mistakes_come_one_per_line(run: Run, document: Path) -> None:
     """All problems go to standard error as bare lines, and the exit code is 1."""
     document.write_text(DOCUMENT.replace("kind: openai", "kind: x, y: z"), encoding="utf-8")
-    assert failed(run("check-config", str(document))).splitlines() == [
+    assert failed(run("config", "validate", str(document))).splitlines() == [
         "backends[0].kind: must be one of openai, anthropic",
         "backends[0].y: unknown field",
     ]
@@ -167,14 +167,14 @@ def test_mistakes_come_one_per_line(run: Run, document: Path) -> None:
 
 def test_a_check_of_the_demo_makes_no_pepper(run: Run, demo_file: str, data_dir: Path) -> None:
     """Demo secrets can be checked before there is anything to hash them with."""
-    assert "3 keys," in succeeded(run("check-config", demo_file, ROUTER_DEMO="1"))
+    assert "3 keys," in succeeded(run("config", "validate", demo_file, ROUTER_DEMO="1"))
     assert not data_dir.exists()
-    assert "only in demo mode" in failed(run("check-config", demo_file))
+    assert "only in demo mode" in failed(run("config", "validate", demo_file))
 
 
 def test_applying_shows_what_is_new(run: Run, document: Path) -> None:
     """The first apply lists every entity with its values, and no colours without a terminal."""
-    lines = succeeded(run("apply", str(document))).splitlines()
+    lines = succeeded(run("config", "apply", str(document))).splitlines()
     assert [line for line in lines if not line.startswith(" ")] == [
         "+ organizations acme",
         "+ models gpt-4o",
@@ -189,10 +189,10 @@ def test_applying_shows_what_changes(applied: Run, document: Path, data_dir: Pat
     """A change is shown with its old and its new value, and becomes a revision."""
     document.write_text(DOCUMENT.replace("2.50", "2.75"), encoding="utf-8")
     change = '~ models gpt-4o\n    prices.input_usd_per_million_tokens: "2.50" -> "2.75"\n'
-    dry = succeeded(applied("apply", "--dry-run", str(document)))
+    dry = succeeded(applied("config", "apply", "--dry-run", str(document)))
     assert dry == change + "dry run, nothing was written\n"
     assert StateReader(data_dir / "state").revision() == 1
-    assert succeeded(applied("apply", str(document))) == (
+    assert succeeded(applied("config", "apply", str(document))) == (
         change + f"applied {document}, revision 2\n"
     )
     assert StateReader(data_dir / "state").revision() == 2
@@ -200,28 +200,28 @@ def test_applying_shows_what_changes(applied: Run, document: Path, data_dir: Pat
 
 def test_applying_the_same_is_no_change(applied: Run, document: Path) -> None:
     """Equal documents say so and make no revision."""
-    assert succeeded(applied("apply", str(document))) == "no changes, revision 1\n"
-    assert succeeded(applied("apply", "--dry-run", str(document))) == "no changes\n"
+    assert succeeded(applied("config", "apply", str(document))) == "no changes, revision 1\n"
+    assert succeeded(applied("config", "apply", "--dry-run", str(document))) == "no changes\n"
 
 
 def test_a_bad_document_changes_nothing(applied: Run, document: Path) -> None:
     """A document is applied whole or not at all (C2)."""
-    before = applied("export").stdout
+    before = applied("config", "export").stdout
     document.write_text(DOCUMENT.replace("acme", "other") + "x: 1\n", encoding="utf-8")
-    assert failed(applied("apply", str(document))) == "x: unknown field\n"
-    assert applied("export").stdout == before
+    assert failed(applied("config", "apply", str(document))) == "x: unknown field\n"
+    assert applied("config", "export").stdout == before
 
 
 def test_an_apply_may_prune_and_reactivate(applied: Run, document: Path, tmp_path: Path) -> None:
     """Both need to be asked for, and the refusal names the flag."""
     succeeded(applied("keys", "create", "--organization", "acme", "--id", "made"))
     exported = tmp_path / "exported.yaml"
-    exported.write_text(applied("export").stdout, encoding="utf-8")
+    exported.write_text(applied("config", "export").stdout, encoding="utf-8")
     succeeded(applied("keys", "revoke", "made"))
-    assert "--reactivate-keys" in failed(applied("apply", str(exported)))
-    shown = succeeded(applied("apply", "--reactivate-keys", str(exported)))
+    assert "--reactivate-keys" in failed(applied("config", "apply", str(exported)))
+    shown = succeeded(applied("config", "apply", "--reactivate-keys", str(exported)))
     assert '    status: "revoked" -> "active"' in shown
-    assert "- keys made" in succeeded(applied("apply", "--prune-keys", str(document)))
+    assert "- keys made" in succeeded(applied("config", "apply", "--prune-keys", str(document)))
     assert json.loads(applied("keys", "list", "--output", "json").stdout) == []
 
 
@@ -229,23 +229,28 @@ def test_an_apply_may_prune_and_reactivate(applied: Run, document: Path, tmp_pat
 def test_an_export_can_be_applied(applied: Run, tmp_path: Path, form: str) -> None:
     """What was printed is the configuration, keys included, in a form that apply takes."""
     succeeded(applied("keys", "create", "--organization", "acme", "--expires-in", "90d"))
-    text = succeeded(applied("export", "--format", form))
+    text = succeeded(applied("config", "export", "--output", form))
     assert yaml.safe_load(text)["models"][0]["id"] == "gpt-4o"
     file = tmp_path / f"exported.{form}"
     file.write_text(text, encoding="utf-8")
-    assert succeeded(applied("apply", str(file))) == "no changes, revision 1\n"
+    assert succeeded(applied("config", "apply", str(file))) == "no changes, revision 1\n"
 
 
 @pytest.mark.parametrize(
     "arguments",
-    [["export"], ["keys", "list"], ["keys", "revoke", "x"], ["keys", "signing-secret", "x"]],
+    [
+        ["config", "export"],
+        ["keys", "list"],
+        ["keys", "revoke", "x"],
+        ["keys", "signing-secret", "x"],
+    ],
 )
 def test_before_the_first_apply_there_is_nothing(
     run: Run, arguments: list[str], data_dir: Path
 ) -> None:
     """The operator is told what to do first."""
-    assert failed(run(*arguments)) == (
-        "Error: nothing has been applied yet: run 'routerctl apply FILE' first\n"
+    assert failed(run(*arguments), code=3) == (
+        "Error: nothing has been applied yet: run 'routerctl config apply FILE' first\n"
     )
     assert not data_dir.exists()
 
@@ -280,7 +285,11 @@ def test_a_key_is_nowhere_but_on_the_screen(applied: Run, data_dir: Path) -> Non
     files = b"".join(path.read_bytes() for path in data_dir.rglob("*") if path.is_file())
     shown = "".join(
         succeeded(applied(*arguments))
-        for arguments in (["keys", "list"], ["keys", "list", "--output", "json"], ["export"])
+        for arguments in (
+            ["keys", "list"],
+            ["keys", "list", "--output", "json"],
+            ["config", "export"],
+        )
     )
     for secret in (new["key"], new["signing_secret"]):
         assert secret.encode() not in files
@@ -357,17 +366,17 @@ def test_keys_are_listed_with_their_state(applied: Run, tmp_path: Path) -> None:
     created(applied, "--id", "a", "--name", "works")
     created(applied, "--id", "b", "--model", "gpt-4o")
     succeeded(applied("keys", "revoke", "b"))
-    plain = yaml.safe_load(applied("export").stdout)
+    plain = yaml.safe_load(applied("config", "export").stdout)
     old = {"id": "c", "organization": "acme", "hash": "0" * 64}
     plain["keys"].append({**old, "expires_at": "2001-01-31T00:00:00Z", "scopes": []})
     file = tmp_path / "with-old.json"
     file.write_text(json.dumps(plain), encoding="utf-8")
-    succeeded(applied("apply", str(file)))
+    succeeded(applied("config", "apply", str(file)))
     assert [line.split() for line in succeeded(applied("keys", "list")).splitlines()] == [
         ["ID", "ORGANIZATION", "STATUS", "EXPIRES", "SCOPES", "MODELS", "NAME"],
-        ["a", "acme", "active", "never", "inference,models:read", "all", "works"],
-        ["b", "acme", "revoked", "never", "inference,models:read", "gpt-4o"],
-        ["c", "acme", "expired", "2001-01-31T00:00:00Z", "none", "all"],
+        ["a", "acme", "active", "never", "inference,", "models:read", "all", "works"],
+        ["b", "acme", "revoked", "never", "inference,", "models:read", "gpt-4o", "-"],
+        ["c", "acme", "expired", "2001-01-31T00:00:00Z", "none", "all", "-"],
     ]
 
 
@@ -375,28 +384,28 @@ def test_a_pepper_that_leaked_stops_every_use(applied: Run, data_dir: Path) -> N
     """The operator is told how to mend it."""
     created(applied, "--id", "made")
     (data_dir / "pepper").chmod(0o644)
-    error = failed(applied("keys", "signing-secret", "made"))
+    error = failed(applied("keys", "signing-secret", "made"), code=3)
     assert error == (
         f"Error: the pepper {data_dir / 'pepper'}: others may access it;"
         f" run 'chmod 600 {data_dir / 'pepper'}'\n"
     )
 
 
-@pytest.mark.parametrize("first", [["apply"], []])
+@pytest.mark.parametrize("first", [["config", "apply"], []])
 def test_a_refused_key_makes_no_pepper(
     run: Run, document: Path, data_dir: Path, first: list[str]
 ) -> None:
     """What fails leaves nothing behind, be it for want of a document or of the organization."""
     if first:
         succeeded(run(*first, str(document)))
-    failed(run("keys", "create", "--organization", "gone"))
+    failed(run("keys", "create", "--organization", "gone"), code=1 if first else 3)
     assert not (data_dir / "pepper").exists()
 
 
 def test_a_bad_demo_makes_no_pepper(run: Run, document: Path, data_dir: Path) -> None:
     """The pepper comes after the document was found valid."""
     document.write_text(DOCUMENT + "x: 1\n", encoding="utf-8")
-    failed(run("apply", str(document), ROUTER_DEMO="1"))
+    failed(run("config", "apply", str(document), ROUTER_DEMO="1"))
     assert not data_dir.exists()
 
 
@@ -407,19 +416,19 @@ def test_another_pepper_is_refused(applied: Run, tmp_path: Path, document: Path)
     """Every command that hashes says so before it changes anything; others go on."""
     created(applied, "--id", "made")
     file = tmp_path / "exported.yaml"
-    file.write_text(succeeded(applied("export")), encoding="utf-8")
+    file.write_text(succeeded(applied("config", "export")), encoding="utf-8")
     other = {"ROUTER_KEY_PEPPER": "x" * 32}
     for arguments in (
         ["keys", "create", "--organization", "acme"],
         ["keys", "signing-secret", "made"],
-        ["sign", "--key-id", "made", "--path", "/"],
-        ["apply", str(file)],
-        ["apply", "--dry-run", str(file)],
+        ["requests", "sign", "--key-id", "made", "--path", "/"],
+        ["config", "apply", str(file)],
+        ["config", "diff", str(file)],
     ):
-        assert failed(applied(*arguments, **other)) == OTHER_PEPPER
-    assert succeeded(applied("export")) == file.read_text(encoding="utf-8")
-    succeeded(applied("apply", str(document), **other))
-    succeeded(applied("apply", "--prune-keys", str(document), **other))
+        assert failed(applied(*arguments, **other), code=3) == OTHER_PEPPER
+    assert succeeded(applied("config", "export")) == file.read_text(encoding="utf-8")
+    succeeded(applied("config", "apply", str(document), **other))
+    succeeded(applied("config", "apply", "--prune-keys", str(document), **other))
     succeeded(applied("keys", "create", "--organization", "acme", **other))
 
 
@@ -427,7 +436,7 @@ def test_a_lost_pepper_is_not_replaced(applied: Run, data_dir: Path) -> None:
     """A new one beside keys of the old one would hide the loss."""
     created(applied)
     (data_dir / "pepper").unlink()
-    error = failed(applied("keys", "create", "--organization", "acme"))
+    error = failed(applied("keys", "create", "--organization", "acme"), code=3)
     assert "does not exist and ROUTER_KEY_PEPPER is not set" in error
     assert not (data_dir / "pepper").exists()
 
@@ -436,7 +445,7 @@ def test_the_example_document_is_valid(run: Run) -> None:
     """What the installation copies can be applied as it is."""
     file = Path(__file__).resolve().parents[3] / "deploy" / "router.example.yaml"
     assert "1 organization, 0 keys, 1 model, 1 backend, 1 policy" in succeeded(
-        run("check-config", str(file))
+        run("config", "validate", str(file))
     )
 
 
@@ -467,8 +476,17 @@ def test_a_signature_verifies(applied: Run, tmp_path: Path, source: str) -> None
     }
     environ = {"ROUTER_SIGNING_SECRET": new["signing_secret"]} if source == "variable" else {}
     result = applied(
-        *("sign", "--path", "/v1/inference", "--query", "a=%20", "--body-file", str(body)),
-        *("--format", "json", *words[source]),
+        *(
+            "requests",
+            "sign",
+            "--path",
+            "/v1/inference",
+            "--query",
+            "a=%20",
+            "--body-file",
+            str(body),
+        ),
+        *("--output", "json", *words[source]),
         stdin=new["signing_secret"],
         **environ,
     )
@@ -481,7 +499,7 @@ def test_the_body_may_come_from_standard_input(run: Run) -> None:
     """Headers are printed one per line, ready to be pasted."""
     text = succeeded(
         run(
-            *("sign", "--path", "/v1/inference", "--body-file", "-"),
+            *("requests", "sign", "--path", "/v1/inference", "--body-file", "-"),
             stdin=BODY,
             ROUTER_SIGNING_SECRET="rsk_x",
         )
@@ -493,7 +511,7 @@ def test_the_body_may_come_from_standard_input(run: Run) -> None:
 def test_a_nonce_is_used_once(run: Run) -> None:
     """Two signatures of one request differ, or the second would be a replay."""
     texts = {
-        succeeded(run("sign", "--path", "/v1/inference", ROUTER_SIGNING_SECRET="rsk_x"))
+        succeeded(run("requests", "sign", "--path", "/v1/inference", ROUTER_SIGNING_SECRET="rsk_x"))
         for _ in range(2)
     }
     assert len(texts) == 2
@@ -505,8 +523,17 @@ def test_a_curl_line_holds_no_secret(run: Run, tmp_path: Path) -> None:
     body.write_bytes(BODY)
     text = succeeded(
         run(
-            *("sign", "--path", "/v1/inference", "--query", "a=1&b=2", "--body-file", str(body)),
-            *("--format", "curl", "--url", "https://router.example/"),
+            *(
+                "requests",
+                "sign",
+                "--path",
+                "/v1/inference",
+                "--query",
+                "a=1&b=2",
+                "--body-file",
+                str(body),
+            ),
+            *("--output", "curl", "--url", "https://router.example/"),
             ROUTER_SIGNING_SECRET="rsk_x",
         )
     )
@@ -532,10 +559,10 @@ def test_a_request_that_cannot_be_signed_is_misuse(
     run: Run, arguments: list[str], message: str
 ) -> None:
     """The reason is one line after the usage."""
-    assert message in failed(run("sign", *arguments), code=2)
+    assert message in failed(run("requests", "sign", *arguments), code=2)
 
 
 def test_a_signed_part_holds_no_line_break(run: Run) -> None:
     """What could be read as another request is not signed."""
-    arguments = ["sign", "--path", "/v1\n/x"]
+    arguments = ["requests", "sign", "--path", "/v1\n/x"]
     assert "line break" in failed(run(*arguments, ROUTER_SIGNING_SECRET="rsk_x"), code=2)

@@ -79,7 +79,11 @@ def run(tmp_path: Path, store: RecordStore) -> Run:
         unset = ("ROUTER_RECORD_STORE", "KAFKA_BROKERS", "KAFKA_API_VERSION", "KAFKA_USAGE_TOPIC")
         env = {**dict.fromkeys(unset), "ROUTER_DATA_DIR": str(tmp_path)}
         return CliRunner().invoke(
-            cli, ["reconcile", *PERIOD, *arguments], env=env, input=stdin, prog_name="routerctl"
+            cli,
+            ["records", "reconcile", *PERIOD, *arguments],
+            env=env,
+            input=stdin,
+            prog_name="routerctl",
         )
 
     return call

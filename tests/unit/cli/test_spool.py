@@ -13,7 +13,7 @@ from click.testing import CliRunner, Result
 from router.agent.lock import AgentLock
 from router.agent.sink_set import SinkSet, Topics, save_sinks
 from router.agent.status import write_report
-from router.cli import spool as command
+from router.cli import spool_commands as command
 from router.cli.main import cli
 from router.clock import FrozenClock
 from router.spool.checkpoints import Checkpoints, checkpoint_path
@@ -90,13 +90,14 @@ def test_status_shows_writers_and_how_far_each_sink_is_behind(run: Run, tmp_path
     }
     assert found["sinks"]["store"]["configured"]
 
-    header = "WRITER STATE SEGMENTS BYTES BEHIND KAFKA BEHIND STORE"
+    header = "WRITER STATE SEGMENTS SIZE BEHIND KAFKA BEHIND STORE"
     assert " ".join(lines[0].split()) == header
-    assert lines[2].split() == ["w", "dead", "1", str(len(whole)), str(len(whole) - 10), "0"]
+    sizes = f"{len(whole)} B {len(whole) - 10} B 0 B"
+    assert lines[2].split() == ["w", "dead", "1", *sizes.split()]
     assert lines[-3:] == [
         "agent: not running",
         "kafka: not configured",
-        "quarantine: 1 pieces, 4 bytes",
+        "quarantine: 1 pieces, 4 B",
     ]
     living.close()
 
@@ -132,7 +133,7 @@ def test_an_unfinished_record_alone_is_no_damage(run: Run, tmp_path: Path) -> No
 @pytest.fixture
 def agent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AgentLock:
     """An agent that runs, as far as others can see."""
-    monkeypatch.setattr(command, "_LOOK_S", 0.0)
+    monkeypatch.setattr(command, "_POLL_S", 0.0)
     lock = AgentLock(tmp_path)
     assert lock.take()
     now = datetime.now(timezone.utc).isoformat().replace("+00:00", "Z")
@@ -222,7 +223,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
         lines.append(line[3:])
         return Ended()
 
-    monkeypatch.setattr(command, "_LOOK_S", 0.0)
+    monkeypatch.setattr(command, "_POLL_S", 0.0)
     monkeypatch.setattr(command.subprocess, "Popen", start)
     return lines
 
@@ -293,7 +294,7 @@ def test_no_pepper_is_made_where_a_trail_is(
     put(tmp_path, segment(1))
     Checkpoints(checkpoint_path(tmp_path, "store")).save({})
     result = run("drain", "--timeout", "0")
-    assert (result.exit_code, started) == (1, [])
+    assert (result.exit_code, started) == (3, [])
     assert "no pepper" in result.stderr
     assert not (tmp_path / "pepper").exists()
     run("drain", "--timeout", "0", ROUTER_KEY_PEPPER="a pepper of at least thirty-two bytes")
@@ -309,4 +310,4 @@ def test_a_spool_of_another_user_is_one_line(run: Run, monkeypatch: pytest.Monke
     monkeypatch.setattr(SpoolIO, "list_dir", refuse)
     for asked in ("status", "verify", "drain"):
         result = run(asked)
-        assert (result.exit_code, result.stderr) == (1, "Error: /data/spool: Permission denied\n")
+        assert (result.exit_code, result.stderr) == (3, "Error: /data/spool: Permission denied\n")

@@ -54,7 +54,7 @@ def test_the_document_schema_is_that_of_the_loader() -> None:
 def test_missing_files_are_reported(tmp_path: Path) -> None:
     """One line each, with what to do."""
     assert check(tmp_path / "contracts") == [
-        f"{tmp_path / 'contracts' / name} is missing: run 'routerctl contracts write'"
+        f"{tmp_path / 'contracts' / name} is missing: run 'routerctl dev contracts write'"
         for name in files()
     ]
 
@@ -83,7 +83,7 @@ def test_a_difference_is_reported_with_its_place(tmp_path: Path, change: Change,
     """JSON Pointers lead to it."""
     first, second = changed(tmp_path, change)
     path = tmp_path / OPENAPI_FILE
-    assert first == f"{path} differs from the code: run 'routerctl contracts write'"
+    assert first == f"{path} differs from the code: run 'routerctl dev contracts write'"
     assert second.startswith(f"{path}: {line}")
     assert len(second) < len(str(path)) + 200
 

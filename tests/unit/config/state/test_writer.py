@@ -20,7 +20,7 @@ from router.config.loader import LoadedDocument, load_plain
 from router.config.state.access import StateReader, StateWriter
 
 NamedDocument = Callable[[str], LoadedDocument]
-NOTHING_APPLIED = "nothing has been applied yet: run 'routerctl apply FILE' first"
+NOTHING_APPLIED = "nothing has been applied yet: run 'routerctl config apply FILE' first"
 
 
 def titles(changes: list[Change]) -> list[str]:

@@ -6,22 +6,26 @@ import os
 import signal
 import socket
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from router.config.settings import EMBEDDED_REDIS, Settings, SettingsError, load_settings
+from router.cli.ledger_session import redis_client, sums_of_records
+from router.cli.output import CannotFindOut, example
+from router.config.settings import Settings, load_settings
 
 if TYPE_CHECKING:
     from router.limits.budgets.rebuilding import RebuildingLedger, SumRecords
     from router.limits.budgets.windows import LostWindow
-    from router.redis.address import RedisAddress
     from router.redis.client import RedisClient
 
 _STOP_S = 5.0
 
 
-@click.command("budget-service")
+@click.command(
+    "budget-service", epilog=example("BUDGET_SERVICE_BIND=127.0.0.1:8082 routerctl budget-service")
+)
 @click.option(
     "--no-records",
     is_flag=True,
@@ -39,47 +43,44 @@ def budget_service(no_records: bool) -> None:
     from gevent import monkey
 
     monkey.patch_all()
-    _serve(settings, _nothing if no_records else None)
+    from router.net.resolver import Resolver
+    from router.telemetry.logs import configure_logging
+
+    configure_logging(settings.log_level)
+    records = nullcontext(_nothing) if no_records else sums_of_records(settings, may_be_new=False)
+    timeout_s = settings.redis_timeout_s
+    with (
+        records as sum_records,
+        redis_client(settings, timeout_s=timeout_s, resolve=Resolver().resolve) as client,
+    ):
+        _serve(settings, client, sum_records)
 
 
 def _nothing(_organization_id: str, _lost: LostWindow) -> int:
     return 0
 
 
-def _serve(settings: Settings, sum_records: SumRecords | None) -> None:
+def _serve(settings: Settings, client: RedisClient, sum_records: SumRecords) -> None:
     import gevent
 
     from router.budget_service.server import create_app
-    from router.net.resolver import Resolver
-    from router.redis.client import RedisClient
-    from router.redis.connection import ConnectionOptions
-    from router.telemetry.logs import configure_logging
 
-    configure_logging(settings.log_level)
-    address, stop_redis = _redis(settings)
+    app = create_app(
+        _rebuilding_ledger(client, sum_records),
+        windows_of=_windows_of(settings),
+        ping=lambda: _ping(client),
+        token=settings.budget_service_token,
+    )
+    bind = settings.budget_service_bind
+    server = _server((bind.host, bind.port), app)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        gevent.signal_handler(number, lambda: gevent.spawn(server.stop, _STOP_S))
     try:
-        options = ConnectionOptions(timeout_s=settings.redis_timeout_s, resolve=Resolver().resolve)
-        client = RedisClient(address, options)
-        app = create_app(
-            _book(client, sum_records or _records(settings)),
-            windows_of=_windows_of(settings),
-            ping=lambda: _ping(client),
-            token=settings.budget_service_token,
-        )
-        bind = settings.budget_service_bind
-        server = _server((bind.host, bind.port), app)
-        for number in (signal.SIGTERM, signal.SIGINT):
-            gevent.signal_handler(number, lambda: gevent.spawn(server.stop, _STOP_S))
-        try:
-            server.start()
-        except OSError as error:
-            reason = os.strerror(error.errno or 0)
-            raise click.ClickException(f"cannot listen on {bind}: {reason}") from None
-        click.echo(f"budget service on http://{bind}, redis: {address}")
-        server.serve_forever()
-        client.close()
-    finally:
-        stop_redis()
+        server.start()
+    except OSError as error:
+        raise CannotFindOut(f"cannot listen on {bind}: {os.strerror(error.errno or 0)}") from None
+    click.echo(f"budget service on http://{bind}, redis: {client.address}")
+    server.serve_forever()
 
 
 def _server(address: tuple[str, int], app: Any) -> Any:
@@ -94,41 +95,12 @@ def _server(address: tuple[str, int], app: Any) -> Any:
     return PromptServer(address, app, log=None)
 
 
-def _redis(settings: Settings) -> tuple[RedisAddress, Callable[[], None]]:
-    """Where Redis is, and what to do when it is needed no longer."""
-    from router.redis.embedded import EmbeddedRedis, EmbeddedRedisError, redis_address
-
-    try:
-        address = redis_address(settings)
-    except ValueError as error:
-        raise SettingsError([f"RATE_LIMIT_REDIS_ADDR: {error}"]) from None
-    if settings.redis_addr != EMBEDDED_REDIS:
-        return address, lambda: None
-    try:
-        embedded = EmbeddedRedis(settings.redis_dir)
-        embedded.join()
-    except (EmbeddedRedisError, OSError) as error:
-        raise click.ClickException(str(error)) from None
-    return address, embedded.leave
-
-
-def _book(client: RedisClient, sum_records: SumRecords) -> RebuildingLedger:
+def _rebuilding_ledger(client: RedisClient, sum_records: SumRecords) -> RebuildingLedger:
     from router.limits.budgets.ledger import Ledger
     from router.limits.budgets.maintenance import LedgerMaintenance
     from router.limits.budgets.rebuilding import RebuildingLedger
 
     return RebuildingLedger(Ledger(client), LedgerMaintenance(client), sum_records=sum_records)
-
-
-def _records(settings: Settings) -> SumRecords:
-    """What the record store, and this host's spool, have of a window."""
-    from router.store.query_pool import Queries
-    from router.store.record_store import RecordStore
-    from router.store.spend import sum_records_of
-
-    timeout_s = settings.query_timeout_s
-    store = RecordStore(settings.store_url, read_only=True, query_timeout_s=timeout_s)
-    return sum_records_of(Queries(store, timeout_s=timeout_s), settings, may_be_new=False)
 
 
 def _windows_of(settings: Settings) -> Callable[[str, str | None], Any]:

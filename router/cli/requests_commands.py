@@ -1,15 +1,15 @@
-"""``routerctl sign``: what a client does to sign a request, for trying out and for comparing."""
+"""``routerctl requests``: signs a request as a client does, to try one or to compare signatures."""
 
 from __future__ import annotations
 
-import json
 import secrets
 import shlex
 from typing import IO, Final
 
 import click
 
-from router.cli.keys import find_signing_secret
+from router.cli.keys_commands import find_signing_secret
+from router.cli.output import CommandWithOldOptions, example, output_option, print_json
 from router.clock import Clock
 from router.config.settings import load_settings, resolve_credential
 
@@ -17,27 +17,28 @@ _SECRET_VARIABLE: Final = "ROUTER_SIGNING_SECRET"
 _NONCE_BYTES: Final = 16
 
 
-@click.command("sign")
+@click.command(
+    "sign",
+    cls=CommandWithOldOptions,
+    old_options={"--format": "--output"},
+    epilog=example(
+        "routerctl requests sign --key-id batch --path /v1/chat/completions"
+        " --body-file call.json -o curl"
+    ),
+)
 @click.option("--key-id", metavar="ID", help="Derive the secret of this stored key, on its host.")
 @click.option(
     "--secret-file", type=click.File("r"), help="Read the secret from a file; - is standard input."
 )
 @click.option("--method", default="POST", show_default=True, help="The request's method.")
-@click.option("--path", required=True, help="The path, as it will be sent.")
-@click.option("--query", default="", help="What follows the '?', as it will be sent.")
+@click.option("--path", required=True, help="The path as it will be sent.")
+@click.option("--query", default="", help="What follows the '?' as it will be sent.")
 @click.option(
     "--body-file", type=click.File("rb"), help="The exact body; - is standard input. Default: none."
 )
+@output_option("headers", "curl", "json")
 @click.option(
-    "--format",
-    "form",
-    type=click.Choice(["headers", "curl", "json"]),
-    default="headers",
-    show_default=True,
-    help="How to print.",
-)
-@click.option(
-    "--url", default="http://127.0.0.1:8080", show_default=True, help="Where curl shall send it."
+    "--url", default="http://127.0.0.1:8080", show_default=True, help="Where curl sends it."
 )
 def sign(
     key_id: str | None,
@@ -46,7 +47,7 @@ def sign(
     path: str,
     query: str,
     body_file: IO[bytes] | None,
-    form: str,
+    output: str,
     url: str,
 ) -> None:
     """Sign a request and print the three headers to send with it.
@@ -76,9 +77,9 @@ def sign(
         signatures.NONCE_HEADER: parts.nonce,
         signatures.SIGNATURE_HEADER: signature,
     }
-    if form == "json":
-        click.echo(json.dumps(headers, indent=2))
-    elif form == "headers":
+    if output == "json":
+        print_json(headers)
+    elif output == "headers":
         click.echo("\n".join(f"{name}: {value}" for name, value in headers.items()))
     else:
         target = url.rstrip("/") + path + (f"?{query}" if query else "")

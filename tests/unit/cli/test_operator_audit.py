@@ -11,8 +11,8 @@ import pytest
 from click.testing import CliRunner, Result
 from jsonschema import Draft202012Validator
 
-from router.cli.journal import journal_of
 from router.cli.main import cli
+from router.cli.operator_audit import operator_audit_log
 from router.config.document import KeyRecord
 from router.config.faults import StateError
 from router.config.settings import Settings
@@ -81,7 +81,7 @@ def actions(data_dir: Path) -> list[str]:
 
 def test_a_key_from_beginning_to_end(run: Run, document: Path, data_dir: Path) -> None:
     """Its creation and its end are told apart, with who did it, to what, and what changed."""
-    run("apply", str(document))
+    run("config", "apply", str(document))
     created = run("keys", "create", "--organization", "acme", "--id", "batch", "--name", "b")
     assert run("keys", "revoke", "batch").exit_code == 0
     first, second = events(data_dir)[-2:]
@@ -103,7 +103,7 @@ def test_a_key_from_beginning_to_end(run: Run, document: Path, data_dir: Path) -
 
 def test_revoking_twice_is_one_change(run: Run, document: Path, data_dir: Path) -> None:
     """What changes nothing is no event."""
-    run("apply", str(document))
+    run("config", "apply", str(document))
     run("keys", "create", "--organization", "acme", "--id", "batch")
     for _ in range(2):
         assert run("keys", "revoke", "batch").exit_code == 0
@@ -112,11 +112,11 @@ def test_revoking_twice_is_one_change(run: Run, document: Path, data_dir: Path) 
 
 def test_a_document(run: Run, document: Path, data_dir: Path) -> None:
     """One event for each entity, and one for the whole; nothing for the same document again."""
-    run("apply", str(document))
+    run("config", "apply", str(document))
     assert sorted(actions(data_dir)) == ["CONFIG_APPLIED"] * 4 + ["POLICY_UPDATE"]
     document.write_text(DOCUMENT.replace("name: Acme", "name: Acme Ltd"))
     for _ in range(2):
-        assert run("apply", str(document)).exit_code == 0
+        assert run("config", "apply", str(document)).exit_code == 0
     changed, whole = events(data_dir)[5:]
     assert (changed["before"], changed["after"]) == ({"name": "Acme"}, {"name": "Acme Ltd"})
     assert changed["entity_type"] == "organization"
@@ -126,18 +126,18 @@ def test_a_document(run: Run, document: Path, data_dir: Path) -> None:
 
 def test_a_look_leaves_no_trace(run: Run, document: Path, data_dir: Path) -> None:
     """Neither a dry run nor a check."""
-    run("apply", "--dry-run", str(document))
-    run("check-config", str(document))
+    run("config", "apply", "--dry-run", str(document))
+    run("config", "validate", str(document))
     document.write_text("version: 2")
-    run("apply", "--dry-run", str(document))
+    run("config", "apply", "--dry-run", str(document))
     assert not (data_dir / "spool").exists()
 
 
 def test_a_refused_document(run: Run, document: Path, data_dir: Path) -> None:
     """With its first mistake and the number of the others."""
-    run("apply", str(document))
+    run("config", "apply", str(document))
     document.write_text("version: 1\nmodels: [{id: 7}]\nmore: 1\n")
-    assert run("apply", str(document)).exit_code == 1
+    assert run("config", "apply", str(document)).exit_code == 1
     event = events(data_dir)[-1]
     assert (event["action"], event["entity_id"]) == ("CONFIG_REJECTED", "router.yaml")
     assert event["reason"].endswith("(and 1 more)")
@@ -147,26 +147,26 @@ def test_nothing_changes_that_cannot_be_written_down(
     run: Run, document: Path, data_dir: Path
 ) -> None:
     """A trail that misses a change would be worth nothing."""
-    run("apply", str(document))
+    run("config", "apply", str(document))
     for path in sorted((data_dir / "spool").rglob("*"), reverse=True):
         path.rmdir() if path.is_dir() else path.unlink()
     (data_dir / "spool").rmdir()
     (data_dir / "spool").write_text("in the way")
     result = run("keys", "create", "--organization", "acme", "--id", "batch")
-    assert result.exit_code == 1
+    assert result.exit_code == 3
     assert "audit trail" in result.stderr
     assert StateWriter(data_dir / "state").list_keys() == []
 
 
 def test_a_change_that_fails_after_it_was_noted(run: Run, document: Path, data_dir: Path) -> None:
     """The trail says so."""
-    run("apply", str(document))
+    run("config", "apply", str(document))
     settings = Settings(data_dir=data_dir)
     record = KeyRecord(id="k", organization_id="acme", hash="0" * 64)
-    with pytest.raises(StateError, match="no room"), journal_of(settings) as journal:
+    with pytest.raises(StateError, match="no room"), operator_audit_log(settings) as log:
 
         def note_and_fail(changes: Any, revision: int) -> None:
-            journal.note(changes, revision)
+            log.note(changes, revision)
             raise StateError(["no room"])
 
         StateWriter(settings.state_dir, journal=note_and_fail).put_key(record)
@@ -178,7 +178,7 @@ def test_a_note_that_was_not_confirmed(
     run: Run, document: Path, data_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It may be on the disk though the disk did not say so in time: then the trail says more."""
-    run("apply", str(document))
+    run("config", "apply", str(document))
     noted = Recorder.note
 
     def note_too_late(recorder: Recorder, events: Any) -> None:
@@ -189,15 +189,15 @@ def test_a_note_that_was_not_confirmed(
     monkeypatch.setattr(Recorder, "note", note_too_late)
     settings = Settings(data_dir=data_dir)
     record = KeyRecord(id="k", organization_id="acme", hash="0" * 64)
-    with pytest.raises(StateError, match="timed out"), journal_of(settings) as journal:
-        StateWriter(settings.state_dir, journal=journal.note).put_key(record)
+    with pytest.raises(StateError, match="timed out"), operator_audit_log(settings) as log:
+        StateWriter(settings.state_dir, journal=log.note).put_key(record)
     assert actions(data_dir)[-2:] == ["KEY_CREATED", "CONFIG_REJECTED"]
     assert StateWriter(settings.state_dir).list_keys() == []
 
 
 def test_each_command_has_a_chain_of_its_own(run: Run, document: Path, data_dir: Path) -> None:
     """It begins at the beginning and hangs together."""
-    run("apply", str(document))
+    run("config", "apply", str(document))
     link = None
     for number, line in enumerate(lines(data_dir), 1):
         event = json.loads(line)

@@ -1,17 +1,25 @@
-"""``routerctl keys``: API keys come into being here, and end here."""
+"""``routerctl keys``: API keys are created, listed and revoked here."""
 
 from __future__ import annotations
 
-import json
 import re
 import secrets
 from dataclasses import replace
-from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from router.cli.journal import OperatorJournal, journal_of
+from router.cli.operator_audit import OperatorAuditLog, operator_audit_log
+from router.cli.output import (
+    Column,
+    CommandWithOldOptions,
+    example,
+    output_option,
+    print_facts,
+    print_json,
+    print_rows,
+    shown,
+)
 from router.clock import Clock
 from router.config.document import DEFAULT_SCOPES, SCOPES
 from router.config.settings import Settings, load_settings
@@ -22,9 +30,18 @@ if TYPE_CHECKING:
 
 _DURATION: Final = re.compile("([1-9][0-9]{0,5})([mhdw])")
 _UNIT_S: Final = {"m": 60, "h": 3600, "d": 86_400, "w": 604_800}
-_COLUMNS: Final = ("ID", "ORGANIZATION", "STATUS", "EXPIRES", "SCOPES", "MODELS", "NAME")
 _HASH_TO_COME: Final = "0" * 64
 _NOTICE: Final = "The key is shown only now and cannot be shown again: store it at once."
+_COLUMNS: Final = (
+    Column("id"),
+    Column("organization"),
+    Column("state", "STATUS"),
+    Column("expires_at", "EXPIRES", show=lambda value: value or "never"),
+    Column("scopes"),
+    Column("models", show=lambda value: "all" if value is None else shown(value)),
+    Column("name"),
+)
+_OLD_OPTIONS: Final = {"--output text": "--output table"}
 
 
 def _duration(_ctx: click.Context, _parameter: click.Parameter, value: str | None) -> float | None:
@@ -47,15 +64,6 @@ def _moment(_ctx: click.Context, _parameter: click.Parameter, value: str | None)
         raise click.BadParameter(str(error)) from None
 
 
-_output = click.option(
-    "--output",
-    type=click.Choice(["text", "json"]),
-    default="text",
-    show_default=True,
-    help="How to print.",
-)
-
-
 @click.group("keys")
 def keys() -> None:
     """Create, list and revoke API keys.
@@ -64,7 +72,12 @@ def keys() -> None:
     """
 
 
-@keys.command("create")
+@keys.command(
+    "create",
+    cls=CommandWithOldOptions,
+    old_options=_OLD_OPTIONS,
+    epilog=example("routerctl keys create --organization acme --expires-in 90d --name 'batch'"),
+)
 @click.option("--organization", required=True, metavar="ID", help="Who pays.")
 @click.option("--env", default="live", show_default=True, help="Label within the key: live, test.")
 @click.option("--name", default="", help="For people: what the key is for.")
@@ -84,7 +97,7 @@ def keys() -> None:
 @click.option("--model", "models", multiple=True, metavar="ID", help="Repeatable; default: all.")
 @click.option("--require-signature", is_flag=True, help="Refuse requests that are not signed.")
 @click.option("--id", "key_id", metavar="ID", help="Default: a random one.")
-@_output
+@output_option()
 def create(
     organization: str,
     env: str,
@@ -120,32 +133,30 @@ def create(
     _print_new(record, key, secret, output)
 
 
-@keys.command("list")
-@_output
+@keys.command(
+    "list",
+    cls=CommandWithOldOptions,
+    old_options=_OLD_OPTIONS,
+    epilog=example("routerctl keys list -o json"),
+)
+@output_option()
 def list_keys(output: str) -> None:
     """List all keys; what is secret about them is not stored."""
-    records = _writer(load_settings()).list_keys()
-    if output == "json":
-        click.echo(json.dumps([_facts(record) for record in records], indent=2, ensure_ascii=False))
-        return
-    rows = [_COLUMNS, *(_row(record) for record in records)]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-        click.echo("  ".join(cells).rstrip())
+    rows = [_facts(record) for record in _writer(load_settings()).list_keys()]
+    print_rows(output, _COLUMNS, rows, empty="no keys")
 
 
-@keys.command("revoke")
+@keys.command("revoke", epilog=example("routerctl keys revoke key_0123456789abcdef"))
 @click.argument("key_id", metavar="ID")
 def revoke(key_id: str) -> None:
     """Revoke a key: every worker refuses it from its next call on."""
     settings = load_settings()
-    with journal_of(settings) as journal:
-        _writer(settings, journal).revoke_key(key_id)
+    with operator_audit_log(settings) as log:
+        _writer(settings, log).revoke_key(key_id)
     click.echo(f"revoked {key_id}")
 
 
-@keys.command("signing-secret")
+@keys.command("signing-secret", epilog=example("routerctl keys signing-secret batch"))
 @click.argument("key_id", metavar="ID")
 def signing_secret(key_id: str) -> None:
     """Print the secret with which the holder of a key signs requests."""
@@ -169,8 +180,8 @@ def _store(settings: Settings, draft: KeyRecord, key: str) -> tuple[KeyRecord, s
     from router.auth.keys import derive_signing_secret, hash_key
     from router.config.pepper import load_pepper, pepper_fingerprint
 
-    with journal_of(settings) as journal:
-        writer = _writer(settings, journal)
+    with operator_audit_log(settings) as log:
+        writer = _writer(settings, log)
         writer.check_new_key(draft)
         # Keys that were made with a lost pepper do not get a new one beside them.
         pepper = load_pepper(settings, create=writer.pepper_fingerprint() is None)
@@ -179,10 +190,10 @@ def _store(settings: Settings, draft: KeyRecord, key: str) -> tuple[KeyRecord, s
     return record, derive_signing_secret(pepper, record.id, record.hash)
 
 
-def _writer(settings: Settings, journal: OperatorJournal | None = None) -> StateWriter:
+def _writer(settings: Settings, log: OperatorAuditLog | None = None) -> StateWriter:
     from router.config.state.access import StateWriter
 
-    return StateWriter(settings.state_dir, journal=None if journal is None else journal.note)
+    return StateWriter(settings.state_dir, journal=None if log is None else log.note)
 
 
 def _generate(env: str) -> str:
@@ -206,41 +217,27 @@ def _expiry(expires_in: float | None, expires_at: float | None) -> float | None:
 
 
 def _print_new(record: KeyRecord, key: str, secret: str, output: str) -> None:
+    facts = _facts(record)
     if output == "json":
-        new = {"key": key, "signing_secret": secret, **_facts(record), "notice": _NOTICE}
-        click.echo(json.dumps(new, indent=2, ensure_ascii=False))
+        print_json({"key": key, "signing_secret": secret, **facts, "notice": _NOTICE})
         return
-    click.echo(f"id:             {record.id}")
-    click.echo(f"organization:   {record.organization_id}")
-    click.echo(f"expires:        {_expires(record)}")
-    click.echo(f"key:            {key}")
-    click.echo(f"signing secret: {secret}")
+    shown_facts = {
+        "id": record.id,
+        "organization": record.organization_id,
+        "expires": facts["expires_at"] or "never",
+        "key": key,
+        "signing_secret": secret,
+    }
+    print_facts(output, shown_facts)
     click.echo(f"\n{_NOTICE}", err=True)
 
 
 def _facts(record: KeyRecord) -> dict[str, Any]:
+    """What may be shown of a key; ``state`` is its status, or ``expired``."""
     from router.config.state.plain import plain_key
 
     facts = plain_key(record)
     del facts["hash"]
-    return facts
-
-
-def _row(record: KeyRecord) -> tuple[str, ...]:
-    expired = record.expires_at_s is not None and record.expires_at_s <= Clock().now_s()
-    return (
-        record.id,
-        record.organization_id,
-        "expired" if expired and record.status == "active" else record.status,
-        _expires(record),
-        ",".join(sorted(record.scopes)) or "none",
-        "all" if record.models is None else ",".join(sorted(record.models)) or "none",
-        record.name + (" (demo)" if record.demo else ""),
-    )
-
-
-def _expires(record: KeyRecord) -> str:
-    if record.expires_at_s is None:
-        return "never"
-    moment = datetime.fromtimestamp(record.expires_at_s, timezone.utc)
-    return f"{moment:%Y-%m-%dT%H:%M:%SZ}"
+    is_expired = record.expires_at_s is not None and record.expires_at_s <= Clock().now_s()
+    state = "expired" if is_expired and record.status == "active" else record.status
+    return {**facts, "state": f"{state} (demo)" if record.demo else state}

@@ -1,10 +1,12 @@
-"""``routerctl contracts``: the published description of the API, kept equal to the code."""
+"""``routerctl dev contracts``: the published description of the API, kept equal to the code."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import click
+
+from router.cli.output import end_with_difference, example
 
 _directory = click.argument(
     "directory", type=click.Path(file_okay=False, path_type=Path), default=Path("contracts")
@@ -16,7 +18,7 @@ def contracts() -> None:
     """Write or check the OpenAPI document and the JSON Schemas."""
 
 
-@contracts.command("write")
+@contracts.command("write", epilog=example("routerctl dev contracts write"))
 @_directory
 def write(directory: Path) -> None:
     """Write the contracts to DIRECTORY (default: contracts)."""
@@ -26,15 +28,15 @@ def write(directory: Path) -> None:
     click.echo(f"wrote {directory}")
 
 
-@contracts.command("check")
+@contracts.command("check", epilog=example("routerctl dev contracts check"))
 @_directory
 def check(directory: Path) -> None:
-    """Report where DIRECTORY (default: contracts) differs from the code."""
+    """Report where DIRECTORY (default: contracts) differs from the code: exit code 1."""
     from router.api.openapi.document import check as check_contracts
 
     problems = check_contracts(directory)
     for problem in problems:
         click.echo(problem, err=True)
     if problems:
-        raise click.exceptions.Exit(1)
+        end_with_difference()
     click.echo(f"{directory} is up to date")
