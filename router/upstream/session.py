@@ -11,7 +11,6 @@ import ssl
 from collections.abc import Iterator
 from http.cookiejar import DefaultCookiePolicy
 from typing import Any, Final, cast
-from urllib.parse import urlsplit
 
 import requests
 from requests.adapters import BaseAdapter
@@ -23,7 +22,6 @@ from router.net.resolver import Resolver
 from router.upstream.connection_pool import ConnectionPool, Endpoint
 from router.upstream.transport import Deadlines, Exchange, TransportError
 
-_PORTS: Final = {"http": 80, "https": 443}
 _NO_HEADERS: Final[CaseInsensitiveDict[str]] = CaseInsensitiveDict()
 _NO_COOKIES: Final = RequestsCookieJar(policy=DefaultCookiePolicy(allowed_domains=[]))
 _NO_PROXIES: Final[dict[str, str]] = {}
@@ -138,16 +136,6 @@ class BackendSession(requests.Session):
             proxies=_NO_PROXIES,
         )
         return cast(Exchange, response.raw)
-
-
-def endpoint_of(base_url: str) -> tuple[Endpoint, str, str]:
-    """Endpoint, ``Host`` value and path prefix of a backend's validated base URL."""
-    parts = urlsplit(base_url)
-    scheme, host = parts.scheme, parts.hostname or ""
-    port = parts.port or _PORTS[scheme]
-    name = f"[{host}]" if ":" in host else host
-    shown = name if port == _PORTS[scheme] else f"{name}:{port}"
-    return (scheme, host, port), shown, parts.path
 
 
 def trusted_context() -> ssl.SSLContext:

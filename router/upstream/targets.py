@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from typing import Final
+from urllib.parse import urlsplit
 
 from router.call import Operation
 from router.config.document import Backend
@@ -12,8 +13,8 @@ from router.providers.provider import Provider
 from router.providers.table import PROVIDERS
 from router.upstream.connection_pool import Endpoint
 from router.upstream.headers import write_head
-from router.upstream.session import endpoint_of
 
+_PORTS: Final = {"http": 80, "https": 443}
 CREDENTIAL_FRESH_S: Final = 10.0
 """A rotated credential is used after at most this long."""
 
@@ -76,3 +77,13 @@ class Target:
         ]
         path = self._prefix + self.provider.paths[operation]
         return write_head(f"POST {path} HTTP/1.1", headers)
+
+
+def endpoint_of(base_url: str) -> tuple[Endpoint, str, str]:
+    """Endpoint, ``Host`` value and path prefix of a backend's validated base URL."""
+    parts = urlsplit(base_url)
+    scheme, host = parts.scheme, parts.hostname or ""
+    port = parts.port or _PORTS[scheme]
+    name = f"[{host}]" if ":" in host else host
+    shown = name if port == _PORTS[scheme] else f"{name}:{port}"
+    return (scheme, host, port), shown, parts.path

@@ -1,9 +1,7 @@
 """One HTTP/1.1 exchange with a backend, with a deadline on every single wait.
 
-Bytes are parsed by llhttp (through geventhttpclient's binding), which refuses every ambiguous
-framing: both ``Content-Length`` and ``Transfer-Encoding``, duplicate lengths, bare line feeds,
-folded headers. Sending and waiting are ours, because the router's promises live there: no wait
-without a deadline, and no connection reused after a byte too many.
+Sending and waiting are our own code, because no library keeps the promises of this module: no wait
+without a deadline, and no connection that is used again after a byte too many.
 """
 
 from __future__ import annotations
@@ -15,10 +13,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from geventhttpclient._parser import HTTPParseError, HTTPResponseParser
+from geventhttpclient._parser import HTTPParseError
 
 from router.errors import BackendTimeout, ClientGone
 from router.net.tls import TlsSocket
+from router.upstream.reply_parser import ReplyParser
 
 Socket = socket.socket | TlsSocket
 Release = Callable[[Socket, bool], None]
@@ -53,75 +52,6 @@ class Deadlines:
     client_gone: Callable[[], bool] | None = None
 
 
-class _Parser(HTTPResponseParser):
-    """Collects what llhttp finds of one reply.
-
-    What follows the head and the body changes neither. Trailers are ignored; a second message that
-    no request belongs to makes the connection ``dirty``, so that it is not used again.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.status = 0
-        self.header_list: list[list[str]] = []
-        self.body: list[bytes] = []
-        self.head_done = False
-        self.done = False
-        self.dirty = False
-        self._in_value = True
-
-    def _on_message_begin(self) -> None:
-        if self.done:
-            self.dirty = True
-
-    def _on_status(self, message: str) -> None:
-        """The reason phrase is not used."""
-
-    def _on_header_field(self, text: str) -> None:
-        if self.head_done:
-            return
-        if self._in_value:
-            self.header_list.append([text, ""])
-            self._in_value = False
-        else:
-            self.header_list[-1][0] += text
-
-    def _on_header_value(self, text: str) -> None:
-        if self.head_done:
-            return
-        self._in_value = True
-        self.header_list[-1][1] += text
-
-    def _on_headers_complete(self) -> bool:
-        status = self.get_code()
-        if status < 100:  # neither an interim reply nor a final one
-            raise HTTPParseError("status below 100")
-        if status >= 200 and not self.head_done:
-            self.status = status
-            self.head_done = True
-        return False
-
-    def _on_body(self, data: bytearray) -> None:
-        if not self.done:
-            self.body.append(bytes(data))
-
-    def _on_message_complete(self) -> None:
-        if self.head_done:
-            self.done = True
-        else:  # an interim 1xx reply: the real one follows
-            self.header_list.clear()
-            self._in_value = True
-
-    def take_body(self) -> bytes:
-        """The body bytes parsed since the last call."""
-        if len(self.body) == 1:
-            data = self.body[0]
-        else:
-            data = b"".join(self.body)
-        self.body.clear()
-        return data
-
-
 class Exchange:
     """One request on one connection and the reply to it."""
 
@@ -136,7 +66,7 @@ class Exchange:
         self._release = release
         self._sock: Socket | None = sock
         self._deadlines = deadlines
-        self._parser = _Parser()
+        self._parser = ReplyParser()
         self._deadline_s = deadlines.deadline_s
         self._client_check_s = 0.0
         """When to check again whether the client is still there."""
@@ -195,8 +125,8 @@ class Exchange:
         chunk = self.read_chunk()
         chunks, size = [chunk], len(chunk)
         while size <= limit_bytes:
-            if self._parser.done:  # most replies: all of it came at once
-                return chunk if len(chunks) == 1 else b"".join(chunks)
+            if self._parser.done:
+                return b"".join(chunks)
             chunk = self.read_chunk()
             chunks.append(chunk)
             size += len(chunk)

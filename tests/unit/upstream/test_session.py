@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import requests
 
-from router.upstream.session import BackendRequest, BackendSession, endpoint_of
+from router.upstream.session import BackendRequest, BackendSession
+from router.upstream.targets import endpoint_of
 from router.upstream.transport import Exchange, TransportError
 from tests.fakes.raw_server import RawServer, answer, reply, silent
 from tests.unit.upstream.builders import REPLY_BYTES, deadlines, head
