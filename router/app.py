@@ -17,14 +17,12 @@ from werkzeug.middleware.proxy_fix import ProxyFix
 from werkzeug.routing import MapAdapter
 
 from router import errors
-from router.api.dialects import native, openai
+from router.api import pipeline
+from router.api.endpoints import call_blueprints
 from router.api.replies import error_reply, finish
 from router.api.scope import Scope, current_scope, enter_scope, leave_scope, request_id_from
-from router.api.settlement import settle
 from router.api.target import refuse_ambiguous
-from router.api.views import health as status
-from router.api.views import own_limits as limits
-from router.api.views import own_records as records
+from router.api.views import health, models, own_limits, own_records
 from router.call import Dialect
 from router.services import Services
 from router.telemetry import scrape
@@ -82,12 +80,13 @@ def create_app(wired: Services) -> Flask:
     app.register_error_handler(errors.RouterError, on_router_error)
     app.register_error_handler(HTTPException, on_http_error)
     app.register_error_handler(Exception, on_unexpected_error)
+    dialects = call_blueprints(pipeline.enter, pipeline.serve)
+    models.add_routes(dialects["openai"])
     for blueprint in (
-        native.blueprint,
-        openai.blueprint,
-        limits.blueprint,
-        records.blueprint,
-        status.blueprint,
+        *dialects.values(),
+        own_limits.blueprint,
+        own_records.blueprint,
+        health.blueprint,
     ):
         app.register_blueprint(blueprint)
     if wired.settings.trusted_proxies:
@@ -133,8 +132,8 @@ def open_scope(wired: Services) -> None:
     wired.metrics.running += 1
     refuse_ambiguous(environ)
     on_ops_listener = environ.get("SERVER_PORT") == str(wired.settings.ops_bind.port)
-    if on_ops_listener is not (endpoint in status.OPS_ENDPOINTS) and not endpoint.startswith(
-        status.EVERYWHERE
+    if on_ops_listener is not (endpoint in health.OPS_ENDPOINTS) and not endpoint.startswith(
+        health.EVERYWHERE
     ):
         raise errors.NotFound("no such endpoint")
 
@@ -144,7 +143,7 @@ def hand_over(response: Response) -> Response:
     scope = current_scope()
     finish(scope, response)
     scope.handed_over = True
-    response.call_on_close(lambda: settle(scope))
+    response.call_on_close(lambda: pipeline.end(scope))
     return response
 
 
@@ -152,7 +151,7 @@ def settle_what_is_left(_error: BaseException | None) -> None:
     """The backstop: an exception that produced no response, a greenlet that was killed."""
     scope = leave_scope()
     if scope is not None and not scope.handed_over:
-        settle(scope)
+        pipeline.end(scope)
 
 
 _WITH_REASON: Final = (
@@ -171,7 +170,7 @@ def on_router_error(error: errors.RouterError) -> Response:
         scope.reason = error.reason
     if isinstance(error, errors.Unauthenticated):
         scope.refused = error.known
-    return error_reply(error, scope.dialect)
+    return error_reply(error)
 
 
 def on_http_error(error: HTTPException) -> Response:
@@ -188,7 +187,7 @@ def on_unexpected_error(error: Exception) -> Response:
     """A defect of ours: the client learns nothing of it, the log everything."""
     scope = current_scope()
     log.error("unexpected error", exc_info=error, extra={"request_id": scope.request_id})
-    return error_reply(error, scope.dialect)
+    return error_reply(error)
 
 
 def _dialect(path: str) -> Dialect:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 from gevent.threadpool import ThreadPool
 from prometheus_client import CollectorRegistry
@@ -11,18 +13,35 @@ from router.auth.authenticator import Authenticator
 from router.auth.nonces import NonceStore
 from router.clock import Clock
 from router.config.pepper import load_pepper, pepper_fingerprint
-from router.config.settings import Settings, resolve_credential
+from router.config.settings import Settings, SettingsError, resolve_credential
 from router.config.state.access import StateReader
 from router.errors import NotConfigured
-from router.limits.enforcement import Enforcement, LimitFigures, build_enforcement
-from router.limits.rates.limiter import Runner
-from router.net.resolver import Resolver
+from router.limits.admission import Admission, OnUnavailable
+from router.limits.audit_outbox import AuditOutbox
+from router.limits.budgets.ledger import Ledger
+from router.limits.budgets.maintenance import LedgerMaintenance
+from router.limits.budgets.rebuilding import Rebuilder, RebuildingLedger, SumRecords
+from router.limits.budgets.windows import WindowSpec, WindowState
+from router.limits.configured import default_rate_limit, reservation_rule
+from router.limits.exchange import RedisExchange
+from router.limits.idempotency.entries import Idempotency
+from router.limits.rates.gate import OnUnavailable as RatesOnUnavailable
+from router.limits.rates.gate import RateGate
+from router.limits.rates.limiter import RateLimiter, Runner
+from router.limits.rates.local import LocalLimiter
+from router.limits.remote.client import BudgetClient
+from router.limits.remote.exchange import ServiceExchange
+from router.limits.remote.session import BudgetSession
+from router.limits.retry_queue import RetryQueue
+from router.limits.worker_limits import Limits, ReadWindows
+from router.net.resolver import Resolve, Resolver, system_resolve
 from router.readiness import components
 from router.readiness.components import Component, StateHistory
 from router.readiness.watch import Surroundings, Watch, watch_host
 from router.records.recorder import Recorder
-from router.routing.engine import RoutingEngine
-from router.routing.models import Gateway
+from router.redis.client import RedisClient
+from router.redis.connection import ConnectionOptions
+from router.redis.embedded import redis_address
 from router.spool.writer import SpoolWriter
 from router.store.query_pool import Queries
 from router.store.record_store import RecordStore
@@ -42,13 +61,13 @@ class Services:
     clock: Clock
     state: StateReader
     authenticator: Authenticator
-    gateway: Gateway
+    forwarder: Forwarder
     session: BackendSession
     recorder: Recorder
     queries: Queries
     watch: Watch
     history: StateHistory
-    enforcement: Enforcement
+    limits: Limits
     pepper_fingerprint: str
     """Tells whether the stored keys were made with the pepper that this worker checks them with."""
     metrics: Metrics
@@ -62,8 +81,8 @@ class Services:
             revision = 0
         self.metrics.publish(revision)
         self.metrics.publish_figures(_record_figures(self.recorder))
-        self.enforcement.tick(self.recorder)
-        self.metrics.publish_figures(limit_figures(self.enforcement.figures()))
+        self.limits.tick(self.recorder)
+        self.metrics.publish_figures(self.limits.figures())
         self.watch.tick()
         if self.watch.seen is not None:
             self.metrics.publish_figures(_shipping_figures(self.watch.seen))
@@ -76,7 +95,7 @@ class Services:
             {
                 "configuration": components.configuration(self.state, self.pepper_fingerprint),
                 "backends": components.backends(self.state, seen),
-                "limits": components.limits(self.settings, self.enforcement.breaker_states()),
+                "limits": components.limits(self.settings, self.limits.breaker_states()),
                 "records": components.records(self.recorder.spool),
                 "agent": components.agent(seen),
                 "store": components.store(seen),
@@ -86,7 +105,7 @@ class Services:
     def close(self) -> None:
         """Give back connections and files."""
         self.session.close()
-        self.enforcement.close(self.recorder)
+        self.limits.close(self.recorder)
         self.recorder.close()
         self.metrics.publish_figures(_record_figures(self.recorder))
         self.queries.close()
@@ -129,14 +148,14 @@ def build_services(
         clock=clock,
         state=state,
         authenticator=authenticator,
-        gateway=Gateway(RoutingEngine(), forwarder),
+        forwarder=forwarder,
         session=session,
         pepper_fingerprint=pepper_fingerprint(pepper),
         recorder=Recorder(_open_spool(settings, clock)),
         queries=queries,
         watch=watch_host(settings, state, queries.check, clock),
         history=StateHistory(clock),
-        enforcement=build_enforcement(
+        limits=build_limits(
             settings,
             sum_records_of(queries, settings),
             clock=clock,
@@ -145,6 +164,124 @@ def build_services(
         ),
         metrics=Metrics(CollectorRegistry()),
         call_log=CallLog(),
+    )
+
+
+def build_limits(
+    settings: Settings,
+    sum_records: SumRecords,
+    *,
+    clock: Clock,
+    resolve: Resolve = system_resolve,
+    runner: Runner | None = None,
+) -> Limits:
+    """Wire a worker's limits; connects when first used. ``runner`` is used in place of the Redis of
+    ``settings``.
+
+    Raises ``SettingsError`` when the address of Redis cannot be understood.
+    """
+    outbox, retry_queue = AuditOutbox(clock), RetryQueue()
+    redis = None
+    if runner is None:
+        runner = redis = _connect(settings, resolve, outbox)
+    rates = RateGate(
+        RateLimiter(runner, slot_lease_s=settings.lease_s),
+        LocalLimiter(
+            settings.workers * settings.instances,
+            slot_lease_s=settings.lease_s,
+            monotonic_s=clock.monotonic_s,
+        ),
+        retry_queue,
+        on_unavailable=cast(RatesOnUnavailable, settings.rate_limit_fallback),
+    )
+    ledger = Ledger(runner, clock=clock)
+    rebuilder = Rebuilder(LedgerMaintenance(runner, clock=clock), sum_records)
+    entries = Idempotency(
+        runner, keep_s=settings.idempotency_keep_s, max_reply_bytes=settings.idempotency_max_bytes
+    )
+    entries_on_unavailable = cast(OnUnavailable, settings.idempotency_fallback)
+    client = _budget_client(settings, clock, resolve, outbox)
+    exchange: RedisExchange | ServiceExchange
+    if client is None:
+        exchange = RedisExchange(runner, ledger, entries)
+        read_windows = _read_ledger(RebuildingLedger(ledger, rebuilder), outbox)
+    else:
+        exchange = ServiceExchange(
+            client,
+            runner,
+            entries,
+            retry_queue,
+            entries_on_unavailable=entries_on_unavailable,
+        )
+        read_windows = _read_service(client)
+    return Limits(
+        admission=Admission(
+            rates,
+            exchange,
+            rebuilder,
+            retry_queue,
+            on_unavailable=cast(OnUnavailable, settings.budget_fallback),
+            entries_on_unavailable=entries_on_unavailable,
+            on_threshold=outbox.threshold_reached,
+            on_unresolved=outbox.found_unresolved,
+        ),
+        rates=rates,
+        read_windows=read_windows,
+        retry_queue=retry_queue,
+        audit_outbox=outbox,
+        default_rate=default_rate_limit(settings),
+        reservation_rule=reservation_rule(settings),
+        lease_ms=int(settings.lease_s * 1000),
+        redis=redis,
+        budget_client=client,
+    )
+
+
+def _connect(settings: Settings, resolve: Resolve, outbox: AuditOutbox) -> RedisClient:
+    try:
+        address = redis_address(settings)
+    except ValueError as error:
+        raise SettingsError([f"RATE_LIMIT_REDIS_ADDR: {error}"]) from None
+    options = ConnectionOptions(
+        timeout_s=settings.redis_timeout_s, pipeline_commands=True, resolve=resolve
+    )
+    return RedisClient(address, options, on_change=outbox.dependency_changed)
+
+
+def _budget_client(
+    settings: Settings, clock: Clock, resolve: Resolve, outbox: AuditOutbox
+) -> BudgetClient | None:
+    if settings.budget_service_endpoint is None:
+        return None
+    session = BudgetSession(
+        timeout_s=settings.budget_service_timeout_s,
+        token=settings.budget_service_token,
+        resolve=resolve,
+    )
+    return BudgetClient(
+        settings.budget_service_endpoint,
+        session,
+        clock=clock,
+        on_threshold=outbox.threshold_reached,
+        on_change=outbox.dependency_changed,
+    )
+
+
+def _read_ledger(ledger: RebuildingLedger, outbox: AuditOutbox) -> ReadWindows:
+    def read(
+        organization_id: str, windows: Sequence[WindowSpec], _key_id: str
+    ) -> Sequence[WindowState]:
+        states, events = ledger.read(organization_id, windows)
+        for event in events:
+            outbox.threshold_reached(organization_id, event)
+        return states
+
+    return read
+
+
+def _read_service(client: BudgetClient) -> ReadWindows:
+    return lambda organization_id, windows, key_id: client.read(
+        organization_id, windows, key_id=key_id
     )
 
 
@@ -173,20 +310,6 @@ def _record_figures(recorder: Recorder) -> Figures:
         "records_lost": status.lost_frames,
         "records_degraded": recorder.degraded,
         "records_refused": recorder.refused,
-    }
-
-
-def limit_figures(found: LimitFigures) -> Figures:
-    """The state of a worker's limits by the names of its metrics."""
-    return {
-        "rate_decisions": found.decisions,
-        "budget_reserved_nanousd": found.reserved_nanos,
-        "limits_deferred": found.deferred,
-        "limits_deferred_dropped": found.deferred_dropped,
-        "leases_unresolved": found.unresolved,
-        "redis_may_evict": found.may_evict,
-        "dependency_up": found.is_up,
-        "dependency_away_seconds": found.unavailable_s,
     }
 
 

@@ -13,6 +13,7 @@ import orjson
 from flask import Request
 from gunicorn.http.errors import ParseException
 
+from router.api.scope import Scope
 from router.errors import (
     BodyIncomplete,
     BodyTimeout,
@@ -69,6 +70,14 @@ def read_body(request: Request, limit_bytes: int, timeout_s: float) -> bytes:
     if expected is not None and len(body) < expected:
         raise BodyIncomplete(len(body), expected)
     return body
+
+
+def request_body(scope: Scope) -> bytes:
+    """The current request's body, read once; raises like :func:`read_body`."""
+    if scope.body is None:
+        settings = scope.services.settings
+        scope.body = read_body(scope.request, settings.max_body_bytes, settings.body_timeout_s)
+    return scope.body
 
 
 def is_at_hand(environ: Mapping[str, Any]) -> bool:

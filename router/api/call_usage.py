@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from router.api.scope import Scope
 from router.call import NO_USAGE, Outcome, Usage
 from router.pricing.cost import cost_nanos, estimate
@@ -27,6 +29,24 @@ def call_usage(scope: Scope) -> tuple[Usage, int | None]:
         else:
             usage = estimate(call.fields, stream.output_chars, stream.usage_at_start)
     return usage, cost_nanos(usage, document.models[call.model].prices)
+
+
+@dataclass(slots=True)
+class Ending:
+    """What has come of a call, once its response has closed."""
+
+    ended_s: float
+    """On the monotonic clock."""
+    outcome: Outcome
+    usage: Usage
+    cost_nanos: int | None
+    """``None`` for a model without a price, or where nothing was delivered."""
+
+
+def ending_of(scope: Scope, ended_s: float) -> Ending:
+    """How the call has ended, and what it has used."""
+    usage, cost = call_usage(scope)
+    return Ending(ended_s, call_outcome(scope), usage, cost)
 
 
 def call_outcome(scope: Scope) -> Outcome:

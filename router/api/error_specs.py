@@ -1,4 +1,4 @@
-"""One table: which status, code and type an error has, and how both dialects show it."""
+"""One table: which status, code, type and outcome an error has, and what is told of a limit."""
 
 from __future__ import annotations
 
@@ -6,16 +6,14 @@ import time
 from dataclasses import dataclass
 from typing import Any, Final
 
-import orjson
-
 from router import errors
-from router.call import Dialect, Outcome
+from router.call import Outcome
 from router.records.record_types import NANOS_PER_USD
 
 
 @dataclass(frozen=True, slots=True)
 class ErrorSpec:
-    """How one kind of error looks from outside."""
+    """How one kind of error is shown to clients and recorded."""
 
     status: int
     code: str
@@ -155,55 +153,6 @@ def retry_after_s(error: Exception) -> int | None:
     return 1 if isinstance(error, waits) else None
 
 
-def render(error: Exception, dialect: Dialect, *, trace_id: str) -> bytes:
-    """The error's body in the client's dialect. Names no host and no secret."""
-    if dialect == "native":
-        return orjson.dumps(native_body(error, trace_id=trace_id))
-    if isinstance(error, errors.BackendRejected) and error.body is not None:
-        return _backend_body(error, error.body)
-    return orjson.dumps(openai_body(error))
-
-
-def _backend_body(error: errors.BackendRejected, body: bytes) -> bytes:
-    """The backend's own words: untouched, unless the SDKs would miss a member in them."""
-    ours = openai_body(error)["error"]
-    found = orjson.loads(body)
-    theirs = found.get("error", found) if isinstance(found, dict) else found
-    if not isinstance(theirs, dict):
-        return orjson.dumps({"error": ours})
-    if theirs is not found and ours.keys() <= theirs.keys():
-        return body
-    try:
-        return orjson.dumps({"error": {**ours, **theirs}})
-    except orjson.JSONEncodeError:  # nested more deeply than it can be written again
-        return orjson.dumps({"error": ours})
-
-
-def native_body(error: Exception, *, trace_id: str) -> dict[str, Any]:
-    """``{error, code, trace_id}`` and, where there is more to say, ``details``."""
-    body = {"error": _message(error), "code": error_spec_of(error).code, "trace_id": trace_id}
-    if isinstance(error, LIMIT_ERRORS):
-        return {**body, **limit_facts(error.denial)}
-    details = {"field": _field(error)} if _field(error) is not None else {}
-    if isinstance(error, errors.BackendRejected):
-        return {**body, "details": {"backend_status": error.status}}
-    return {**body, "details": details} if details else body
-
-
-def openai_body(error: Exception) -> dict[str, Any]:
-    """``{"error": {message, type, param, code}}`` as the SDKs expect it."""
-    face = error_spec_of(error)
-    facts = {
-        "message": _message(error),
-        "type": face.openai_type,
-        "param": _field(error),
-        "code": face.openai_code,
-    }
-    if isinstance(error, LIMIT_ERRORS):
-        return {"error": {**facts, **limit_facts(error.denial)}}
-    return {"error": facts}
-
-
 def limit_facts(denial: errors.Denial) -> dict[str, Any]:
     """What clients are told of the limit that refused them, the same in both dialects."""
     unit = denial.unit
@@ -240,13 +189,15 @@ def shown_timestamp(at_s: int | None) -> str | None:
     return None if at_s is None else time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(at_s))
 
 
-def _message(error: Exception) -> str:
+def message_of(error: Exception) -> str:
+    """What a client is told; of an error that is not ours, nothing."""
     if isinstance(error, errors.RouterError):
         return error.message
     return "the router failed to serve this request"
 
 
-def _field(error: Exception) -> str | None:
+def field_of(error: Exception) -> str | None:
+    """The dotted path of the field at fault, where there is one."""
     if isinstance(error, (errors.InvalidRequest, errors.BodyTooLarge)):
         return error.field
     if isinstance(error, (errors.ModelNotFound, errors.ModelForbidden, errors.PriceUnknown)):

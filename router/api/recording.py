@@ -15,7 +15,7 @@ from collections.abc import Callable
 import orjson
 
 from router.api.call_usage import call_outcome, call_usage
-from router.api.dispatch import decision
+from router.api.endpoints import serves_calls
 from router.api.error_specs import error_spec_of
 from router.api.scope import LimitContext, Scope, new_uuid
 from router.call import Attempt, Outcome, Usage
@@ -51,17 +51,21 @@ def record_answer(scope: Scope, withhold: Withhold) -> None:
 
 def note_refusal(scope: Scope, error: RecordsUnavailable) -> None:
     """Code and outcome of a call whose answer is withheld."""
-    face = error_spec_of(error)
-    scope.code, scope.failed_outcome = face.code, face.outcome
+    spec = error_spec_of(error)
+    scope.code, scope.failed_outcome = spec.code, spec.outcome
 
 
 def record_end(scope: Scope, outcome: Outcome, ended_s: float) -> None:
     """Record a call that has ended for its client, unless it is recorded already. Never raises.
 
-    A stranger leaves no record: anyone could fill the disk with them. Whoever uses a key that is
-    known and may not be used leaves an audit event.
+    An unauthenticated client leaves no record: anyone could fill the disk with them. A client that
+    uses a known key which may not be used leaves an audit event.
     """
-    if scope.recorded or not scope.is_call or (scope.key is None and scope.refused is None):
+    if (
+        scope.recorded
+        or not serves_calls(scope.endpoint)
+        or (scope.key is None and scope.refused is None)
+    ):
         return
     if not scope.attempts and not scope.services.recorder.admits_refusals():
         return
@@ -190,7 +194,7 @@ def _usage(scope: Scope, outcome: Outcome, ended_s: float) -> UsageRecord:
 def _reason(scope: Scope) -> DecisionReason | None:
     if scope.limits.limit_state == "RATE_LIMITED":
         return "RATE_LIMIT"
-    return decision(scope) if scope.attempts else None
+    return scope.decision if scope.attempts else None
 
 
 def _attempts(

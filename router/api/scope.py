@@ -12,27 +12,17 @@ from typing import Final
 
 from flask import Request
 
-from router.call import Attempt, Call, Caller, Dialect, LimitState, Outcome
+from router.call import Attempt, Call, Caller, Decision, Dialect, LimitState, Outcome
 from router.config.document import Document, KeyRecord
-from router.errors import Denial
-from router.limits.budgets.gate import Admitted
+from router.errors import Denial, RouterError
 from router.limits.budgets.windows import Amounts
 from router.limits.configured import RateSpecs
+from router.limits.outcome import Admitted
 from router.limits.rates.decision import RateDecision
 from router.services import Services
 from router.telemetry.redaction import holds_secret
 from router.telemetry.traces import TraceContext
 from router.upstream.forwarder import BackendReply
-
-CALL_ENDPOINTS: Final = frozenset(
-    {
-        "native.inference",
-        "openai.chat_completions",
-        "openai.completions",
-        "openai.embeddings",
-    }
-)
-"""Routes that can reach a backend; each of their requests leaves one usage record."""
 
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
 
@@ -41,19 +31,19 @@ _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
 class LimitContext:
     """How one request stands to the limits of its caller."""
 
-    decision: RateDecision | None = None
+    rates: RateDecision | None = None
     """``None`` until the rate limits were asked."""
-    rates: RateSpecs | None = None
+    rate_specs: RateSpecs | None = None
     """Rate limits that were charged: to be corrected, slots to be given back."""
     tokens: int = 0
     """What limits per minute were charged, estimated."""
     amounts: Amounts | None = None
-    """What the call was to hold of its budgets."""
+    """What the call was to reserve of its budgets."""
     admitted: Admitted | None = None
     """Without it nothing reaches a backend."""
     replay: bytes | None = None
     """The reply that this very call had before."""
-    kept: bytes | None = None
+    stored_reply: bytes | None = None
     """The reply as duplicates will have it."""
     denial: Denial | None = None
     """The limit that refused."""
@@ -93,6 +83,8 @@ class Scope:
     requested_model: str | None = None
     """As the client wrote it; known also when there is no such model, and hence no call."""
     call: Call | None = None
+    unreadable: RouterError | None = None
+    """Why the body is no call."""
     attempts: list[Attempt] = field(default_factory=list)
     backend_reply: BackendReply | None = None
     status: int = 0
@@ -106,7 +98,8 @@ class Scope:
     """Time until then that was not spent at backends."""
     handed_over: bool = False
     """A response exists, so closing it will settle."""
-    settled: bool = False
+    ended: bool = False
+    """The end of the response has been seen to."""
     recorded: bool = False
     """Its usage record and audit event are in the spool."""
     record_id: str = field(default_factory=lambda: new_uuid())
@@ -116,14 +109,14 @@ class Scope:
     """For :func:`leave_scope`."""
 
     @property
-    def is_call(self) -> bool:
-        """Whether the endpoint is one that serves inference calls."""
-        return self.endpoint in CALL_ENDPOINTS
-
-    @property
     def backend_s(self) -> float:
         """Seconds spent on attempts at backends."""
         return sum([attempt.duration_s for attempt in self.attempts])
+
+    @property
+    def decision(self) -> Decision:
+        """Whether the policy's first choice answered."""
+        return "PRIMARY" if len(self.attempts) <= 1 else "FAILOVER"
 
     def elapsed_s(self) -> float:
         """Seconds since the request was opened."""

@@ -1,21 +1,15 @@
-"""What happens when a response has ended, however it ended, exactly once.
-
-The durable record is written earlier, before the last byte goes out (``recording``); only what a
-client broke off, or what was refused, is still to be recorded here.
-"""
+"""A call that has ended is charged, counted, and written to the log in one line."""
 
 from __future__ import annotations
 
 import logging
-import time
 from typing import Any, Final
 
-from router.api.admission import settle_limits
-from router.api.call_usage import call_outcome, call_usage
-from router.api.dispatch import decision
-from router.api.recording import record_end, streamed_s
+from router.api.call_usage import Ending
+from router.api.limiting import settle_limits
+from router.api.recording import streamed_s
 from router.api.scope import Scope
-from router.call import Attempt, Outcome, Usage
+from router.call import Attempt, Usage
 
 log = logging.getLogger("router")
 
@@ -23,58 +17,32 @@ QUIET_ENDPOINTS: Final = ("status.", "prometheus_")
 """Asked for every few seconds by machines; a line for each would drown the calls."""
 
 
-def settle(scope: Scope) -> None:
-    """Price the call, charge it, count it, write its line; once, however often it is called."""
-    if scope.settled:
-        return
-    scope.settled = True
-    scope.services.metrics.running -= 1
-    ended_s = time.monotonic()
-    stream = None if scope.backend_reply is None else scope.backend_reply.stream
+def settle(scope: Scope, ending: Ending) -> None:
+    """Charge the call, count it, write its line."""
     try:
-        if stream is not None:
-            stream.close()  # may read on for a while, and the worker may end meanwhile
-    finally:
-        try:
-            _conclude(scope, ended_s)
-        except Exception:  # the server below would break the client's connection off
-            log.exception("a call could not be settled", extra={"request_id": scope.request_id})
-
-
-def _conclude(scope: Scope, ended_s: float) -> None:
-    usage, cost = call_usage(scope)
-    outcome = call_outcome(scope)
-    duration_s = ended_s - scope.started_s
-    record_end(scope, outcome, ended_s)
-    try:
-        settle_limits(scope, usage, cost, outcome)
+        settle_limits(scope, ending)
     except Exception:
         log.exception("limits could not be settled", extra={"request_id": scope.request_id})
     if scope.attempts:
-        scope.attempts[-1].duration_s += streamed_s(scope, ended_s)
-    _count(scope, usage, cost, outcome, duration_s)
+        scope.attempts[-1].duration_s += streamed_s(scope, ending.ended_s)
+    duration_s = ending.ended_s - scope.started_s
+    _count(scope, ending, duration_s)
     if not scope.endpoint.startswith(QUIET_ENDPOINTS):
-        written = scope.services.call_log.write(_line(scope, usage, cost, outcome, duration_s))
+        written = scope.services.call_log.write(_line(scope, ending, duration_s))
         if not written:
             scope.services.metrics.count_lost_line()
 
 
-def _count(
-    scope: Scope,
-    usage: Usage,
-    cost: int | None,
-    outcome: Outcome,
-    duration_s: float,
-) -> None:
-    metrics = scope.services.metrics
-    metrics.count_request(scope.endpoint, scope.status, outcome, duration_s)
+def _count(scope: Scope, ending: Ending, duration_s: float) -> None:
+    metrics, usage = scope.services.metrics, ending.usage
+    metrics.count_request(scope.endpoint, scope.status, ending.outcome, duration_s)
     for attempt in scope.attempts:
         metrics.count_attempt(attempt.backend_id, _error_class(attempt), attempt.duration_s)
     if scope.backend_reply is not None:
         metrics.count_overhead(scope.overhead_s)
         metrics.count_usage(usage.source, usage.tokens_input, usage.tokens_output)
-        if cost:
-            metrics.count_cost(cost)
+        if ending.cost_nanos:
+            metrics.count_cost(ending.cost_nanos)
     elif scope.status == 401 and scope.reason is not None:
         metrics.count_auth_failure(scope.reason)
 
@@ -104,9 +72,7 @@ _NEVER_CONNECTED: Final = (
 )
 
 
-def _line(
-    scope: Scope, usage: Usage, cost: int | None, outcome: Outcome, duration_s: float
-) -> dict[str, Any]:
+def _line(scope: Scope, ending: Ending, duration_s: float) -> dict[str, Any]:
     """The facts of one call. Never a secret, never a payload, never text a client chose freely."""
     line: dict[str, Any] = {
         "request_id": scope.request_id,
@@ -114,7 +80,7 @@ def _line(
         "span_id": scope.trace.span_id,
         "endpoint": scope.endpoint,
         "status": scope.status,
-        "outcome": outcome,
+        "outcome": ending.outcome,
         "duration_ms": round(duration_s * 1000, 3),
         "bytes_sent": scope.bytes_sent,
         "remote_addr": scope.remote_addr,
@@ -138,7 +104,7 @@ def _line(
     if scope.attempts:
         line.update(_attempts(scope))
     if scope.backend_reply is not None:
-        line.update(_delivered(scope, usage, cost))
+        line.update(_delivered(scope, ending.usage, ending.cost_nanos))
     return line
 
 
@@ -156,7 +122,7 @@ def _attempts(scope: Scope) -> dict[str, Any]:
 
 def _delivered(scope: Scope, usage: Usage, cost: int | None) -> dict[str, Any]:
     return {
-        "decision": decision(scope),
+        "decision": scope.decision,
         "tokens_input": usage.tokens_input,
         "tokens_output": usage.tokens_output,
         "usage_source": usage.source,

@@ -98,9 +98,9 @@ def _server(address: tuple[str, int], app: Any) -> Any:
 def _rebuilding_ledger(client: RedisClient, sum_records: SumRecords) -> RebuildingLedger:
     from router.limits.budgets.ledger import Ledger
     from router.limits.budgets.maintenance import LedgerMaintenance
-    from router.limits.budgets.rebuilding import RebuildingLedger
+    from router.limits.budgets.rebuilding import Rebuilder, RebuildingLedger
 
-    return RebuildingLedger(Ledger(client), LedgerMaintenance(client), sum_records=sum_records)
+    return RebuildingLedger(Ledger(client), Rebuilder(LedgerMaintenance(client), sum_records))
 
 
 def _windows_of(settings: Settings) -> Callable[[str, str | None], Any]:

@@ -46,10 +46,10 @@ class LedgerSession:
         self, organization_id: str, window: WindowSpec
     ) -> tuple[WindowState, Sequence[ThresholdEvent]]:
         """The window, rebuilt from the records if Redis lost it, and the thresholds it reached."""
-        from router.limits.budgets.rebuilding import RebuildingLedger
+        from router.limits.budgets.rebuilding import Rebuilder, RebuildingLedger
 
         with sums_of_records(self._settings) as sum_records:
-            book = RebuildingLedger(self._ledger, self._maintenance, sum_records=sum_records)
+            book = RebuildingLedger(self._ledger, Rebuilder(self._maintenance, sum_records))
             [state], reached = book.read(organization_id, [window])
         return state, reached
 

@@ -47,7 +47,7 @@ end
 
 keys, args = next_of(3)
 if keys then
-  reply[3] = hold(keys, args)
+  reply[3] = reserve(keys, args)
   local status = reply[3][1]
   if claimed and (status == 'denied' or status == 'closed') then
     redis.call('DEL', KEYS[tonumber(ARGV[1]) + 1])

@@ -1,13 +1,13 @@
-"""Rates, idempotency entry and budget reservation of one call, in one round trip."""
+"""Whether a call may be served: its rates, its id and its budgets, as one decision."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections import Counter
+from collections.abc import Callable
+from typing import Final, Literal
 
-from router.breaker import Unavailable
-from router.limits.budgets.ledger import Ledger, ReservePlan
+from router.breaker import NOT_SENT, Unavailable
+from router.limits.budgets.rebuilding import Rebuilder
 from router.limits.budgets.windows import (
     NOTHING,
     Amounts,
@@ -16,177 +16,290 @@ from router.limits.budgets.windows import (
     NeedsRebuild,
     NotReserved,
     Reservation,
-    ReserveOutcome,
-    Settlement,
-    WindowSpec,
+    ThresholdEvent,
 )
-from router.limits.idempotency.entries import (
-    Entry,
-    Idempotency,
-    InFlight,
-    Mismatch,
-    New,
-    NotStored,
-    Replay,
-)
-from router.limits.rates.limiter import Runner
-from router.redis.scripts import Argument, Loader, ScriptCall, load_script
+from router.limits.configured import RateSpecs
+from router.limits.exchange import RedisExchange
+from router.limits.idempotency.entries import Entry, NotProtected, NotStored
+from router.limits.outcome import Admitted, Outcome, Request
+from router.limits.rates.decision import RateDecision
+from router.limits.rates.gate import RateGate
+from router.limits.rates.limiter import RatePlan
+from router.limits.remote.exchange import ServiceExchange
+from router.limits.retry_queue import RetryQueue
 
-AdmitOutcome = (
-    Reservation | Denied | NeedsRebuild | Closed | InFlight | Replay | NotStored | Mismatch
-)
+OnUnavailable = Literal["closed", "open"]
 
-
-@dataclass(slots=True)
-class Request:
-    """What a call asks of the ledger."""
-
-    organization_id: str
-    lease_id: str
-    windows: Sequence[WindowSpec]
-    amounts: Amounts
-    ttl_ms: int
-    key_id: str | None = None
-    """Whose call it is: a budget service may know of budgets of this key."""
-
-    @property
-    def is_limited(self) -> bool:
-        """Whether one of its windows can refuse it."""
-        return any(window.enforced and window.limit is not None for window in self.windows)
+_TRIES: Final = 3
 
 
 class Admission:
-    """Claims the id first; reserves only if that succeeded; frees the id if the budget refuses.
+    """Admits calls and ends them, over Redis alone or over Redis and a budget service.
 
-    A call without an idempotency id has no entry, one without budgets no windows.
+    While that is unavailable, ``closed`` admits nothing that has a budget; ``open`` admits all
+    calls and charges them later. A call without a budget, or with one that is in shadow or has no
+    limit, is charged later too and only loses replay protection, unless ``entries_on_unavailable``
+    is ``closed``: then a call with an id is not admitted either. Rates have a policy of their own,
+    in :class:`RateGate`.
     """
 
     def __init__(
         self,
-        redis: Runner,
-        ledger: Ledger,
-        idempotency: Idempotency,
+        rates: RateGate,
+        exchange: RedisExchange | ServiceExchange,
+        rebuilder: Rebuilder,
+        retry_queue: RetryQueue,
         *,
-        load: Loader = load_script,
+        on_unavailable: OnUnavailable = "closed",
+        entries_on_unavailable: OnUnavailable = "open",
+        on_threshold: Callable[[str, ThresholdEvent], None] = lambda _organization_id, _event: None,
+        on_unresolved: Callable[[str, tuple[str, ...]], None] = lambda _organization_id, _ids: None,
     ) -> None:
-        self._redis = redis
-        self._ledger = ledger
-        self._idempotency = idempotency
-        self._script = load(
-            "admission.lua",
-            rates=("rates/bucket.lua",),
-            claim=("idempotency/claim.lua",),
-            hold=("budgets/window.lua", "budgets/reserve.lua"),
-        )
+        self._rates = rates
+        self._exchange = exchange
+        self._rebuilder = rebuilder
+        self._retry_queue = retry_queue
+        self._on_unavailable = on_unavailable
+        self._entries_on_unavailable = entries_on_unavailable
+        self._on_threshold = on_threshold
+        self._on_unresolved = on_unresolved
+        self.uses_budget_service: Final = exchange.uses_budget_service
+        """Whether there may be budgets that the document does not know of."""
+        self.decisions: Final[Counter[str]] = Counter()
+        """Decisions about rates, by who made them."""
+        self.reserved_nanos = 0
+        """What the running calls of this worker have reserved of budgets in USD."""
 
-    def admit(self, request: Request, entry: Entry | None) -> AdmitOutcome:
-        """The reservation, or what stands against it. ``entry.owner`` is the request's lease id.
-
-        Raises :class:`NotReserved` when nobody knows what Redis has done.
-        """
-        if entry is None and not request.windows:
-            return self._nothing(request)
-        _, outcome = self.enter(None, request, entry)
-        assert outcome is not None  # there was no rate to refuse it
-        return outcome
-
-    def enter(
-        self, rates: ScriptCall | None, request: Request, entry: Entry | None
-    ) -> tuple[list[int], AdmitOutcome | None]:
-        """:meth:`admit` behind the rates of the call: what they answered, and the outcome, or
-        ``None`` when they refuse the call and nothing else was asked."""
-        claim = plan = None
-        if entry is not None:
-            claim = self._idempotency.plan_begin(entry, lease_ms=request.ttl_ms)
-        if request.windows:
-            plan = self._ledger.plan_reserve(
-                request.organization_id,
-                request.lease_id,
-                request.windows,
-                request.amounts,
-                ttl_ms=request.ttl_ms,
+    def take_rates(self, organization_id: str, specs: RateSpecs, lease_id: str) -> RateDecision:
+        """Charge every rate limit, or none when one refuses; raises :class:`Unavailable`."""
+        try:
+            return self._take(organization_id, specs, lease_id)
+        except Exception:
+            raise
+        except BaseException:  # as in :meth:`admit`
+            self._rates.give_back(
+                organization_id, specs.buckets, specs.slots, None, lease_id=lease_id
             )
-        call = self._joined(rates, claim, None if plan is None else plan.call)
+            raise
+
+    def admit(
+        self, rates: RateSpecs | RateDecision, request: Request, entry: Entry | None
+    ) -> Outcome:
+        """Whether the call may be served. ``rates`` are its limits, or the decision if they were
+        taken already.
+
+        Rates are taken together with all else in one exchange where that is possible. Whatever ends
+        this method, a killed greenlet included, nothing stays reserved that the outcome does not
+        tell of.
+        """
+        asking = _Asking(rates, request, entry)
         try:
-            reply = self._redis.run(call)
-        except Unavailable as cause:
-            presumed = self._nothing(request) if plan is None else plan.presumed
-            raise NotReserved(cause, presumed) from cause
-        rated, claimed, held = reply
-        if rated and not rated[0]:
-            return rated, None
-        return rated, self._outcome(request, entry, plan, claimed, held)
+            return self._admit(asking)
+        except Exception:
+            raise
+        except BaseException:  # the worker ends: what the call may have reserved is nobody's
+            self._give_back(asking)
+            raise
 
-    def end(
-        self,
-        reservation: Reservation,
-        amounts: Amounts,
-        entry: Entry | None,
-        reply: bytes | NotStored | None,
-    ) -> Settlement:
-        """Book ``amounts``, and keep the reply or free the id, in one round trip. Twice is once."""
-        calls = []
-        if reservation.windows:
-            calls.append(self._ledger.plan_settle(reservation, amounts))
-        if entry is not None:
-            calls.append(self._idempotency.plan_end(entry, reply))
-        replies = self._redis.run_all(calls) if calls else []
-        if not reservation.windows:
-            return Settlement(True)
-        return self._ledger.read_settle(reservation, replies[0])
+    def settle(
+        self, admitted: Admitted, amounts: Amounts, reply: bytes | NotStored | None = None
+    ) -> None:
+        """Charge ``amounts`` and store ``reply`` for duplicates; without one, the id is free again.
 
-    def undo(self, reservation: Reservation, entry: Entry | None) -> None:
-        """As if the call had never asked."""
-        self.end(reservation, NOTHING, entry, None)
-
-    def _joined(self, *parts: ScriptCall | None) -> ScriptCall:
-        keys: list[str] = []
-        counts: list[Argument] = [0 if part is None else len(part.keys) for part in parts]
-        arguments: list[Argument] = []
-        for part in parts:
-            if part is None:
-                counts.append(0)
-                continue
-            keys += part.keys
-            counts.append(len(part.arguments))
-            arguments += part.arguments
-        return ScriptCall(self._script, keys, counts + arguments)
-
-    def _outcome(
-        self,
-        request: Request,
-        entry: Entry | None,
-        plan: ReservePlan | None,
-        claimed: list[Any],
-        held: list[Any],
-    ) -> AdmitOutcome:
-        if entry is not None:
-            claim = self._idempotency.read_begin(claimed)
-            if not isinstance(claim, New):
-                return claim
-        if plan is None:
-            return self._nothing(request)
-        outcome = self._ledger.read_reserve(plan, held)
-        if outcome is None:  # in another period; the id is won already
-            outcome = self._reserve(request)
-            if entry is not None and isinstance(outcome, (Denied, Closed)):
-                self._free(entry)
-        return outcome
-
-    def _nothing(self, request: Request) -> Reservation:
-        return Reservation(request.lease_id, request.organization_id, ())
-
-    def _reserve(self, request: Request) -> ReserveOutcome:
-        return self._ledger.reserve(
-            request.organization_id,
-            request.lease_id,
-            request.windows,
-            request.amounts,
-            ttl_ms=request.ttl_ms,
-        )
-
-    def _free(self, entry: Entry) -> None:
+        While nobody answers: later, and then duplicates learn only that the call was done. A call
+        that has waited in vain at its beginning does not wait again.
+        """
+        reservation = admitted.reservation
+        self.reserved_nanos -= _reserved_nanos(reservation)
+        if not (reservation.windows or admitted.entry or self.uses_budget_service):
+            return
+        stored = None if reply is None else NotStored()
+        is_settled = False
         try:
-            self._idempotency.abandon(entry)
+            if not admitted.waited_in_vain:
+                self._end(admitted, amounts, reply)
+                is_settled = True
         except Unavailable:
-            pass  # the refusal stands; the id is free again when its lease ends
+            pass
+        finally:  # a killed greenlet, too, owes what its call has used
+            if not is_settled:
+                self._retry_queue.later(lambda: self._end(admitted, amounts, stored))
+
+    def _take(self, organization_id: str, specs: RateSpecs, lease_id: str) -> RateDecision:
+        decision = self._rates.take(organization_id, specs.buckets, specs.slots, lease_id=lease_id)
+        self.decisions[decision.source] += 1
+        return decision
+
+    def _admit(self, asking: _Asking) -> Outcome:
+        request, entry = asking.request, asking.entry
+        asks_nothing = not (request.windows or entry or self.uses_budget_service)
+        plan: RatePlan | None = None
+        if asking.specs is not None:
+            if asks_nothing or self.uses_budget_service or not self._rates.may_be_joined:
+                try:
+                    asking.decision = self._take(
+                        request.organization_id, asking.specs, request.lease_id
+                    )
+                except Unavailable:
+                    return Outcome(None)
+            else:
+                plan = self._rates.plan(
+                    request.organization_id,
+                    asking.specs.buckets,
+                    asking.specs.slots,
+                    lease_id=request.lease_id,
+                )
+        decision = asking.decision
+        if decision is not None and not decision.allowed:
+            return Outcome(decision)
+        if asks_nothing:
+            nothing = Reservation(request.lease_id, request.organization_id, ())
+            return Outcome(decision, Admitted(nothing, None))
+        return self._ask(asking, plan)
+
+    def _ask(self, asking: _Asking, plan: RatePlan | None) -> Outcome:
+        """Ask until there is an answer, however often a period ends or a window has to be rebuilt;
+        ``plan`` takes the rates in the first exchange."""
+        request, entry = asking.request, asking.entry
+        organization_id = request.organization_id
+        if asking.decision is not None and asking.decision.source != "redis":
+            presumed = self._exchange.presume(request)
+            if presumed is not None:  # the call has just waited for Redis, and does not again
+                unasked = NotReserved(Unavailable("redis", "breaker_open"), presumed)
+                return Outcome(asking.decision, self._without_answer(asking, unasked))
+        for _ in range(_TRIES):
+            try:
+                rated, reply = self._exchange.ask(
+                    None if plan is None else plan.call, request, entry
+                )
+                if plan is not None:
+                    asking.decision = self._rates.answered(organization_id, plan, rated)
+                    plan = None
+                    self.decisions["redis"] += 1
+                    if not asking.decision.allowed:
+                        return Outcome(asking.decision)
+                if reply is None:  # in another period
+                    asking.claimed = entry is not None
+                    continue
+                if isinstance(reply, NeedsRebuild):
+                    asking.claimed = entry is not None
+                    for event in self._rebuilder.rebuild(organization_id, reply.windows):
+                        self._on_threshold(organization_id, event)
+                    continue
+            except Unavailable as error:
+                if plan is not None and not self._decide_without_redis(asking, error):
+                    self._undo(asking, error)
+                    return Outcome(asking.decision)
+                return Outcome(asking.decision, self._without_answer(asking, error))
+            if isinstance(reply, (Reservation, Denied)) and reply.dropped:
+                self._on_unresolved(organization_id, reply.dropped)
+            if isinstance(reply, Reservation):
+                return Outcome(asking.decision, self._admitted(reply, entry))
+            if not isinstance(reply, Closed):
+                return Outcome(asking.decision, reply)
+            break
+        # Its lease was ended by somebody else, or its window is lost again and again.
+        return Outcome(asking.decision, self._without_answer(asking, Unavailable("ledger", "lost")))
+
+    def _decide_without_redis(self, asking: _Asking, error: Unavailable) -> bool:
+        """Whether the rates let the call pass by the policy for the time without Redis."""
+        assert asking.specs is not None
+        request = asking.request
+        try:
+            asking.decision = self._rates.unanswered(
+                error,
+                request.organization_id,
+                asking.specs.buckets,
+                asking.specs.slots,
+                lease_id=request.lease_id,
+            )
+        except Unavailable:
+            return False
+        self.decisions[asking.decision.source] += 1
+        return asking.decision.allowed
+
+    def _admitted(self, reservation: Reservation, entry: Entry | None) -> Admitted:
+        self.reserved_nanos += _reserved_nanos(reservation)
+        unclaimed = reservation.unclaimed
+        owned = None if unclaimed in NOT_SENT else entry
+        return Admitted(reservation, owned, unprotected=unclaimed is not None)
+
+    def _without_answer(self, asking: _Asking, error: Unavailable) -> Admitted | Unavailable:
+        """Let the call pass unprotected where the policy allows it, else take back what may be
+        reserved."""
+        if not self._may_pass(asking.request, asking.entry, error):
+            if not isinstance(error, NotProtected):
+                self._undo(asking, error)
+            return error
+        # An id that cannot have been claimed needs no end. There may be a lot of them.
+        owned = asking.entry if asking.claimed or error.reason not in NOT_SENT else None
+        reservation = _presumed(asking.request, error)
+        self.reserved_nanos += _reserved_nanos(reservation)
+        return Admitted(reservation, owned, unprotected=True, waited_in_vain=True)
+
+    def _may_pass(self, request: Request, entry: Entry | None, error: Unavailable) -> bool:
+        """Whether the call goes on without what could not be asked."""
+        if entry is not None and self._entries_on_unavailable == "closed":
+            # Where a service holds the budgets, it is only Redis that knows of the id.
+            if not self.uses_budget_service or isinstance(error, NotProtected):
+                return False
+        has_budget = request.is_limited or self.uses_budget_service
+        return not has_budget or self._on_unavailable == "open"
+
+    def _undo(self, asking: _Asking, error: Unavailable) -> None:
+        """Take back, later, what may have been reserved without an answer."""
+        if asking.claimed or error.reason not in NOT_SENT:
+            self._end_later(_presumed(asking.request, error), asking.entry)
+
+    def _give_back(self, asking: _Asking) -> None:
+        """The call was killed while it asked: give back its rates, its id and its budgets."""
+        request, specs = asking.request, asking.specs
+        if specs is not None:
+            self._rates.give_back(
+                request.organization_id,
+                specs.buckets,
+                specs.slots,
+                asking.decision,
+                lease_id=request.lease_id,
+            )
+        presumed = self._exchange.presume(request)
+        if presumed is None:
+            presumed = Reservation(request.lease_id, request.organization_id, ())
+        self._end_later(presumed, asking.entry)
+
+    def _end_later(self, reservation: Reservation, entry: Entry | None) -> None:
+        self._retry_queue.later(lambda: self._end(Admitted(reservation, entry), NOTHING, None))
+
+    def _end(self, admitted: Admitted, amounts: Amounts, reply: bytes | NotStored | None) -> None:
+        reservation = admitted.reservation
+        settlement = self._exchange.end(reservation, amounts, admitted.entry, reply)
+        for event in settlement.threshold_events:
+            self._on_threshold(reservation.organization_id, event)
+
+
+class _Asking:
+    """How far a call has come in being admitted."""
+
+    __slots__ = ("claimed", "decision", "entry", "request", "specs")
+
+    def __init__(
+        self, rates: RateSpecs | RateDecision, request: Request, entry: Entry | None
+    ) -> None:
+        self.request = request
+        self.entry = entry
+        self.specs = rates if isinstance(rates, RateSpecs) else None
+        """``None`` when the rates were taken before."""
+        self.decision = rates if isinstance(rates, RateDecision) else None
+        self.claimed = False
+        """Whether the id is certainly this call's."""
+
+
+def _presumed(request: Request, error: Unavailable) -> Reservation:
+    if isinstance(error, NotReserved):
+        return error.presumed
+    return Reservation(request.lease_id, request.organization_id, ())
+
+
+def _reserved_nanos(reservation: Reservation) -> int:
+    """What is reserved in one of its budgets in USD; all of them reserve the same."""
+    return next((held.amount for held in reservation.windows if held.window.unit == "usd"), 0)

@@ -1,4 +1,4 @@
-"""What happened to limits besides calls: in the log at once, in the audit trail when it can be."""
+"""Events about limits that no call is about: logged at once, audited as soon as possible."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from router.records.recorder import Recorder
 
 log = logging.getLogger("router.limits")
 
-MAX_NOTICES: Final = 1000
+MAX_EVENTS: Final = 1000
 
 
 class AuditOutbox:
-    """What happened to limits besides calls, until it is in the audit trail."""
+    """Keeps events until the audit trail has them."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self._events: deque[AuditEvent] = deque(maxlen=MAX_NOTICES)
+        self._events: deque[AuditEvent] = deque(maxlen=MAX_EVENTS)
         self.unresolved = 0
         """Leases of calls that never ended, found expired."""
 
-    def crossed(self, organization_id: str, threshold_event: ThresholdEvent) -> None:
+    def threshold_reached(self, organization_id: str, event: ThresholdEvent) -> None:
         """A budget has reached one of its thresholds."""
-        window = threshold_event.window
+        window = event.window
         log.warning("budget threshold reached", extra={"budget": window.id, "organization_id":
-                    organization_id, "percent": threshold_event.percent})  # fmt: skip
+                    organization_id, "percent": event.percent})  # fmt: skip
         self._add(
             "BUDGET_THRESHOLD",
             "budget",
@@ -45,12 +45,12 @@ class AuditOutbox:
                 "unit": window.unit,
                 "period": window.period,
                 "limit": window.limit,
-                "percent": threshold_event.percent,
+                "percent": event.percent,
             },
         )
 
-    def changed(self, name: str, state: State) -> None:
-        """A dependency went away, or is back. Also called from threads of breakers."""
+    def dependency_changed(self, name: str, state: State) -> None:
+        """A dependency became unavailable, or is back. Also called from threads of breakers."""
         action: AuditAction = "DEPENDENCY_RESTORED" if state == "closed" else "DEPENDENCY_LOST"
         self._add(action, "dependency", name, None, {})
 
@@ -58,12 +58,12 @@ class AuditOutbox:
         """Calls never ended: their worker was killed. A lease has the id of its usage record."""
         self.unresolved += len(lease_ids)
         log.warning(
-            "calls never ended; what they held is free again",
+            "calls never ended; what they had reserved is free again",
             extra={"organization_id": organization_id, "leases": list(lease_ids)},
         )
 
-    def tell(self, recorder: Recorder) -> None:
-        """Put them into the audit trail; what it does not take now stays for the next time."""
+    def flush(self, recorder: Recorder) -> None:
+        """Append the events to the audit trail; those that it does not take now stay."""
         if not self._events:
             return
         events = [self._events.popleft() for _ in range(len(self._events))]

@@ -19,11 +19,12 @@ from pathlib import Path
 
 import redis
 
-from router.limits.admission import Admission, Request
 from router.limits.budgets.ledger import Ledger
 from router.limits.budgets.maintenance import LedgerMaintenance
 from router.limits.budgets.windows import Amounts, Reservation, WindowSpec
+from router.limits.exchange import RedisExchange
 from router.limits.idempotency.entries import Entry, Idempotency
+from router.limits.outcome import Request
 from router.limits.rates.decision import BucketSpec
 from router.limits.rates.limiter import RateLimiter
 from router.redis.address import parse_address
@@ -109,14 +110,14 @@ def _rates(client: RedisClient) -> Decide:
 
 def _all(client: RedisClient) -> Decide:
     limiter = RateLimiter(client)
-    admission = Admission(client, Ledger(client), Idempotency(client))
+    exchange = RedisExchange(client, Ledger(client), Idempotency(client))
 
     def decide() -> None:
         lease = str(uuid.uuid4())
-        plan = limiter.plan_take("bench", BUCKETS)
+        plan = limiter.plan("take", "bench", BUCKETS)
         request = Request("bench", lease, WINDOWS, Amounts(1_000, 10), _TTL_MS)
-        rated, outcome = admission.enter(plan.call, request, Entry("bench", lease, b"", lease))
-        assert limiter.read_take(plan, rated).allowed
+        rated, outcome = exchange.ask(plan.call, request, Entry("bench", lease, b"", lease))
+        assert limiter.read(plan, rated).allowed
         assert isinstance(outcome, Reservation)
 
     return decide

@@ -112,7 +112,7 @@ def _forwardable() -> Operation:
 
 def _order() -> Operation:
     from router.config.document import Share
-    from router.routing.policies import order
+    from router.routing.candidates import order
 
     shares = (Share("primary", 70), Share("secondary", 30))
     return lambda: order(shares, random.random)

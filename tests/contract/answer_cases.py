@@ -17,7 +17,7 @@ from router.readiness.watch import Surroundings
 from router.store.sql_queries import GROUPS
 from tests.contract.bodies import GOOD, new_request_id
 from tests.fakes.limited import budget, limited
-from tests.fakes.router_stand import FailingGateway, RouterStand, World
+from tests.fakes.router_stand import FailingForwarder, RouterStand, World
 from tests.fakes.wsgi import Reply
 
 CALLS = tuple(GOOD)
@@ -190,12 +190,12 @@ def at_once(world: World, path: str) -> Reply:
     body = body_of(path)
     headers = {"Idempotency-Key": "order-1"}
 
-    class Gateway:
-        def serve(self, *_: Any) -> Any:
+    class LeftForwarder:
+        def send(self, *_: Any) -> Any:
             replies.append(stand.call("POST", path, json=body, headers=headers))
             raise errors.ClientGone
 
-    stand = world.stand(gateway=Gateway())
+    stand = world.stand(forwarder=LeftForwarder())
     stand.call("POST", path, json=body, headers=headers, promised=False)
     return replies[0]
 
@@ -293,7 +293,7 @@ CALL_CASES: dict[str, list[Case]] = {
         lambda world, path: failing(world, path, error_rate=1, error_status=418),
         lambda world, path: failing(world, path, error_rate=1, error_status=410),
     ],
-    "500": [lambda world, path: post(world.stand(gateway=FailingGateway(KeyError())), path)],
+    "500": [lambda world, path: post(world.stand(forwarder=FailingForwarder(KeyError())), path)],
     "502": [
         lambda world, path: failing(world, path, error_rate=1, error_status=500),
         lambda world, path: failing(world, path, error_rate=1, error_status=401),

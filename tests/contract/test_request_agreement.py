@@ -29,17 +29,17 @@ Accepts = Callable[[str, Any], bool]
 paths = st.sampled_from(sorted(SCHEMAS))
 
 
-class WillingGateway:
+class WillingForwarder:
     """Serves whatever call the readers let through, without a backend."""
 
-    def serve(self, *_: Any) -> BackendReply:
+    def send(self, *_: Any) -> BackendReply:
         return BackendReply("first", body=REPLY)
 
 
 @pytest.fixture(scope="module")
 def reader_accepts(world: World) -> Accepts:
     """What the application itself says, the whole way from bytes on the wire."""
-    stand = world.stand(gateway=WillingGateway())
+    stand = world.stand(forwarder=WillingForwarder())
 
     def accepts(path: str, fields: Any) -> bool:
         stand.redis.reset()  # the same id comes again and again, with other bodies

@@ -27,9 +27,9 @@ from router.clock import FrozenClock
 from router.config.loader import load_plain
 from router.config.settings import Settings
 from router.config.state.access import StateWriter
-from router.limits.enforcement import Enforcement, build_enforcement
+from router.limits.worker_limits import Limits
 from router.mock_backend.server import MockBackend
-from router.services import Services, build_services
+from router.services import Services, build_limits, build_services
 from router.telemetry.logs import CallLog
 from router.telemetry.metrics import Metrics
 from tests.contract.checker import Contract
@@ -183,13 +183,13 @@ def native_body(model: str = "gpt-4o", text: str = "hello there", **more: Any) -
     return {"request_id": str(uuid.uuid4()), "model": model, "payload": text, **more}
 
 
-class FailingGateway:
+class FailingForwarder:
     """Raises what it was given instead of serving."""
 
     def __init__(self, error: BaseException) -> None:
         self._error = error
 
-    def serve(self, *_: Any) -> Any:
+    def send(self, *_: Any) -> Any:
         raise self._error
 
 
@@ -215,9 +215,9 @@ def _keys(clock: FrozenClock) -> dict[str, dict[str, Any]]:
     }
 
 
-def _forgetful(settings: Settings, clock: FrozenClock, redis: FrozenRedis) -> Enforcement:
+def _forgetful(settings: Settings, clock: FrozenClock, redis: FrozenRedis) -> Limits:
     """Limits whose budgets begin anew: the records hold the calls of other tests."""
-    return build_enforcement(settings, lambda _organization, _lost: 0, clock=clock, runner=redis)
+    return build_limits(settings, lambda _organization, _lost: 0, clock=clock, runner=redis)
 
 
 @dataclass(frozen=True)
@@ -238,8 +238,8 @@ class World:
         self.redis.reset()
         beginning = FrozenClock()
         self.clock.wall_s, self.clock.mono_s = beginning.wall_s, beginning.mono_s
-        enforcement = _forgetful(parts.get("settings", self.settings), self.clock, self.redis)
-        services = replace(self.services, **{"enforcement": enforcement, **parts})
+        limits = _forgetful(parts.get("settings", self.settings), self.clock, self.redis)
+        services = replace(self.services, **{"limits": limits, **parts})
         return RouterStand(services, self.backends, self.keys, self.clock, self.redis)
 
     @contextmanager
@@ -253,7 +253,7 @@ class World:
         redis.clock = clock
         changed = replace(self.settings, **settings)
         services = build_services(changed, clock=clock, runner=redis)
-        services = replace(services, enforcement=_forgetful(changed, clock, redis))
+        services = replace(services, limits=_forgetful(changed, clock, redis))
         try:
             yield RouterStand(services, self.backends, self.keys, clock, redis)
         finally:

@@ -172,7 +172,7 @@ class BucketMachine(RuleBasedStateMachine):
     @rule(lease=st.sampled_from("abcdefg"))
     def release(self, lease: str) -> None:
         """Whoever holds a slot or not, any number of times."""
-        self.limiter.release("acme", [self.slots], lease)
+        self.limiter.finish("acme", (), [self.slots], lease_id=lease)
         self.holders.pop(lease, None)
 
     @rule(

@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 
 from router.breaker import Unavailable
-from router.limits.admission import Admission, Request
-from router.limits.budgets.gate import Admitted, BudgetGate
 from router.limits.budgets.ledger import Ledger
 from router.limits.budgets.maintenance import LedgerMaintenance
 from router.limits.budgets.windows import Amounts, Denied, WindowSpec
+from router.limits.exchange import RedisExchange
 from router.limits.idempotency.entries import Entry, Idempotency, InFlight, Replay
+from router.limits.outcome import Admitted, Request
 from router.limits.rates.decision import BucketSpec
 from router.limits.rates.gate import RateGate
 from router.limits.rates.limiter import RateLimiter
@@ -25,6 +25,7 @@ from router.limits.retry_queue import RetryQueue
 from router.redis.address import parse_address
 from router.redis.client import RedisClient
 from router.redis.connection import ConnectionOptions
+from tests.fakes.admitting import Budgets
 from tests.fakes.redis_server import BINARY, Proxy, RedisServer, running
 
 TIMEOUT_S = 0.05
@@ -53,8 +54,8 @@ class Stand:
         self.ledger = Ledger(self.redis)
         local = LocalLimiter(1)
         self.rates = RateGate(RateLimiter(self.redis), local, self.deferred)
-        self.budgets = BudgetGate(
-            Admission(self.redis, self.ledger, Idempotency(self.redis)),
+        self.budgets = Budgets(
+            RedisExchange(self.redis, self.ledger, Idempotency(self.redis)),
             LedgerMaintenance(self.redis),
             self.deferred,
             sum_records=lambda _organization_id, _lost: 0,

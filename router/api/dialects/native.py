@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 import orjson
-from flask import Blueprint, Response
 
-from router.api import pipeline
 from router.api.bodies import parse_json
 from router.api.call_usage import call_usage
 from router.api.dialects.checks import (
@@ -19,19 +17,21 @@ from router.api.dialects.checks import (
     optional_object,
     required_name,
 )
-from router.api.dispatch import serve
-from router.api.error_specs import native_body
-from router.api.replies import ClientStream, answer, answer_events, stream_reply
-from router.api.scope import Scope, current_scope
-from router.call import Call
-from router.errors import BackendFailed, BodyTooLarge, InvalidRequest, RouterError
+from router.api.dialects.dialect import CallRoute
+from router.api.error_specs import (
+    LIMIT_ERRORS,
+    error_spec_of,
+    field_of,
+    limit_facts,
+    message_of,
+)
+from router.api.scope import Scope
+from router.call import Call, Operation
+from router.errors import BackendFailed, BackendRejected, BodyTooLarge, InvalidRequest
 from router.providers.sse import SseSplitter, data_of
 from router.routing.models import find_model
 from router.upstream.forwarder import BackendReply
 from router.upstream.reply_stream import ReplyStream
-
-blueprint: Final = Blueprint("native", __name__)
-pipeline.install(blueprint)
 
 MAX_PAYLOAD_BYTES: Final = 64 * 1024
 MAX_METADATA_ENTRIES: Final = 64
@@ -55,45 +55,79 @@ RESERVED_PARAMETERS: Final = ("model", "messages", "stream", "stream_options", "
 _UUID: Final = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 
 
-@blueprint.post("/v1/inference")
-def inference() -> Response:
-    """One inference call, whole or, with ``stream: true``, as server-sent events."""
-    scope, backend_reply = current_scope(), serve()
-    if backend_reply.stream is not None:
-        events = _Events(scope, backend_reply.stream)
-        return stream_reply(ClientStream(scope, backend_reply.stream, events.failure, iter(events)))
-    output = _output_of(backend_reply)
-    if scope.call is not None and scope.call.stream:
-        # The backend answered a streaming call in one piece.
+class NativeDialect:
+    """The router's own dialect. One call in, one answer or a stream of events out."""
+
+    routes: Final[Mapping[str, CallRoute]] = {
+        "native.inference": CallRoute("/v1/inference", "chat", signature_in_body=True)
+    }
+
+    def read(self, scope: Scope, operation: Operation, fields: dict[str, Any], body: bytes) -> Call:
+        """A native body as a chat call; its ``request_id`` becomes the id of the whole request."""
+        unknown = next((name for name in fields if name not in FIELDS), None)
+        if unknown is not None:
+            raise InvalidRequest(f"unknown field '{unknown[:64]}'", field=unknown[:64])
+        scope.request_id = _request_id(fields)
+        name = scope.requested_model = required_name(fields, "model")
+        messages = _messages(fields)
+        stream = optional_flag(fields, "stream")
+        parameters = _parameters(fields)
+        metadata = _metadata(fields)
+        assert scope.document is not None and scope.caller is not None
+        model = find_model(scope.document, scope.caller, name)
+        return Call(
+            dialect="native",
+            operation=operation,
+            model=model.id,
+            requested_model=name,
+            fields={**parameters, "model": name, "messages": messages, "stream": stream},
+            body=None,
+            stream=stream,
+            idempotency_id=scope.request_id,
+            metadata=metadata,
+        )
+
+    def render(self, scope: Scope, reply: BackendReply) -> bytes:
+        """``{request_id, usage, trace_id, span_id, output}``."""
+        return orjson.dumps({**_facts(scope), "output": _output_of(reply)})
+
+    def render_events(self, scope: Scope, reply: BackendReply) -> bytes:
+        """One ``delta`` with all of the output, then ``done``."""
+        output = _output_of(reply)
         delta = _event("delta", {"output": output}) if output else b""
-        return answer_events(delta + _event("done", _facts(scope)))
-    return answer(orjson.dumps({**_facts(scope), "output": output}))
+        return delta + _event("done", _facts(scope))
+
+    def translate(self, scope: Scope, stream: ReplyStream) -> Iterator[bytes]:
+        """The OpenAI stream as native events: ``delta`` …, then ``done`` if it was whole."""
+        splitter = SseSplitter()
+        for chunk in stream:
+            data = b"".join([_delta_of(event) for event in splitter.feed(chunk)])
+            if data:
+                yield data
+        rest = splitter.finish()
+        if rest:
+            yield _delta_of(rest)
+        if stream.outcome == "completed":
+            yield _event("done", _facts(scope))
+
+    def failure_event(self, error: Exception, *, trace_id: str) -> bytes:
+        """An ``error`` event."""
+        return _event("error", native_body(error, trace_id=trace_id))
+
+    def error_body(self, error: Exception, *, trace_id: str) -> bytes:
+        """:func:`native_body` as JSON."""
+        return orjson.dumps(native_body(error, trace_id=trace_id))
 
 
-def read_native_call(scope: Scope, fields: dict[str, Any], _body: bytes) -> Call:
-    """A native body as a chat call; its ``request_id`` becomes the id of the whole request."""
-    unknown = next((name for name in fields if name not in FIELDS), None)
-    if unknown is not None:
-        raise InvalidRequest(f"unknown field '{unknown[:64]}'", field=unknown[:64])
-    scope.request_id = _request_id(fields)
-    name = scope.requested_model = required_name(fields, "model")
-    messages = _messages(fields)
-    stream = optional_flag(fields, "stream")
-    parameters = _parameters(fields)
-    metadata = _metadata(fields)
-    assert scope.document is not None and scope.caller is not None
-    model = find_model(scope.document, scope.caller, name)
-    return Call(
-        dialect="native",
-        operation="chat",
-        model=model.id,
-        requested_model=name,
-        fields={**parameters, "model": name, "messages": messages, "stream": stream},
-        body=None,
-        stream=stream,
-        idempotency_id=scope.request_id,
-        metadata=metadata,
-    )
+def native_body(error: Exception, *, trace_id: str) -> dict[str, Any]:
+    """``{error, code, trace_id}`` and, where there is more to say, ``details``."""
+    body = {"error": message_of(error), "code": error_spec_of(error).code, "trace_id": trace_id}
+    if isinstance(error, LIMIT_ERRORS):
+        return {**body, **limit_facts(error.denial)}
+    if isinstance(error, BackendRejected):
+        return {**body, "details": {"backend_status": error.status}}
+    field = field_of(error)
+    return body if field is None else {**body, "details": {"field": field}}
 
 
 def _request_id(fields: dict[str, Any]) -> str:
@@ -173,9 +207,9 @@ def _metadata(fields: dict[str, Any]) -> dict[str, str]:
     return metadata
 
 
-def _output_of(backend_reply: BackendReply) -> str:
+def _output_of(reply: BackendReply) -> str:
     try:
-        message = orjson.loads(backend_reply.body or b"")["choices"][0]["message"]
+        message = orjson.loads(reply.body or b"")["choices"][0]["message"]
         content = message.get("content")
     except (ValueError, LookupError, TypeError, AttributeError):
         raise BackendFailed("reply without choices") from None
@@ -201,44 +235,17 @@ def _facts(scope: Scope) -> dict[str, Any]:
     }
 
 
-class _Events:
-    """Turns the OpenAI stream into native events: ``delta`` …, then ``done`` or ``error``."""
-
-    def __init__(self, scope: Scope, stream: ReplyStream) -> None:
-        self._scope = scope
-        self._stream = stream
-        self._splitter = SseSplitter()
-
-    def __iter__(self) -> Iterator[bytes]:
-        for chunk in self._stream:
-            events = [self._translate(event) for event in self._splitter.feed(chunk)]
-            data = b"".join(events)
-            if data:
-                yield data
-        rest = self._splitter.finish()
-        if rest:
-            yield self._translate(rest)
-        if self._stream.outcome == "completed":
-            yield _event("done", _facts(self._scope))
-
-    def failure(self, error: RouterError) -> bytes:
-        """The last event of a stream that broke."""
-        return _event("error", native_body(error, trace_id=self._scope.trace.trace_id))
-
-    @staticmethod
-    def _translate(event: bytes) -> bytes:
-        data = data_of(event)
-        if data is None or data == b"[DONE]":
-            return b""
-        try:
-            text = orjson.loads(data)["choices"][0]["delta"].get("content")
-        except (ValueError, LookupError, TypeError, AttributeError):
-            return b""
-        return _event("delta", {"output": text}) if text and isinstance(text, str) else b""
+def _delta_of(event: bytes) -> bytes:
+    """The native event for one of the OpenAI stream; empty where it brings no text."""
+    data = data_of(event)
+    if data is None or data == b"[DONE]":
+        return b""
+    try:
+        text = orjson.loads(data)["choices"][0]["delta"].get("content")
+    except (ValueError, LookupError, TypeError, AttributeError):
+        return b""
+    return _event("delta", {"output": text}) if text and isinstance(text, str) else b""
 
 
 def _event(name: str, data: dict[str, Any]) -> bytes:
     return b"event: %s\ndata: %s\n\n" % (name.encode(), orjson.dumps(data))
-
-
-pipeline.declare("native.inference", scope="inference", reader=read_native_call)

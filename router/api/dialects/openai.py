@@ -1,13 +1,12 @@
-"""The OpenAI dialect: chat completions, completions, embeddings, models."""
+"""The OpenAI dialect: chat completions, completions, embeddings."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Final
 
 import orjson
-from flask import Blueprint, Response
 
-from router.api import pipeline
 from router.api.dialects.checks import (
     check_messages,
     optional_count,
@@ -18,89 +17,108 @@ from router.api.dialects.checks import (
     required_name,
     required_text_or_list,
 )
-from router.api.dispatch import serve
-from router.api.replies import deliver, json_reply
-from router.api.scope import Scope, current_scope
+from router.api.dialects.dialect import CallRoute
+from router.api.error_specs import (
+    LIMIT_ERRORS,
+    error_spec_of,
+    field_of,
+    limit_facts,
+    message_of,
+)
+from router.api.scope import Scope
 from router.call import Call, Operation
-from router.config.document import Model
-from router.errors import InvalidRequest
-from router.routing.models import find_model, visible_models
-
-blueprint: Final = Blueprint("openai", __name__)
-pipeline.install(blueprint)
+from router.errors import BackendRejected, InvalidRequest
+from router.routing.models import find_model
+from router.upstream.forwarder import BackendReply
+from router.upstream.reply_stream import ReplyStream
 
 MAX_IDEMPOTENCY_KEY_CHARS: Final = 255
-_OWNER: Final = "api-router"
 
 
-@blueprint.post("/v1/chat/completions")
-def chat_completions() -> Response:
-    """One chat turn, whole or as a stream."""
-    return deliver(serve())
+class OpenAIDialect:
+    """The dialect of the OpenAI SDKs. Bodies pass as they are; what the gates need is checked."""
+
+    routes: Final[Mapping[str, CallRoute]] = {
+        "openai.chat_completions": CallRoute("/v1/chat/completions", "chat"),
+        "openai.completions": CallRoute("/v1/completions", "completions"),
+        "openai.embeddings": CallRoute("/v1/embeddings", "embeddings"),
+    }
+
+    def read(self, scope: Scope, operation: Operation, fields: dict[str, Any], body: bytes) -> Call:
+        """The call as it is; raises ``InvalidRequest`` for a field that the gates cannot read."""
+        name = scope.requested_model = required_name(fields, "model")
+        stream, include_usage = False, False
+        if operation == "chat":
+            check_messages(required_list(fields, "messages"), "messages")
+            optional_count(fields, "max_completion_tokens")
+        elif operation == "completions":
+            required_text_or_list(fields, "prompt")
+        else:
+            required_text_or_list(fields, "input")
+        if operation != "embeddings":
+            stream, include_usage = _check_generation(fields)
+        assert scope.document is not None and scope.caller is not None
+        model = find_model(scope.document, scope.caller, name)
+        return Call(
+            dialect="openai",
+            operation=operation,
+            model=model.id,
+            requested_model=name,
+            fields=fields,
+            body=body,
+            stream=stream,
+            include_usage=include_usage,
+            idempotency_id=_idempotency_key(scope),
+        )
+
+    def render(self, scope: Scope, reply: BackendReply) -> bytes:
+        """The backend's bytes."""
+        return reply.body or b""
+
+    def render_events(self, scope: Scope, reply: BackendReply) -> None:
+        """``None``: a whole reply is sent as it is."""
+
+    def translate(self, scope: Scope, stream: ReplyStream) -> None:
+        """``None``: a stream passes as it is."""
+
+    def failure_event(self, error: Exception, *, trace_id: str) -> bytes:
+        """A ``data`` line with the error."""
+        return b"data: " + self.error_body(error, trace_id=trace_id) + b"\n\n"
+
+    def error_body(self, error: Exception, *, trace_id: str) -> bytes:
+        """:func:`openai_body` as JSON, or the backend's own words about the client's request."""
+        if isinstance(error, BackendRejected) and error.body is not None:
+            return _backend_body(error, error.body)
+        return orjson.dumps(openai_body(error))
 
 
-@blueprint.post("/v1/completions")
-def completions() -> Response:
-    """One text completion, whole or as a stream."""
-    return deliver(serve())
+def openai_body(error: Exception) -> dict[str, Any]:
+    """``{"error": {message, type, param, code}}`` as the SDKs expect it."""
+    spec = error_spec_of(error)
+    facts = {
+        "message": message_of(error),
+        "type": spec.openai_type,
+        "param": field_of(error),
+        "code": spec.openai_code,
+    }
+    if isinstance(error, LIMIT_ERRORS):
+        return {"error": {**facts, **limit_facts(error.denial)}}
+    return {"error": facts}
 
 
-@blueprint.post("/v1/embeddings")
-def embeddings() -> Response:
-    """Vectors for texts."""
-    return deliver(serve())
-
-
-@blueprint.get("/v1/models")
-def list_models() -> Response:
-    """The models that this key may use."""
-    scope = current_scope()
-    assert scope.document is not None and scope.caller is not None
-    models = [_shown(model, model.id) for model in visible_models(scope.document, scope.caller)]
-    return json_reply(orjson.dumps({"object": "list", "data": models}))
-
-
-@blueprint.get("/v1/models/<path:model_id>")
-def get_model(model_id: str) -> Response:
-    """One model, by its id or an alias."""
-    scope = current_scope()
-    assert scope.document is not None and scope.caller is not None
-    model = find_model(scope.document, scope.caller, model_id)
-    return json_reply(orjson.dumps(_shown(model, model_id)))
-
-
-def _shown(model: Model, name: str) -> dict[str, Any]:
-    return {"id": name, "object": "model", "created": 0, "owned_by": _OWNER}
-
-
-def read_openai_call(
-    operation: Operation, scope: Scope, fields: dict[str, Any], body: bytes
-) -> Call:
-    """A call in its own dialect: what the gates need is checked, all else passes untouched."""
-    name = scope.requested_model = required_name(fields, "model")
-    stream, include_usage = False, False
-    if operation == "chat":
-        check_messages(required_list(fields, "messages"), "messages")
-        optional_count(fields, "max_completion_tokens")
-    elif operation == "completions":
-        required_text_or_list(fields, "prompt")
-    else:
-        required_text_or_list(fields, "input")
-    if operation != "embeddings":
-        stream, include_usage = _check_generation(fields)
-    assert scope.document is not None and scope.caller is not None
-    model = find_model(scope.document, scope.caller, name)
-    return Call(
-        dialect="openai",
-        operation=operation,
-        model=model.id,
-        requested_model=name,
-        fields=fields,
-        body=body,
-        stream=stream,
-        include_usage=include_usage,
-        idempotency_id=_idempotency_key(scope),
-    )
+def _backend_body(error: BackendRejected, body: bytes) -> bytes:
+    """The backend's own words: untouched, unless the SDKs would miss a member in them."""
+    ours = openai_body(error)["error"]
+    found = orjson.loads(body)
+    theirs = found.get("error", found) if isinstance(found, dict) else found
+    if not isinstance(theirs, dict):
+        return orjson.dumps({"error": ours})
+    if theirs is not found and ours.keys() <= theirs.keys():
+        return body
+    try:
+        return orjson.dumps({"error": {**ours, **theirs}})
+    except orjson.JSONEncodeError:  # nested more deeply than it can be written again
+        return orjson.dumps({"error": ours})
 
 
 def _idempotency_key(scope: Scope) -> str | None:
@@ -132,17 +150,3 @@ def _check_generation(fields: dict[str, Any]) -> tuple[bool, bool]:
             "'include_usage' must be a boolean", field="stream_options.include_usage"
         )
     return stream, include is True
-
-
-def _declare() -> None:
-    def reader(operation: Operation) -> pipeline.ReadFields:
-        return lambda scope, fields, body: read_openai_call(operation, scope, fields, body)
-
-    pipeline.declare("openai.chat_completions", scope="inference", reader=reader("chat"))
-    pipeline.declare("openai.completions", scope="inference", reader=reader("completions"))
-    pipeline.declare("openai.embeddings", scope="inference", reader=reader("embeddings"))
-    pipeline.declare("openai.list_models", scope="models:read")
-    pipeline.declare("openai.get_model", scope="models:read")
-
-
-_declare()

@@ -10,7 +10,7 @@ from flask import Blueprint, Response
 
 from router.api.error_specs import shown_timestamp
 from router.api.replies import json_reply
-from router.api.wiring import services
+from router.api.scope import current_scope
 from router.readiness.components import Component
 
 blueprint: Final = Blueprint("status", __name__)
@@ -41,7 +41,7 @@ def healthz() -> Response:
 @blueprint.get("/readyz")
 def readyz() -> Response:
     """Whether calls can be served now, and the state of each component that they need."""
-    components = services().components()
+    components = current_scope().services.components()
     states = {component.state for component in components.values()}
     status = (
         "not_ready" if "unavailable" in states else "degraded" if "degraded" in states else "ready"
@@ -78,4 +78,4 @@ VERSION: Final = _version()
 
 
 def _build() -> dict[str, str]:
-    return {"version": VERSION, "build": services().settings.build}
+    return {"version": VERSION, "build": current_scope().services.settings.build}

@@ -8,17 +8,20 @@ import orjson
 from flask import Blueprint, Response
 
 from router.api import pipeline
-from router.api.admission import limit_scope, limit_unit, org_and_key
+from router.api.endpoints import ENDPOINTS, Endpoint
 from router.api.error_specs import shown_amount, shown_timestamp
+from router.api.limiting import org_and_key
 from router.api.replies import json_reply
 from router.api.scope import Scope, current_scope
-from router.errors import InvalidRequest
+from router.breaker import Unavailable
+from router.errors import BudgetUnavailable, InvalidRequest
 from router.limits.budgets.windows import WindowState
 from router.limits.configured import RateSpecs, rate_specs, window_specs
 from router.limits.rates.decision import BucketSpec, LimitStatus, SlotSpec
 
 blueprint: Final = Blueprint("limits", __name__)
 pipeline.install(blueprint)
+ENDPOINTS["limits.limits"] = Endpoint(scope=None)
 
 
 @blueprint.get("/v1/limits")
@@ -28,10 +31,13 @@ def limits() -> Response:
     if scope.request.args:
         raise InvalidRequest("takes no parameters", field=next(iter(scope.request.args))[:64])
     organization, key = org_and_key(scope)
-    enforcement = scope.services.enforcement
+    limits = scope.services.limits
     specs = _all_specs(scope)
-    decision = enforcement.peek(organization.id, specs)
-    states = enforcement.read(organization.id, window_specs(organization, key), key.id)
+    decision = limits.rates.peek(organization.id, specs.buckets, specs.slots)
+    try:
+        states = limits.read_windows(organization.id, window_specs(organization, key), key.id)
+    except Unavailable:
+        raise BudgetUnavailable from None
     rates = zip(_limited(specs), decision.statuses, strict=True)
     body = {
         "organization_id": organization.id,
@@ -46,7 +52,7 @@ def limits() -> Response:
 def _all_specs(scope: Scope) -> RateSpecs:
     """Those of organization and key, and those of every model that has its own."""
     organization, key = org_and_key(scope)
-    default = scope.services.enforcement.default_rate
+    default = scope.services.limits.default_rate
     found = [rate_specs(organization, key, None, default=default)]
     found += [
         rate_specs(organization, key, model_id, default=default)
@@ -67,12 +73,12 @@ def _limited(specs: RateSpecs) -> list[BucketSpec | SlotSpec]:
 
 
 def _shown_rate(spec: BucketSpec | SlotSpec, status: LimitStatus) -> dict[str, Any]:
-    scope = limit_scope(status)
+    scope = status.scope
     return {
         "name": status.name,
         "scope": scope,
         "model": spec.parts[0] if scope == "model" else None,
-        "unit": limit_unit(status),
+        "unit": status.unit,
         "limit": status.limit,
         "per_second": spec.rate_per_s if isinstance(spec, BucketSpec) else None,
         "remaining": status.remaining,
@@ -99,6 +105,3 @@ def _shown_budget(state: WindowState) -> dict[str, Any]:
         "resets_at": shown_timestamp(state.resets_at_s),
         "enforced": window.enforced,
     }
-
-
-pipeline.declare("limits.limits", scope=None)

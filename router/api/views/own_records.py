@@ -13,6 +13,7 @@ from flask import Blueprint, Response
 
 from router import errors
 from router.api import pipeline
+from router.api.endpoints import ENDPOINTS, Endpoint
 from router.api.replies import json_reply
 from router.api.scope import Scope, current_scope
 from router.config.schema.fields import parse_timestamp
@@ -184,6 +185,6 @@ def _csv(columns: list[str], rows: Iterable[Mapping[str, Any]]) -> bytes:
     return text.getvalue().encode()
 
 
-pipeline.declare("records.request_story", scope="audit:read")
-pipeline.declare("records.audit_events", scope="audit:read")
-pipeline.declare("records.usage", scope="usage:read")
+ENDPOINTS["records.request_story"] = Endpoint("audit:read")
+ENDPOINTS["records.audit_events"] = Endpoint("audit:read")
+ENDPOINTS["records.usage"] = Endpoint("usage:read")

@@ -170,10 +170,6 @@ class Ledger:
         windows = [held.window for held in reservation.windows]
         return Settlement(status == b"booked", read_threshold_events(windows, crossed))
 
-    def release(self, reservation: Reservation) -> Settlement:
-        """Free what was held and book nothing."""
-        return self.settle(reservation, NOTHING)
-
     def read(self, organization_id: str, windows: Sequence[WindowSpec]) -> tuple[WindowState, ...]:
         """What the enforcing counters say now, which is what the next refusal would say."""
         for _ in range(_TRIES):

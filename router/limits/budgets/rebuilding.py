@@ -1,11 +1,12 @@
-"""The ledger as a budget service keeps it: it rebuilds what is lost, and answers plain checks."""
+"""Lost windows are rebuilt from the records before they admit anything."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from typing import Final
 
-from router.breaker import Unavailable
+from router.breaker import Breaker, Unavailable
 from router.limits.budgets.ledger import Ledger
 from router.limits.budgets.maintenance import LedgerMaintenance
 from router.limits.budgets.windows import (
@@ -23,34 +24,83 @@ from router.limits.budgets.windows import (
 from router.limits.remote.wire import Check
 
 SumRecords = Callable[[str, LostWindow], int]
-"""What the records have of an organization's lost window; raises :class:`Unavailable`."""
+"""What the records have of an organization's lost window, in the window's unit; raises
+:class:`Unavailable` when they cannot be read, or are known to be incomplete."""
 
-_TRIES = 3
+WAIT_S: Final = 2.0
+"""How long a call waits for a rebuild that another call has begun."""
+
+_TRIES: Final = 3
+
+
+class Rebuilder:
+    """Rebuilds the windows of an organization once, however many calls meet them lost."""
+
+    def __init__(
+        self,
+        maintenance: LedgerMaintenance,
+        sum_records: SumRecords,
+        *,
+        wait_s: float = WAIT_S,
+    ) -> None:
+        self._maintenance = maintenance
+        self._sum_records = sum_records
+        self._wait_s = wait_s
+        self._running: dict[str, threading.Event] = {}
+        self._records = Breaker("record store", failures=1)
+
+    def rebuild(
+        self, organization_id: str, windows: Sequence[WindowSpec]
+    ) -> tuple[ThresholdEvent, ...]:
+        """Seed the windows and tell which thresholds they have reached already. A call that finds a
+        rebuild going on waits for it instead. Raises :class:`Unavailable`."""
+        running = self._running.get(organization_id)
+        if running is not None:
+            running.wait(self._wait_s)
+            return ()
+        if not self._records.allows():
+            raise Unavailable("record store", "breaker_open")
+        done = self._running[organization_id] = threading.Event()
+        try:
+            return self._maintenance.rebuild(
+                organization_id, windows, lambda lost: self._sum(organization_id, lost)
+            )
+        finally:
+            del self._running[organization_id]
+            done.set()
+
+    def _sum(self, organization_id: str, lost: LostWindow) -> int:
+        try:
+            settled = self._sum_records(organization_id, lost)
+        except Unavailable as error:
+            self._records.failed(error.reason, error.detail)
+            raise
+        self._records.succeeded()
+        return settled
 
 
 class RebuildingLedger:
-    """Answers for a ledger. Every method raises :class:`Unavailable` while nobody can know."""
+    """A ledger that rebuilds what it finds lost, and answers plain checks.
 
-    def __init__(
-        self, ledger: Ledger, maintenance: LedgerMaintenance, *, sum_records: SumRecords
-    ) -> None:
+    Every method raises :class:`Unavailable` while nobody can know.
+    """
+
+    def __init__(self, ledger: Ledger, rebuilder: Rebuilder) -> None:
         self._ledger = ledger
-        self._maintenance = maintenance
-        self._sum_records = sum_records
-        self._rebuilding: dict[str, threading.Lock] = {}
+        self._rebuilder = rebuilder
 
     def check(
         self, organization_id: str, windows: Sequence[WindowSpec], amounts: Amounts
     ) -> tuple[Check, list[ThresholdEvent]]:
-        """Whether ``amounts`` would fit now. Nothing is held, so two callers may both hear yes."""
-        states, threshold_events = self.read(organization_id, windows)
+        """Whether ``amounts`` would fit now. Nothing is reserved: two callers may both hear yes."""
+        states, events = self.read(organization_id, windows)
         refusing = [
             state for state in states if state.window.enforced and not _fits(state, amounts)
         ]
         if not refusing:
-            return Check(True, None, 0, states), threshold_events
+            return Check(True, None, 0, states), events
         binding = max(refusing, key=_ends_ms)
-        return Check(False, binding, amounts.of(binding.window.unit), states), threshold_events
+        return Check(False, binding, amounts.of(binding.window.unit), states), events
 
     def reserve(
         self,
@@ -62,48 +112,39 @@ class RebuildingLedger:
         ttl_ms: int,
     ) -> tuple[Reservation | Denied | Closed, list[ThresholdEvent]]:
         """What the ledger says, and the thresholds that a rebuild found to be reached."""
-        threshold_events: list[ThresholdEvent] = []
+        events: list[ThresholdEvent] = []
         for _ in range(_TRIES):
             outcome = self._ledger.reserve(
                 organization_id, lease_id, windows, amounts, ttl_ms=ttl_ms
             )
             if isinstance(outcome, (Reservation, Denied, Closed)):
-                return outcome, threshold_events
+                return outcome, events
             if isinstance(outcome, NeedsRebuild):
-                threshold_events += self._rebuild(organization_id, outcome.windows)
+                events += self._rebuilder.rebuild(organization_id, outcome.windows)
         raise Unavailable("ledger", "lost")
 
     def settle(self, reservation: Reservation, amounts: Amounts) -> Settlement:
-        """Book ``amounts`` and free what was held, once."""
+        """Book ``amounts`` and free what was reserved, once."""
         return self._ledger.settle(reservation, amounts)
 
     def read(
         self, organization_id: str, windows: Sequence[WindowSpec]
     ) -> tuple[tuple[WindowState, ...], list[ThresholdEvent]]:
         """What the counters say, lost ones after their rebuild."""
-        threshold_events: list[ThresholdEvent] = []
-        for _ in range(_TRIES if windows else 0):
+        events: list[ThresholdEvent] = []
+        if not windows:
+            return (), events
+        for _ in range(_TRIES):
             states = self._ledger.read(organization_id, windows)
             lost = tuple([state.window for state in states if state.lost])
             if not lost:
-                return states, threshold_events
-            threshold_events += self._rebuild(organization_id, lost)
-        if windows:
-            raise Unavailable("ledger", "lost")
-        return (), threshold_events
-
-    def _rebuild(
-        self, organization_id: str, windows: tuple[WindowSpec, ...]
-    ) -> tuple[ThresholdEvent, ...]:
-        """The first that comes asks the records; for the others nothing is lost any more."""
-        with self._rebuilding.setdefault(organization_id, threading.Lock()):
-            return self._maintenance.rebuild(
-                organization_id, windows, lambda lost: self._sum_records(organization_id, lost)
-            )
+                return states, events
+            events += self._rebuilder.rebuild(organization_id, lost)
+        raise Unavailable("ledger", "lost")
 
 
 def _fits(state: WindowState, amounts: Amounts) -> bool:
-    """The rule of ledger.lua."""
+    """The rule of reserve.lua."""
     limit, amount = state.window.limit, amounts.of(state.window.unit)
     return limit is None or amount == 0 or amount <= limit - state.settled - state.reserved
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Final, Literal, NamedTuple
+from typing import Final, Literal, NamedTuple, cast
 
 from router.limits.redis_keys import quoted
 
@@ -14,6 +15,8 @@ MICRO: Final = 1_000_000
 MAX_TOKENS: Final = 9_000_000_000
 """Above this many tokens, millionths no longer fit the doubles that Lua counts with."""
 
+LimitScope = Literal["org", "key", "model"]
+LimitUnit = Literal["requests", "tokens", "concurrent"]
 Source = Literal["redis", "local", "open"]
 """Who decided: the shared buckets, this worker's share of them, or nobody."""
 
@@ -101,6 +104,16 @@ class LimitStatus(NamedTuple):
     window_s: int | None = None
     """In how long the whole limit flows in, rounded up; ``None`` where time brings nothing."""
 
+    @property
+    def scope(self) -> LimitScope:
+        """Whose limit it is: the first part of its name."""
+        return _parts(self.name)[0]
+
+    @property
+    def unit(self) -> LimitUnit:
+        """What it counts: the second part of its name."""
+        return _parts(self.name)[1]
+
 
 @dataclass(slots=True)
 class RateDecision:
@@ -129,6 +142,19 @@ def decide(statuses: tuple[LimitStatus, ...], source: Source = "redis") -> RateD
     if not refused:
         return RateDecision(True, None, statuses, source)
     return RateDecision(False, max(refused, key=_wait_s), statuses, source)
+
+
+def corrections(
+    buckets: Sequence[BucketSpec], decision: RateDecision, tokens: int
+) -> list[Correction]:
+    """By how much the buckets of tokens were charged wrongly for a call that used ``tokens``."""
+    tokens = min(tokens, MAX_TOKENS)
+    limited = [bucket for bucket in buckets if bucket.rate_per_s is not None]
+    return [
+        Correction(bucket, tokens - (bucket.cost if status.passed else 0))
+        for bucket, status in zip(limited, decision.statuses, strict=False)
+        if status.unit == "tokens"
+    ]
 
 
 def bucket_status(
@@ -178,6 +204,12 @@ def _whole_s(missing_micro: int, rate_micro: int, late_us: int) -> int:
 
 def _wait_s(status: LimitStatus) -> float:
     return float("inf") if status.retry_after_s is None else status.retry_after_s
+
+
+@lru_cache(maxsize=64)
+def _parts(name: str) -> tuple[LimitScope, LimitUnit]:
+    scope, _, unit = name.partition("-")
+    return cast(LimitScope, scope), cast(LimitUnit, unit)
 
 
 @lru_cache(maxsize=4096)

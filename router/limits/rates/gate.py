@@ -6,7 +6,14 @@ from collections.abc import Sequence
 from typing import Literal
 
 from router.breaker import NOT_SENT, Unavailable
-from router.limits.rates.decision import BucketSpec, Correction, RateDecision, SlotSpec, decide
+from router.limits.rates.decision import (
+    BucketSpec,
+    Correction,
+    RateDecision,
+    SlotSpec,
+    corrections,
+    decide,
+)
 from router.limits.rates.limiter import RateLimiter, RatePlan
 from router.limits.rates.local import LocalLimiter
 from router.limits.retry_queue import RetryQueue
@@ -50,11 +57,6 @@ class RateGate:
             decision = self._limiter.take(organization_id, buckets, slots, lease_id=lease_id)
         except Unavailable as error:
             return self.unanswered(error, organization_id, buckets, slots, lease_id=lease_id)
-        except Exception:
-            raise
-        except BaseException:
-            self.forget(organization_id, slots, lease_id)
-            raise
         self._local.observe(organization_id, buckets, decision)
         return decision
 
@@ -73,11 +75,11 @@ class RateGate:
         lease_id: str = "",
     ) -> RatePlan:
         """What :meth:`take` would send; then ask :meth:`answered`, or :meth:`unanswered`."""
-        return self._limiter.plan_take(organization_id, buckets, slots, lease_id=lease_id)
+        return self._limiter.plan("take", organization_id, buckets, slots, lease_id=lease_id)
 
     def answered(self, organization_id: str, plan: RatePlan, reply: object) -> RateDecision:
         """What Redis made of a plan."""
-        decision = self._limiter.read_take(plan, reply)
+        decision = self._limiter.read(plan, reply)
         self._local.observe(organization_id, plan.buckets, decision)
         return decision
 
@@ -102,15 +104,29 @@ class RateGate:
             decision = self._local.take(organization_id, buckets, slots, lease_id=lease_id)
         gives_back = decision is not None and decision.allowed and decision.source == "local"
         if not gives_back and error.reason not in NOT_SENT:
-            self.forget(organization_id, slots, lease_id)
+            self._release_later(organization_id, slots, lease_id)
         if decision is None:
             raise error
         return decision
 
-    def forget(self, organization_id: str, slots: Sequence[SlotSpec], lease_id: str) -> None:
-        """Have the slots given back that a call may hold of which nobody knows."""
-        if any(slot.limit is not None for slot in slots):
-            self._retry_queue.later(lambda: self._limiter.release(organization_id, slots, lease_id))
+    def give_back(
+        self,
+        organization_id: str,
+        buckets: Sequence[BucketSpec],
+        slots: Sequence[SlotSpec],
+        decision: RateDecision | None,
+        *,
+        lease_id: str,
+    ) -> None:
+        """Give back, later, what a call has taken that was killed before it began: the slots, and
+        its estimate of tokens. ``decision`` is ``None`` when nobody knows what it has taken."""
+        if decision is None:
+            self._release_later(organization_id, slots, lease_id)
+        elif decision.allowed and decision.source != "open":
+            unused = corrections(buckets, decision, 0)
+            self._retry_queue.later(
+                lambda: self.finish(organization_id, unused, slots, lease_id=lease_id)
+            )
 
     def peek(
         self, organization_id: str, buckets: Sequence[BucketSpec], slots: Sequence[SlotSpec] = ()
@@ -137,10 +153,15 @@ class RateGate:
             self._local.finish(organization_id, (), slots, lease_id=lease_id)
         except Unavailable:
             self._local.finish(organization_id, corrections, slots, lease_id=lease_id)
-            if slots:
-                self._retry_queue.later(
-                    lambda: self._limiter.release(organization_id, slots, lease_id)
-                )
+            self._release_later(organization_id, slots, lease_id)
+
+    def _release_later(
+        self, organization_id: str, slots: Sequence[SlotSpec], lease_id: str
+    ) -> None:
+        if any(slot.limit is not None for slot in slots):
+            self._retry_queue.later(
+                lambda: self._limiter.finish(organization_id, (), slots, lease_id=lease_id)
+            )
 
     def _tell_redis(self, organization_id: str, buckets: Sequence[BucketSpec]) -> None:
         if self._limiter.is_unavailable:

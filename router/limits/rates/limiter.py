@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from typing import Any, Final, Literal, Protocol
 
 from router.limits.rates.decision import (
     MICRO,
@@ -79,21 +79,30 @@ class RateLimiter:
 
         ``lease_id`` names the call that holds the slots; taking twice with it holds one slot.
         """
-        return self._ask("take", organization_id, buckets, slots, lease_id)
+        return self._ask(self.plan("take", organization_id, buckets, slots, lease_id=lease_id))
 
-    def plan_take(
+    def plan(
         self,
+        mode: Literal["take", "peek"],
         organization_id: str,
         buckets: Sequence[BucketSpec],
         slots: Sequence[SlotSpec] = (),
         *,
         lease_id: str = "",
     ) -> RatePlan:
-        """What :meth:`take` would send."""
-        return self._plan("take", organization_id, buckets, slots, lease_id)
+        """What :meth:`take` or :meth:`peek` sends; :meth:`read` understands the reply."""
+        buckets = [bucket for bucket in buckets if _limits(bucket)]
+        slots = [slot for slot in slots if slot.limit is not None]
+        if not buckets and not slots:
+            return RatePlan((), (), None)
+        arguments: list[Argument] = []
+        for bucket in buckets:
+            arguments += bucket.arguments
+        call = self._call(mode, organization_id, buckets, arguments, slots, lease_id)
+        return RatePlan(buckets, slots, call)
 
-    def read_take(self, plan: RatePlan, reply: Any) -> RateDecision:
-        """What Redis made of it."""
+    def read(self, plan: RatePlan, reply: Any) -> RateDecision:
+        """What Redis made of a plan."""
         if plan.call is None:
             return decide(())
         return decide(_statuses(reply, plan.buckets, plan.slots))
@@ -102,15 +111,7 @@ class RateLimiter:
         self, organization_id: str, buckets: Sequence[BucketSpec], slots: Sequence[SlotSpec] = ()
     ) -> RateDecision:
         """What :meth:`take` would answer now, charging nothing."""
-        return self._ask("peek", organization_id, buckets, slots, "")
-
-    def settle_tokens(self, organization_id: str, corrections: Sequence[Correction]) -> None:
-        """Replace estimates by what was used; a bucket may owe afterwards. Not idempotent."""
-        self.finish(organization_id, corrections)
-
-    def release(self, organization_id: str, slots: Sequence[SlotSpec], lease_id: str) -> None:
-        """Give back the slots of a call; twice is once."""
-        self.finish(organization_id, (), slots, lease_id=lease_id)
+        return self._ask(self.plan("peek", organization_id, buckets, slots))
 
     def finish(
         self,
@@ -120,7 +121,8 @@ class RateLimiter:
         *,
         lease_id: str = "",
     ) -> None:
-        """:meth:`settle_tokens` and :meth:`release` in one round trip."""
+        """A call has ended: replace its estimates by what was used, so that a bucket may owe
+        afterwards, and give back its slots. Twice is once for slots, not for corrections."""
         corrections = [entry for entry in corrections if _limits(entry.bucket) and entry.tokens]
         slots = [slot for slot in slots if slot.limit is not None]
         if not corrections and not slots:
@@ -132,34 +134,8 @@ class RateLimiter:
         buckets = [entry.bucket for entry in corrections]
         self._redis.run(self._call("finish", organization_id, buckets, arguments, slots, lease_id))
 
-    def _ask(
-        self,
-        mode: str,
-        organization_id: str,
-        buckets: Sequence[BucketSpec],
-        slots: Sequence[SlotSpec],
-        lease_id: str,
-    ) -> RateDecision:
-        plan = self._plan(mode, organization_id, buckets, slots, lease_id)
-        return self.read_take(plan, None if plan.call is None else self._redis.run(plan.call))
-
-    def _plan(
-        self,
-        mode: str,
-        organization_id: str,
-        buckets: Sequence[BucketSpec],
-        slots: Sequence[SlotSpec],
-        lease_id: str,
-    ) -> RatePlan:
-        buckets = [bucket for bucket in buckets if _limits(bucket)]
-        slots = [slot for slot in slots if slot.limit is not None]
-        if not buckets and not slots:
-            return RatePlan((), (), None)
-        arguments: list[Argument] = []
-        for bucket in buckets:
-            arguments += bucket.arguments
-        call = self._call(mode, organization_id, buckets, arguments, slots, lease_id)
-        return RatePlan(buckets, slots, call)
+    def _ask(self, plan: RatePlan) -> RateDecision:
+        return self.read(plan, None if plan.call is None else self._redis.run(plan.call))
 
     def _call(
         self,

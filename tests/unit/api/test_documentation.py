@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 from router import errors
-from router.api import pipeline
 from router.api.bodies import MAX_DEPTH
 from router.api.dialects.native import (
     CONTENT_TYPES,
@@ -20,6 +19,7 @@ from router.api.dialects.native import (
     MAX_PAYLOAD_BYTES,
     RESERVED_PARAMETERS,
 )
+from router.api.endpoints import ENDPOINTS
 from router.api.error_specs import ERROR_SPECS, INTERNAL
 from router.api.openapi.document import openapi
 from router.api.openapi.error_responses import meaning_of
@@ -58,7 +58,7 @@ def test_the_endpoints_are_those_of_the_contract(contract: dict[str, Any]) -> No
     }
     assert set(listed) == served
     scopes = {endpoint: scope for endpoint, scope in listed.items() if scope != "none"}
-    declared = [scope or "any key" for scope in pipeline._SCOPES.values()]
+    declared = [endpoint.scope or "any key" for endpoint in ENDPOINTS.values()]
     assert sorted(scopes.values()) == sorted(declared)
 
 

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from router import errors
-from router.api.error_specs import ERROR_SPECS, INTERNAL, error_spec_of, render
+from router.api.dialects.table import DIALECTS
+from router.api.error_specs import ERROR_SPECS, INTERNAL, error_spec_of
 from router.call import OUTCOMES
-from tests.fakes.router_stand import FailingGateway, World
+from tests.fakes.router_stand import FailingForwarder, World
 
 BACKEND_WORDS = b'{"error": {"message": "no", "type": "t", "param": "p", "code": 7, "more": 1}}'
 
@@ -149,7 +150,7 @@ def test_every_error_on_its_way_out(
 ) -> None:
     """Status, code, headers, log line: each error comes out as its face says."""
     error, face = EXAMPLES[kind], ERROR_SPECS[kind]
-    stand = world.stand(gateway=FailingGateway(error))
+    stand = world.stand(forwarder=FailingForwarder(error))
     body: dict[str, Any] = {"model": "gpt-4o", "messages": [{"role": "user", "content": "x"}]}
     if dialect == "native":
         body = {"request_id": "0" * 8 + "-0000-4000-8000-" + "0" * 12, "model": "gpt-4o"}
@@ -198,7 +199,7 @@ def test_headers_that_belong_to_an_error(
     world: World, error: errors.RouterError, header: str, value: str | None
 ) -> None:
     """R10: what the client needs to react by program stands in a header."""
-    stand = world.stand(gateway=FailingGateway(error))
+    stand = world.stand(forwarder=FailingForwarder(error))
     body = {"model": "gpt-4o", "messages": [{"role": "user", "content": "x"}]}
     reply = stand.call("POST", "/v1/chat/completions", json=body, promised=False)
     assert reply.header(header) == value
@@ -216,9 +217,12 @@ def test_headers_that_belong_to_an_error(
 )
 def test_the_field_at_fault_is_named(kind: type[errors.RouterError], field: str) -> None:
     """In `details.field` of the native dialect, in `param` of OpenAI's."""
-    native = json.loads(render(EXAMPLES[kind], "native", trace_id="t"))
+    native = json.loads(DIALECTS["native"].error_body(EXAMPLES[kind], trace_id="t"))
     assert native["details"] == {"field": field}
-    assert json.loads(render(EXAMPLES[kind], "openai", trace_id="t"))["error"]["param"] == field
+    assert (
+        json.loads(DIALECTS["openai"].error_body(EXAMPLES[kind], trace_id="t"))["error"]["param"]
+        == field
+    )
 
 
 FACTS: dict[type[errors.RouterError], dict[str, Any]] = {
@@ -272,14 +276,14 @@ FACTS: dict[type[errors.RouterError], dict[str, Any]] = {
 def test_the_facts_of_a_limit_in_both_dialects(kind: type[errors.RouterError]) -> None:
     """T024, B8: `LimitErrorResponse`, and the same beside what the SDKs expect; USD in decimal."""
     error, face = EXAMPLES[kind], ERROR_SPECS[kind]
-    native = json.loads(render(error, "native", trace_id="t"))
+    native = json.loads(DIALECTS["native"].error_body(error, trace_id="t"))
     assert native == {
         "error": error.message,
         "code": face.code,
         "trace_id": "t",
         **FACTS[kind],
     }
-    openai = json.loads(render(error, "openai", trace_id="t"))["error"]
+    openai = json.loads(DIALECTS["openai"].error_body(error, trace_id="t"))["error"]
     assert openai == {
         "message": error.message,
         "type": face.openai_type,
@@ -291,7 +295,9 @@ def test_the_facts_of_a_limit_in_both_dialects(kind: type[errors.RouterError]) -
 
 def test_a_backends_refusal_in_the_native_dialect() -> None:
     """Its status is told; its body, which has another shape, is not."""
-    native = json.loads(render(EXAMPLES[errors.BackendRejected], "native", trace_id="t"))
+    native = json.loads(
+        DIALECTS["native"].error_body(EXAMPLES[errors.BackendRejected], trace_id="t")
+    )
     assert native == {
         "error": "too long",
         "code": "BACKEND_REJECTED",
@@ -318,7 +324,7 @@ def test_a_backends_refusal_without_the_usual_members(
 ) -> None:
     """A backend that has its own idea of an error used to show it to the SDKs as it was."""
     error = errors.BackendRejected("no", status=400, body=body)
-    shown = json.loads(render(error, "openai", trace_id=""))["error"]
+    shown = json.loads(DIALECTS["openai"].error_body(error, trace_id=""))["error"]
     assert {"message", "type", "param", "code"} <= shown.keys()
     assert {**shown, **expected} == shown
 
@@ -328,4 +334,4 @@ def test_what_is_not_ours_is_internal() -> None:
     defect = KeyError("sk-secret")
     assert error_spec_of(defect) is INTERNAL
     for dialect in ("native", "openai"):
-        assert b"secret" not in render(defect, dialect, trace_id="t")  # type: ignore[arg-type]
+        assert b"secret" not in DIALECTS[dialect].error_body(defect, trace_id="t")  # type: ignore[arg-type]

@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 
 from router import errors
-from router.api import dispatch, pipeline
+from router.api import pipeline
+from router.api.endpoints import ENDPOINTS, Endpoint
 from router.config.document import RateLimit
 from router.limits.budgets.windows import ThresholdEvent, WindowSpec
-from router.services import limit_figures
 from tests.contract.bodies import GOOD, new_request_id
 from tests.fakes.limited import budget, limited
-from tests.fakes.router_stand import FailingGateway, RouterStand, World, chat_body, native_body
+from tests.fakes.router_stand import FailingForwarder, RouterStand, World, chat_body, native_body
 from tests.fakes.wsgi import Reply
 
 USD = 10**9
@@ -24,16 +24,16 @@ TO_MIDNIGHT_S = 16 * 3600  # from 08:00 UTC, where a frozen clock stands
 CHAT = "/v1/chat/completions"
 
 
-class CountingGateway:
+class CountingForwarder:
     """Serves like the real one, and knows how much of Redis came before."""
 
     def __init__(self, world: World) -> None:
         self._world = world
         self.asked: list[int] = []
 
-    def serve(self, *arguments: Any) -> Any:
+    def send(self, *arguments: Any) -> Any:
         self.asked.append(self._world.redis.asked)
-        return self._world.services.gateway.serve(*arguments)
+        return self._world.services.forwarder.send(*arguments)
 
 
 def limits_of(stand: RouterStand, key: str = "main") -> dict[str, Any]:
@@ -201,13 +201,13 @@ SETS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("limits", SETS)
 def test_round_trips(world: World, limits: str) -> None:
     """At most two before the backend is asked, whatever limits there are, with an id as well."""
-    gateway = CountingGateway(world)
-    stand = limited(world, parts={"gateway": gateway}, **SETS[limits])
+    forwarder = CountingForwarder(world)
+    stand = limited(world, parts={"forwarder": forwarder}, **SETS[limits])
     stand.chat()  # finds windows that are new, which takes some more
     for send in (stand.chat, stand.inference):
         world.redis.asked = 0
         assert send().status == 200
-        assert gateway.asked[-1] <= 2
+        assert forwarder.asked[-1] <= 2
 
 
 # --- budgets --------------------------------------------------------------------------------
@@ -287,31 +287,31 @@ def ask(stand: RouterStand, method: str, path: str) -> Reply:
 
 def test_every_route_that_reaches_a_backend_has_a_budget(world: World) -> None:
     """B14, Must show 7: found out by asking each of them, not from a list."""
-    gateway = CountingGateway(world)
-    stand = limited(world, parts={"gateway": gateway})
+    forwarder = CountingForwarder(world)
+    stand = limited(world, parts={"forwarder": forwarder})
     reaching = []
     for method, path in routes_of(stand):
-        before = len(gateway.asked)
+        before = len(forwarder.asked)
         ask(stand, method, path)
-        if len(gateway.asked) > before:
+        if len(forwarder.asked) > before:
             reaching.append((method, path))
     assert {path for _, path in reaching} == set(GOOD)
 
-    exhausted = limited(world, parts={"gateway": gateway}, budgets=(budget(limit=0),))
-    before = len(gateway.asked)
+    exhausted = limited(world, parts={"forwarder": forwarder}, budgets=(budget(limit=0),))
+    before = len(forwarder.asked)
     assert {ask(exhausted, *route).status for route in reaching} == {402}
-    assert len(gateway.asked) == before
+    assert len(forwarder.asked) == before
 
 
 def test_a_route_without_limits_reaches_no_backend(stand: RouterStand) -> None:
     """B14: a route that somebody adds and forgets to declare fails, instead of being free."""
-    pipeline.declare("forgotten", scope="inference")
-    stand.app.add_url_rule("/v1/inference/forgotten", "forgotten", lambda: dispatch.serve())
-    stand.app.before_request_funcs[None].append(pipeline.walk)
+    ENDPOINTS["forgotten"] = Endpoint("inference")
+    stand.app.add_url_rule("/v1/inference/forgotten", "forgotten", pipeline.serve)
+    stand.app.before_request_funcs[None].append(pipeline.enter)
     try:
         reply = stand.call("GET", "/v1/inference/forgotten", promised=False)
     finally:
-        del pipeline._SCOPES["forgotten"]
+        del ENDPOINTS["forgotten"]
     assert reply.status == 500
     assert stand.received() == 0
 
@@ -378,7 +378,7 @@ def behaving(model: str = "gpt-4o", **behaviour: Any) -> Callable[[RouterStand],
 
 def raising(error: BaseException) -> Callable[[RouterStand], None]:
     def run(stand: RouterStand) -> None:
-        stand.services = replace(stand.services, gateway=FailingGateway(error))  # type: ignore[arg-type]
+        stand.services = replace(stand.services, forwarder=FailingForwarder(error))  # type: ignore[arg-type]
         again = RouterStand(stand.services, stand.backends, stand.keys, stand.clock, stand.redis)
         again.call("POST", CHAT, json=chat_body(), promised=False)
 
@@ -423,24 +423,24 @@ def test_nothing_is_held_when_a_call_has_ended(world: World, ending: str) -> Non
     assert rate_of(stand, "org-concurrent")["remaining"] == 5
     costs = [record["cost_nanos"] or 0 for record in stand.spool.records]
     assert found["settled"] == sum(costs) / USD
-    assert stand.services.enforcement.figures().reserved_nanos == 0
+    assert stand.services.limits.figures()["budget_reserved_nanousd"] == 0
 
 
 def test_a_lease_has_the_id_of_its_record(world: World) -> None:
     """What is found in one place can be looked up in the other."""
     stand = limited(world, budgets=(budget(limit=USD),))
     seen = []
-    admit = stand.services.enforcement._budgets._admission.admit
+    admit = stand.services.limits.admission.admit
 
-    def watch(request: Any, entry: Any) -> Any:
+    def watch(rates: Any, request: Any, entry: Any) -> Any:
         seen.append(request.lease_id)
-        return admit(request, entry)
+        return admit(rates, request, entry)
 
-    stand.services.enforcement._budgets._admission.admit = watch  # type: ignore[method-assign]
+    stand.services.limits.admission.admit = watch  # type: ignore[method-assign]
     try:
         stand.chat()
     finally:
-        stand.services.enforcement._budgets._admission.admit = admit  # type: ignore[method-assign]
+        stand.services.limits.admission.admit = admit  # type: ignore[method-assign]
     assert set(seen) == {stand.record["record_id"]}
 
 
@@ -553,7 +553,7 @@ def test_without_redis_rates_are_enforced_here(world: World) -> None:
     stand = limited(world, rate_limit=RateLimit(1, 2))
     world.redis.away = "timeout"
     assert [stand.chat().status for _ in range(3)] == [200, 200, 429]
-    stand.services.metrics.publish_figures(limit_figures(stand.services.enforcement.figures()))
+    stand.services.metrics.publish_figures(stand.services.limits.figures())
     assert stand.metric("rate_decisions_total", source="local") >= 3
 
 
@@ -581,7 +581,7 @@ def test_a_call_waits_for_redis_once(world: World) -> None:
     world.redis.away, world.redis.asked = "timeout", 0
     assert free.inference().status == 200
     assert world.redis.asked == 1
-    assert free.services.enforcement.figures().deferred == 1
+    assert free.services.limits.figures()["limits_deferred"] == 1
 
 
 def test_what_is_let_through_is_charged_later(world: World) -> None:
@@ -591,7 +591,7 @@ def test_what_is_let_through_is_charged_later(world: World) -> None:
         assert stand.call("POST", CHAT, key="saving", json=chat_body()).status == 200
         cost = stand.record["cost_nanos"]
         stand.redis.away = None
-        stand.services.enforcement._retry_queue.run()
+        stand.services.limits.retry_queue.run()
         assert budget_of(stand, "pocket", key="saving")["settled"] == cost / USD
 
 
@@ -652,11 +652,11 @@ def test_what_was_spent_meanwhile_is_charged_later(world: World) -> None:
     opened = stand.open("POST", CHAT, json=chat_body(stream=True))
     world.redis.away = "timeout"
     opened.read()
-    enforcement = stand.services.enforcement
-    assert enforcement.figures().deferred == 1
+    limits = stand.services.limits
+    assert limits.figures()["limits_deferred"] == 1
     world.redis.away = None
-    enforcement._retry_queue.run()
-    assert enforcement.figures().deferred == 0
+    limits.retry_queue.run()
+    assert limits.figures()["limits_deferred"] == 0
     found = budget_of(stand)
     assert (found["settled"], found["reserved"]) == (stand.record["cost_nanos"] / USD, 0)
 
@@ -741,9 +741,9 @@ def test_a_threshold_is_told_once(world: World) -> None:
 
 def test_what_the_spool_does_not_take_is_told_later(stand: RouterStand) -> None:
     """D4: an outage has its event, as soon as there is room for it; in order, once."""
-    enforcement = stand.services.enforcement
-    enforcement.audit_outbox.changed("redis", "open")
-    enforcement.audit_outbox.changed("redis", "closed")
+    limits = stand.services.limits
+    limits.audit_outbox.dependency_changed("redis", "open")
+    limits.audit_outbox.dependency_changed("redis", "closed")
     stand.spool.reason = "disk_full"
     stand.services.heartbeat()
     assert stand.spool.events == []
@@ -756,13 +756,13 @@ def test_what_the_spool_does_not_take_is_told_later(stand: RouterStand) -> None:
 
 def test_calls_that_never_ended_are_counted(stand: RouterStand) -> None:
     """Their workers were killed; what they held is free again."""
-    audit_outbox = stand.services.enforcement.audit_outbox
+    audit_outbox = stand.services.limits.audit_outbox
     before = audit_outbox.unresolved
     audit_outbox.found_unresolved("acme", ("a", "b"))
     stand.services.heartbeat()
     assert stand.metric("leases_unresolved_total") == before + 2
-    audit_outbox.crossed("acme", ThresholdEvent(WindowSpec("w", "usd", "daily", 1), 80))
-    audit_outbox.tell(stand.services.recorder)
+    audit_outbox.threshold_reached("acme", ThresholdEvent(WindowSpec("w", "usd", "daily", 1), 80))
+    audit_outbox.flush(stand.services.recorder)
 
 
 # --- GET /v1/limits -------------------------------------------------------------------------

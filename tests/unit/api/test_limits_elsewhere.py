@@ -14,10 +14,11 @@ from router.breaker import Unavailable
 from router.budget_service.server import create_app
 from router.limits.budgets.ledger import Ledger
 from router.limits.budgets.maintenance import LedgerMaintenance
-from router.limits.budgets.rebuilding import RebuildingLedger
+from router.limits.budgets.rebuilding import Rebuilder, RebuildingLedger
 from router.limits.budgets.windows import WindowSpec
-from router.limits.enforcement import Enforcement, build_enforcement
 from router.limits.remote.client import BudgetClient
+from router.limits.worker_limits import Limits
+from router.services import build_limits
 from tests.fakes.limited import budget, limited
 from tests.fakes.router_stand import RouterStand, World, chat_body, native_body
 from tests.fakes.wsgi import Reply
@@ -46,7 +47,7 @@ def endpoint(world: World) -> Iterator[str]:
         Ledger(world.redis, clock=world.clock),
         LedgerMaintenance(world.redis, clock=world.clock),
     )
-    book = RebuildingLedger(ledger, maintenance, sum_records=lambda _organization_id, _lost: 0)
+    book = RebuildingLedger(ledger, Rebuilder(maintenance, lambda _organization_id, _lost: 0))
     app = create_app(book, windows_of=lambda _organization_id, _key_id: (OWN,), token=TOKEN)
     server = make_server("127.0.0.1", 0, app, threaded=True, request_handler=Handler)
     thread = threading.Thread(target=server.serve_forever, args=(0.01,))
@@ -57,7 +58,7 @@ def endpoint(world: World) -> Iterator[str]:
     server.server_close()
 
 
-def elsewhere(world: World, endpoint: str, *, redis: Any = None, **settings: Any) -> Enforcement:
+def elsewhere(world: World, endpoint: str, *, redis: Any = None, **settings: Any) -> Limits:
     changed = replace(
         world.settings,
         budget_service_endpoint=endpoint,
@@ -65,7 +66,7 @@ def elsewhere(world: World, endpoint: str, *, redis: Any = None, **settings: Any
         budget_service_timeout_s=5.0,
         **settings,
     )
-    return build_enforcement(
+    return build_limits(
         changed, lambda _organization_id, _lost: 0, clock=world.clock, runner=redis or world.redis
     )
 
@@ -97,9 +98,9 @@ def test_a_service_answers_like_the_ledger(world: World, endpoint: str) -> None:
     """Must show 9: statuses, bodies, headers and figures are the same."""
     budgets = (budget(limit=10**9), budget("tokens", None, "total"), budget("requests", 3))
     here = story(limited(world, budgets=budgets))
-    enforcement = elsewhere(world, endpoint)
-    there = story(limited(world, budgets=budgets, parts={"enforcement": enforcement}))
-    enforcement.close(world.services.recorder)
+    limits = elsewhere(world, endpoint)
+    there = story(limited(world, budgets=budgets, parts={"limits": limits}))
+    limits.close(world.services.recorder)
     assert here == there
     assert [answer[0] for answer in here if isinstance(answer, tuple)] == [
         200, 200, 422, 503, 200, 402, 402,
@@ -108,12 +109,12 @@ def test_a_service_answers_like_the_ledger(world: World, endpoint: str) -> None:
 
 def test_a_service_has_budgets_of_its_own(world: World, endpoint: str) -> None:
     """What the document does not know of is enforced, and shown, all the same."""
-    enforcement = elsewhere(world, endpoint)
-    stand = limited(world, parts={"enforcement": enforcement})
+    limits = elsewhere(world, endpoint)
+    stand = limited(world, parts={"limits": limits})
     assert [stand.chat().status, stand.chat().status] == [200, 402]
     [shown] = stand.call("GET", "/v1/limits").json["budgets"]
     assert (shown["name"], shown["settled"], shown["remaining"]) == (OWN.name, 1, 0)
-    enforcement.close(stand.services.recorder)
+    limits.close(stand.services.recorder)
 
 
 def test_a_service_hears_whose_call_it_is(
@@ -121,7 +122,7 @@ def test_a_service_hears_whose_call_it_is(
 ) -> None:
     """Also where the router knows of no budget: it used to hear of the organization alone, and
     what only it knew of a key was never enforced."""
-    enforcement = elsewhere(world, endpoint)
+    limits = elsewhere(world, endpoint)
     asked = []
     reserve = BudgetClient.reserve
 
@@ -130,10 +131,10 @@ def test_a_service_hears_whose_call_it_is(
         return reserve(client, *args, **options)
 
     monkeypatch.setattr(BudgetClient, "reserve", heard)
-    stand = limited(world, parts={"enforcement": enforcement})
+    stand = limited(world, parts={"limits": limits})
     stand.chat()
     assert asked == ["key-main"]
-    enforcement.close(stand.services.recorder)
+    limits.close(stand.services.recorder)
 
 
 @pytest.mark.parametrize("reason", ["timeout", "breaker_open"])
@@ -149,19 +150,19 @@ def test_a_service_without_redis_protects_no_ids(world: World, endpoint: str, re
 
         run_all = run
 
-    enforcement = elsewhere(world, endpoint, redis=Away())
-    stand = limited(world, parts={"enforcement": enforcement})
+    limits = elsewhere(world, endpoint, redis=Away())
+    stand = limited(world, parts={"limits": limits})
     assert stand.inference().status == 200
     assert stand.metric("idempotency_total", outcome="unprotected") == 1
-    assert enforcement.figures().deferred == (1 if reason == "timeout" else 0)
-    enforcement.close(stand.services.recorder)
+    assert limits.figures()["limits_deferred"] == (1 if reason == "timeout" else 0)
+    limits.close(stand.services.recorder)
 
 
 @pytest.mark.parametrize(("policy", "status"), [("closed", 503), ("open", 200)])
 def test_without_the_service(world: World, policy: str, status: int) -> None:
     """D4: `closed` holds for every call, for only the service knows who has a budget."""
-    enforcement = elsewhere(world, "http://127.0.0.1:9", budget_fallback=policy)
-    stand = limited(world, parts={"enforcement": enforcement})
+    limits = elsewhere(world, "http://127.0.0.1:9", budget_fallback=policy)
+    stand = limited(world, parts={"limits": limits})
     reply = stand.call("POST", CHAT, json=chat_body())
     assert reply.status == status
     assert stand.received() == (1 if status == 200 else 0)
@@ -170,10 +171,10 @@ def test_without_the_service(world: World, policy: str, status: int) -> None:
         assert reply.header("Retry-After") == "1"
     for _ in range(3):
         stand.chat()
-    figures = enforcement.figures()
-    assert figures.is_up == {"redis": True, "budget_service": False}
-    assert figures.unavailable_s["budget_service"] > 0
-    enforcement.audit_outbox.tell(stand.services.recorder)
+    figures = limits.figures()
+    assert figures["dependency_up"] == {"redis": True, "budget_service": False}
+    assert figures["dependency_away_seconds"]["budget_service"] > 0
+    limits.audit_outbox.flush(stand.services.recorder)
     lost = [event for event in stand.spool.events if event["action"] == "DEPENDENCY_LOST"]
     assert [event["entity_id"] for event in lost] == ["budget service"]
-    enforcement.close(stand.services.recorder)
+    limits.close(stand.services.recorder)

@@ -59,7 +59,7 @@ def test_a_defect_of_ours_counts_as_a_call(
     def fail(*_: Any, **__: Any) -> None:
         raise fault
 
-    monkeypatch.setattr("router.api.admission.reserved_amounts", fail)
+    monkeypatch.setattr("router.api.limiting.reserved_amounts", fail)
     found = [stand.call("POST", CHAT, json=chat_body(), promised=False).status for _ in range(2)]
     assert found == [500, 429]
 
@@ -76,7 +76,7 @@ def test_a_budget_that_refuses_nothing_refuses_nothing_without_redis(
     world.redis.away = "timeout"
     assert stand.chat().status == 200
     world.redis.away = None
-    stand.services.enforcement._retry_queue.run()
+    stand.services.limits.retry_queue.run()
     [_, after] = stand.call("GET", "/v1/limits").json["budgets"]
     assert after["settled"] == before["settled"] + 1
     assert after["reserved"] == 0
@@ -88,6 +88,6 @@ def test_an_unknown_price_is_no_reason_for_a_budget_in_shadow(world: World) -> N
         stand = limited(
             world,
             budgets=(budget(limit=0, shadow=True),),
-            parts={"enforcement": strict.services.enforcement},
+            parts={"limits": strict.services.limits},
         )
         assert stand.chat("unpriced").status == 200

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from router.api.pipeline import STEPS
+from router.api import pipeline
 from router.auth.keys import generate_key
 from tests.fakes.router_stand import TRACEPARENT, RouterStand, World, chat_body, native_body
 
@@ -44,17 +45,28 @@ def without_key(stand: RouterStand) -> dict[str, dict[str, str]]:
 # --- keys -----------------------------------------------------------------------------------
 
 
-def test_the_steps_are_in_order() -> None:
-    """Cheap refusals come first; whatever needs the body comes last."""
-    names = [step.__name__ for step in STEPS]
-    assert names == [
-        "authenticate",
-        "authorize",
-        "verify_signature",
-        "limit_rate",
-        "read_call",
-        "admit",
-    ]
+def test_the_steps_are_in_order(stand: RouterStand, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cheap refusals come first; whatever needs the body comes last; the record precedes the
+    charge."""
+    steps = (
+        "authenticate", "authorize", "verify_signature", "take_rates", "read", "admit", "forward",
+        "deliver", "record_end", "settle",
+    )  # fmt: skip
+    seen: list[str] = []
+
+    def watched(name: str) -> Callable[..., Any]:
+        step = getattr(pipeline, name)
+
+        def watch(*arguments: Any, **more: Any) -> Any:
+            seen.append(name)
+            return step(*arguments, **more)
+
+        return watch
+
+    for name in steps:
+        monkeypatch.setattr(pipeline, name, watched(name))
+    assert stand.chat().status == 200
+    assert tuple(seen) == steps
 
 
 @pytest.mark.parametrize(("method", "path"), ENDPOINTS)

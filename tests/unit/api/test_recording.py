@@ -12,7 +12,7 @@ from gevent import GreenletExit
 from router.api import recording
 from router.errors import RecordsUnavailable
 from router.upstream.reply_stream import StreamFault
-from tests.fakes.router_stand import FailingGateway, RouterStand, World, chat_body, native_body
+from tests.fakes.router_stand import FailingForwarder, RouterStand, World, chat_body, native_body
 
 CHAT = "/v1/chat/completions"
 NATIVE = "/v1/inference"
@@ -191,7 +191,7 @@ def test_a_whole_answer_that_goes_out_as_a_stream(stand: RouterStand) -> None:
 
 def test_a_killed_greenlet_is_recorded(world: World) -> None:
     """B5: it has begun no answer; its attempt used to seem to last since the machine's start."""
-    stand = world.stand(gateway=FailingGateway(GreenletExit()))
+    stand = world.stand(forwarder=FailingForwarder(GreenletExit()))
     with pytest.raises(GreenletExit):
         stand.open("POST", CHAT, json=chat_body())
     assert (stand.record["outcome"], stand.record["status"]) == ("client_aborted", 0)

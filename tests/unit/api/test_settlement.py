@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from gevent import GreenletExit
 
-from router.api.dialects import openai
-from tests.fakes.router_stand import FailingGateway, RouterStand, World, chat_body, native_body
+from router.api import pipeline
+from tests.fakes.router_stand import FailingForwarder, RouterStand, World, chat_body, native_body
 
 CHAT = "/v1/chat/completions"
 STREAM = chat_body(stream=True)
@@ -158,7 +158,7 @@ def test_an_abandoned_stream_can_be_read_to_its_end(world: World) -> None:
 
 def test_a_defect_is_settled(world: World) -> None:
     """B5: an exception in a view is an end like any other."""
-    stand = world.stand(gateway=FailingGateway(KeyError("x")))
+    stand = world.stand(forwarder=FailingForwarder(KeyError("x")))
     stand.chat()
     assert (stand.line["status"], stand.line["code"]) == (500, "INTERNAL")
     assert settled(stand) == 1.0
@@ -172,7 +172,7 @@ def test_a_defect_after_the_backend_has_answered(
     def fail(_delivery: Any) -> None:
         raise RuntimeError("after the fact")
 
-    monkeypatch.setattr(openai, "deliver", fail)
+    monkeypatch.setattr(pipeline, "deliver", fail)
     stand.backends.first.set(token_interval_ms=20, tokens_output=200)
     reply = stand.call("POST", CHAT, json=STREAM)
     stand.backends.first.wait_for(lambda stats: stats.aborted == 1)
@@ -183,7 +183,7 @@ def test_a_defect_after_the_backend_has_answered(
 
 def test_a_killed_greenlet_is_settled(world: World) -> None:
     """B5: what leaves no response behind is caught when the request is torn down."""
-    stand = world.stand(gateway=FailingGateway(GreenletExit()))
+    stand = world.stand(forwarder=FailingForwarder(GreenletExit()))
     with pytest.raises(GreenletExit):
         stand.open("POST", CHAT, json=chat_body())
     assert stand.line["outcome"] == "client_aborted"

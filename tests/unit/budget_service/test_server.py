@@ -12,7 +12,7 @@ from jsonschema import Draft202012Validator
 from router.breaker import Unavailable
 from router.budget_service.server import create_app
 from router.limits.budgets.periods import TOTAL
-from router.limits.budgets.rebuilding import RebuildingLedger
+from router.limits.budgets.rebuilding import Rebuilder, RebuildingLedger
 from router.limits.budgets.windows import (
     Amounts,
     Closed,
@@ -116,7 +116,7 @@ def client_of(ledger: Any, ping: list[Any], **options: Any) -> FlaskClient:
         for error in ping:
             raise error
 
-    book = RebuildingLedger(ledger, ledger, sum_records=lambda _organization_id, _lost: 0)
+    book = RebuildingLedger(ledger, Rebuilder(ledger, lambda _organization_id, _lost: 0))
     return create_app(book, windows_of=windows_of, ping=pinged, **options).test_client()
 
 

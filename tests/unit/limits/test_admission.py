@@ -1,174 +1,231 @@
-"""Idempotency and budget together: one round trip, one charge."""
+"""All that a call asks before it is served, in one exchange; and without Redis."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from router.breaker import Unavailable
-from router.limits.admission import Admission, Request
-from router.limits.budgets.windows import (
-    Amounts,
-    Denied,
-    NeedsRebuild,
-    NotReserved,
-    Reservation,
-    WindowSpec,
-)
-from router.limits.idempotency.entries import Entry, InFlight, Mismatch, Replay
-from router.limits.rates.decision import BucketSpec
-from tests.unit.limits.conftest import frozen_script
+from router.clock import FrozenClock
+from router.config.settings import Settings
+from router.errors import BudgetUnavailable, LimitsUnavailable
+from router.limits.budgets.windows import NOTHING, Amounts, Denied, WindowSpec
+from router.limits.configured import RateSpecs
+from router.limits.idempotency.entries import Entry
+from router.limits.outcome import Admitted, Request
+from router.limits.rates.decision import BucketSpec, RateDecision
+from router.limits.worker_limits import Limits
+from router.services import build_limits
+from tests.fakes.frozen_redis import FrozenRedis, frozen_redis
 
-SPEND = WindowSpec("spend", "usd", "daily", 1000)
-TTL_MS = 60_000
-
-
-def request_of(
-    lease: str, *, cost: int = 100, windows: tuple[WindowSpec, ...] = (SPEND,)
-) -> Request:
-    return Request("acme", lease, windows, Amounts(cost, 0), TTL_MS)
+CALLS = WindowSpec("calls", "requests", "total", 2)
+SPECS = RateSpecs((BucketSpec("org-requests", (), 1.0, 2),), ())
+LEASE_MS = 60_000
 
 
-def entry_of(lease: str, *, body: bytes = b"body") -> Entry:
-    return Entry("acme", "order-1", body, lease)
+class RefusedError(Exception):
+    """What the caller makes of a decision that refuses."""
+
+
+class Worker:
+    """A worker's limits, and how often its Redis was asked."""
+
+    def __init__(self, redis: FrozenRedis, limits: Limits) -> None:
+        self.redis, self.limits = redis, limits
+        self.decisions: list[RateDecision] = []
+        self._number = 0
+
+    def enter(self, *, windows: tuple[WindowSpec, ...] = (CALLS,), id: str | None = None) -> Any:
+        self._number += 1
+        lease = f"lease-{self._number}"
+        request = Request("acme", lease, windows, Amounts(0, 0), LEASE_MS)
+        entry = None if id is None else Entry("acme", id, b"body", lease)
+        outcome = self.limits.admission.admit(SPECS, request, entry)
+        if outcome.rates is None:
+            raise LimitsUnavailable
+        self.decisions.append(outcome.rates)
+        if not outcome.rates.allowed:
+            raise RefusedError
+        if isinstance(outcome.result, Unavailable):
+            raise BudgetUnavailable
+        return outcome.result
+
+    def held(self) -> tuple[int, int]:
+        [state] = self.limits.read_windows("acme", (CALLS,), "")
+        return state.settled, state.reserved
+
+    @property
+    def waiting(self) -> int:
+        return self.limits.figures()["limits_deferred"]
+
+
+@pytest.fixture(scope="module")
+def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FrozenRedis]:
+    with frozen_redis(tmp_path_factory.mktemp("redis"), FrozenClock(1_800_000_000.0)) as made:
+        yield made
 
 
 @pytest.fixture
-def admission(stand: Any) -> Admission:
-    stand.maintenance().rebuild("acme", [SPEND], lambda _lost: 0)
-    return Admission(stand, stand.ledger(), stand.idempotency(), load=frozen_script)
+def worker(redis: FrozenRedis, tmp_path: Path) -> Worker:
+    return worker_of(redis, tmp_path)
 
 
-def reserved(stand: Any) -> int:
-    [state] = stand.ledger().read("acme", [SPEND])
-    return int(state.reserved)
-
-
-def test_a_new_id_is_reserved_for(stand: Any, admission: Admission) -> None:
-    """The ordinary call: claimed and reserved at once."""
-    assert isinstance(admission.admit(request_of("a"), entry_of("a")), Reservation)
-    assert reserved(stand) == 100
-
-
-@pytest.mark.parametrize("state", ["in flight", "completed", "mismatch"])
-def test_a_duplicate_reserves_nothing(stand: Any, admission: Admission, state: str) -> None:
-    """P19: whatever the first call's state, its duplicate costs nothing."""
-    admission.admit(request_of("a"), entry_of("a"))
-    if state == "completed":
-        stand.idempotency().complete(entry_of("a"), b"reply")
-    body = b"other" if state == "mismatch" else b"body"
-    outcome = admission.admit(request_of("b"), entry_of("b", body=body))
-    expected = {"in flight": InFlight, "completed": Replay, "mismatch": Mismatch}[state]
-    assert isinstance(outcome, expected)
-    assert reserved(stand) == 100
-
-
-def test_a_refused_budget_frees_the_id(stand: Any, admission: Admission) -> None:
-    """A 402 is the router's own and is not stored: the same id may be tried again."""
-    assert isinstance(admission.admit(request_of("a", cost=1001), entry_of("a")), Denied)
-    assert isinstance(admission.admit(request_of("b"), entry_of("b")), Reservation)
-
-
-def test_after_a_rebuild_the_same_call_goes_on(stand: Any, admission: Admission) -> None:
-    """The id stays claimed while the window is rebuilt, for this call only."""
-    stand.client.execute_command("FLUSHALL")
-    assert isinstance(admission.admit(request_of("a"), entry_of("a")), NeedsRebuild)
-    assert isinstance(admission.admit(request_of("b"), entry_of("b")), InFlight)
-    stand.maintenance().rebuild("acme", [SPEND], lambda _lost: 0)
-    assert isinstance(admission.admit(request_of("a"), entry_of("a")), Reservation)
-
-
-def test_a_new_period_is_found_on_the_second_try(stand: Any, admission: Admission) -> None:
-    """A clock that differs from Redis' costs a round trip, and no id."""
-    stand.skew_s = 86_400.0
-    assert isinstance(admission.admit(request_of("a"), entry_of("a")), Reservation)
-    assert reserved(stand) == 100
-
-
-def test_without_windows_only_the_id_is_claimed(stand: Any, admission: Admission) -> None:
-    """A key without budgets has idempotency all the same."""
-    calls = stand.calls
-    outcome = admission.admit(request_of("a", windows=()), entry_of("a"))
-    assert isinstance(outcome, Reservation)
-    assert stand.calls == calls + 1
-    second = admission.admit(request_of("b", windows=()), entry_of("b"))
-    assert isinstance(second, InFlight)
-
-
-RATE = BucketSpec("org-requests", (), 1.0, 2)
-
-
-def test_all_of_it_is_one_exchange(stand: Any, admission: Admission) -> None:
-    """Rates, id and budgets: the bucket is charged, the id claimed, the amount held."""
-    rates = stand.limiter().plan_take("acme", [RATE])
-    calls = stand.calls
-    rated, outcome = admission.enter(rates.call, request_of("a"), entry_of("a"))
-    assert stand.calls == calls + 1
-    decision = stand.limiter().read_take(rates, rated)
-    assert (decision.allowed, decision.statuses[0].remaining) == (True, 1)
-    assert isinstance(outcome, Reservation)
-    assert isinstance(admission.admit(request_of("b"), entry_of("b")), InFlight)
-    assert reserved(stand) == 100
-
-
-@pytest.mark.parametrize("with_entry", [True, False], ids=["with an id", "without"])
-def test_what_the_rates_refuse_touches_nothing_else(
-    stand: Any, admission: Admission, with_entry: bool
-) -> None:
-    """P8, R2: neither an id nor a budget is asked once a bucket has refused."""
-    rates = stand.limiter().plan_take("acme", [replace(RATE, burst=0)])
-    before = stand.dump()
-    entry = entry_of("a") if with_entry else None
-    rated, outcome = admission.enter(rates.call, request_of("a"), entry)
-    assert not stand.limiter().read_take(rates, rated).allowed
-    assert outcome is None
-    assert stand.dump() == before
-
-
-@pytest.mark.parametrize(
-    ("windows", "with_entry"), [((), True), ((SPEND,), False), ((SPEND,), True)]
-)
-def test_what_comes_after_the_rates_decides_as_without_them(
-    stand: Any, admission: Admission, windows: tuple[WindowSpec, ...], with_entry: bool
-) -> None:
-    """Rates that pass change nothing of what the others answer."""
-    rates = stand.limiter().plan_take("acme", [RATE])
-    entry = entry_of("a") if with_entry else None
-    rated, outcome = admission.enter(rates.call, request_of("a", windows=windows), entry)
-    assert stand.limiter().read_take(rates, rated).allowed
-    assert isinstance(outcome, Reservation)
-    assert len(outcome.windows) == len(windows)
-
-
-def test_rates_that_pass_are_charged_also_when_the_budget_refuses(
-    stand: Any, admission: Admission
-) -> None:
-    """R3: what counts is that a call was made, not what became of it."""
-    rates = stand.limiter().plan_take("acme", [RATE])
-    rated, outcome = admission.enter(rates.call, request_of("a", cost=1001), entry_of("a"))
-    assert stand.limiter().read_take(rates, rated).statuses[0].remaining == 1
-    assert isinstance(outcome, Denied)
-    assert stand.limiter().peek("acme", [RATE]).statuses[0].remaining == 1
-    assert isinstance(admission.admit(request_of("b"), entry_of("b")), Reservation)
-
-
-def test_no_answer_leaves_something_to_release(stand: Any, admission: Admission) -> None:
-    """B3: the caller gets what may be held, and no call goes out."""
-
-    class Lossy:
-        is_unavailable = False
-
-        def run(self, call: Any) -> Any:
-            stand.run(call)
-            raise Unavailable("redis", "timeout")
-
-    lossy = Admission(  # type: ignore[arg-type]
-        Lossy(), stand.ledger(), stand.idempotency(), load=frozen_script
+def worker_of(redis: FrozenRedis, directory: Path, **settings: Any) -> Worker:
+    redis.reset()
+    changed = replace(Settings(), data_dir=directory, workers=1, **settings)
+    limits = build_limits(
+        changed, lambda _organization_id, _lost: 0, clock=redis.clock, runner=redis
     )
-    with pytest.raises(NotReserved) as raised:
-        lossy.admit(request_of("a"), entry_of("a"))
-    assert reserved(stand) == 100
-    stand.ledger().release(raised.value.presumed)
-    assert reserved(stand) == 0
+    made = Worker(redis, limits)
+    made.held()  # opens the window, which nobody knows of yet
+    redis.asked = 0
+    return made
+
+
+def test_a_call_asks_once(worker: Worker) -> None:
+    """Rates, id and budgets: one exchange, and all of them are charged."""
+    outcome = worker.enter(id="order")
+    assert isinstance(outcome, Admitted)
+    assert worker.redis.asked == 1
+    assert (worker.decisions[0].source, worker.decisions[0].statuses[0].remaining) == ("redis", 1)
+    assert worker.held() == (0, 1)
+    worker.limits.admission.settle(outcome, Amounts(0, 0), b"reply")
+    assert worker.held() == (1, 0)
+    assert worker.limits.figures()["rate_decisions"] == {"redis": 1}
+
+
+def test_rates_that_refuse_are_heard_before_anything_else(worker: Worker) -> None:
+    """The third call in a moment: no budget was asked, and nothing has to be taken back."""
+    unlimited = replace(CALLS, limit=None)
+    for _ in range(2):
+        worker.enter(windows=(unlimited,))
+    with pytest.raises(RefusedError):
+        worker.enter(windows=(unlimited,))
+    assert worker.held() == (0, 2)
+    assert worker.waiting == 0
+
+
+def test_budgets_that_refuse_come_after_the_rates(worker: Worker) -> None:
+    """What counts for a rate is that a call was made."""
+    small = replace(CALLS, limit=0)
+    assert isinstance(worker.enter(windows=(small,)), Denied)
+    assert worker.decisions[0].allowed
+    assert isinstance(worker.enter(windows=(small,)), Denied)
+    with pytest.raises(RefusedError):
+        worker.enter(windows=(small,))
+
+
+@pytest.mark.parametrize(("reason", "waiting"), [("timeout", 1), ("breaker_open", 0)])
+def test_without_redis_rates_are_decided_here_and_budgets_refuse(
+    worker: Worker, reason: Any, waiting: int
+) -> None:
+    """P9, B3: what may have been done all the same is undone later; what was never sent is not."""
+    worker.redis.away = reason
+    with pytest.raises(BudgetUnavailable):
+        worker.enter(id="order")
+    assert worker.decisions[0].source == "local"
+    assert worker.redis.asked == 1
+    assert worker.waiting == waiting
+
+
+@pytest.mark.parametrize(("reason", "waiting"), [("timeout", 1), ("breaker_open", 0)])
+def test_a_refusal_without_redis_takes_back_what_may_be_held(
+    worker: Worker, reason: Any, waiting: int
+) -> None:
+    """Redis last said that nothing is left: 429; its budget, if it is held, must not stay so."""
+    wide = replace(CALLS, limit=None)
+    for _ in range(2):
+        worker.enter(windows=(wide,))
+    worker.redis.away = reason
+    with pytest.raises(RefusedError):
+        worker.enter(windows=(wide,), id="order")
+    assert [decision.source for decision in worker.decisions] == ["redis", "redis", "local"]
+    assert worker.waiting == waiting
+    worker.redis.away = None
+    worker.limits.retry_queue.run()
+    assert worker.waiting == 0
+    assert worker.held() == (0, 2)
+
+
+@pytest.mark.parametrize(("reason", "waiting"), [("timeout", 1), ("breaker_open", 0)])
+def test_closed_rates_admit_nothing(
+    redis: FrozenRedis, tmp_path: Path, reason: Any, waiting: int
+) -> None:
+    """`ROUTER_RATE_LIMIT_FALLBACK=closed`: 503, and what may be held is given back."""
+    worker = worker_of(redis, tmp_path, rate_limit_fallback="closed")
+    redis.away = reason
+    with pytest.raises(LimitsUnavailable):
+        worker.enter()
+    assert worker.decisions == []
+    assert worker.waiting == waiting
+
+
+class Killed(BaseException):
+    """What the end of a worker throws at whatever runs."""
+
+
+def killing(redis: FrozenRedis, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Redis does as it is told, and whoever has told it is gone."""
+    run_all = redis.run_all
+
+    def run_and_die(calls: Any) -> Any:
+        run_all(calls)
+        raise Killed
+
+    monkeypatch.setattr(redis, "run_all", run_and_die)
+
+
+def test_a_call_killed_while_it_enters_leaves_nothing_held(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """B5: the worker ends; what Redis did for the call is undone, its id is free."""
+    with monkeypatch.context() as patched:
+        killing(worker.redis, patched)
+        with pytest.raises(Killed):
+            worker.enter(id="order")
+    worker.limits.retry_queue.run()
+    assert worker.held() == (0, 0)
+    assert isinstance(worker.enter(id="order"), Admitted)
+
+
+def test_a_call_killed_while_it_is_settled_is_charged(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """D5: it was served; told once more it is charged once."""
+    outcome = worker.enter()
+    with monkeypatch.context() as patched:
+        killing(worker.redis, patched)
+        with pytest.raises(Killed):
+            worker.limits.admission.settle(outcome, Amounts(0, 0))
+    assert worker.waiting == 1
+    worker.limits.retry_queue.run()
+    assert worker.held() == (1, 0)
+
+
+def test_after_an_outage_redis_is_told_first(worker: Worker) -> None:
+    """What was decided here is charged before anything is asked, and then it is one exchange."""
+    worker.redis.away = "breaker_open"
+    with pytest.raises(BudgetUnavailable):
+        worker.enter()
+    worker.redis.away, worker.redis.asked = None, 0
+    assert isinstance(worker.enter(), Admitted)
+    assert worker.redis.asked == 3  # the correction, the rates, the budgets
+    assert worker.decisions[-1].source == "redis"
+    assert worker.decisions[-1].statuses[0].remaining == 0
+    worker.redis.clock.wall_s += 2  # type: ignore[attr-defined]
+    worker.redis.asked = 0
+    worker.enter()
+    assert worker.redis.asked == 1
+
+
+def test_a_call_without_budgets_and_id_has_its_rates(worker: Worker) -> None:
+    """Nothing to hold, and still one exchange."""
+    outcome = worker.enter(windows=())
+    assert isinstance(outcome, Admitted)
+    assert worker.redis.asked == 1
+    worker.limits.admission.settle(outcome, NOTHING)
+    assert worker.redis.asked == 1

@@ -9,7 +9,7 @@ from typing import get_args
 
 import pytest
 
-from router.api.scope import CALL_ENDPOINTS
+from router.api.endpoints import ENDPOINTS
 from router.call import OUTCOMES, LimitState, UsageSource
 from router.exports.audit_export import export_lines
 from router.records.record_schemas import audit_event_schema, usage_record_schema
@@ -44,7 +44,7 @@ def test_every_field_is_explained() -> None:
         DECISION_REASONS,
         get_args(UsageSource),
         AUDIT_ACTIONS,
-        sorted(CALL_ENDPOINTS),
+        sorted(name for name, endpoint in ENDPOINTS.items() if endpoint.read),
         get_args(StreamFault),
     ],
 )

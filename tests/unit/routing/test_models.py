@@ -1,13 +1,10 @@
-"""The story of one call: who may use which model, and what the forwarder is given to do."""
+"""Who may use which model, by which names."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-
 import pytest
 
-from router.call import Attempt, Call, Caller, Operation
+from router.call import Caller
 from router.config.document import (
     Backend,
     Document,
@@ -17,11 +14,8 @@ from router.config.document import (
     Share,
     build_document,
 )
-from router.errors import BackendUnavailable, InvalidRequest, ModelForbidden, ModelNotFound
-from router.routing.engine import RoutingEngine
-from router.routing.models import Gateway, find_model, may_use, visible_models
-from router.upstream.forwarder import BackendReply, ForwardContext
-from router.upstream.targets import Target
+from router.errors import ModelForbidden, ModelNotFound
+from router.routing.models import find_model, may_use, visible_models
 
 KINDS: dict[str, str] = {
     "first": "openai",
@@ -54,139 +48,6 @@ DOCUMENT = build_document(
 ACME = Caller("acme", "key-1", frozenset({"inference"}))
 OTHER = Caller("other", "key-2", frozenset({"inference"}))
 LIMITED = Caller("acme", "key-3", frozenset({"inference"}), models=frozenset({"gpt-4o"}))
-
-
-def call(model: str = "gpt-4o", operation: Operation = "chat", name: str | None = None) -> Call:
-    return Call("openai", operation, model, name or model, fields={"model": model}, body=b"{}")
-
-
-@dataclass
-class RecordingForwarder:
-    """Keeps what it is given; knows what each kind of backend can do from the real providers."""
-
-    error: Exception | None = None
-    call: Call | None = None
-    candidates: list[str] = field(default_factory=list)
-    context: ForwardContext | None = None
-    max_output_tokens: int | None = None
-    sends: int = 0
-
-    def target(self, backend: Backend) -> Target:
-        return Target(backend, lambda reference: None)
-
-    def send(
-        self,
-        call: Call,
-        candidates: Sequence[Backend],
-        context: ForwardContext,
-        attempts: list[Attempt],
-        max_output_tokens: int,
-    ) -> BackendReply:
-        self.sends += 1
-        self.call, self.context, self.max_output_tokens = call, context, max_output_tokens
-        self.candidates = [backend.id for backend in candidates]
-        attempts.append(Attempt(self.candidates[0]))
-        if self.error is not None:
-            raise self.error
-        return BackendReply(self.candidates[0], body=b"answer")
-
-
-def serve(
-    forwarder: RecordingForwarder,
-    asked: Call,
-    *,
-    caller: Caller = ACME,
-    draw: float = 0.0,
-    context: ForwardContext | None = None,
-    attempts: list[Attempt] | None = None,
-) -> BackendReply:
-    """Serve one call; a ``draw`` of 0 plans in the order of the policy, of almost 1 backwards."""
-    gateway = Gateway(RoutingEngine(lambda: draw), forwarder)  # type: ignore[arg-type]
-    return gateway.serve(
-        DOCUMENT, caller, asked, context or ForwardContext([]), [] if attempts is None else attempts
-    )
-
-
-# --- what is forwarded ----------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("draw", "expected"), [(0.0, ["first", "second"]), (0.999, ["second", "first"])]
-)
-def test_the_forwarder_gets_the_plan_in_its_order(draw: float, expected: list[str]) -> None:
-    """F8: what the policy drew first is tried first, the rest is there for a failover."""
-    forwarder = RecordingForwarder()
-    backend_reply = serve(forwarder, call(), draw=draw)
-    assert forwarder.candidates == expected
-    assert backend_reply == BackendReply(expected[0], body=b"answer")
-
-
-def test_the_call_travels_as_it_is() -> None:
-    """The very call and the very passage, with the model's bound on output."""
-    forwarder, asked, context = (
-        RecordingForwarder(),
-        call(name="gpt"),
-        ForwardContext([("X-A", "b")]),
-    )
-    serve(forwarder, asked, context=context)
-    assert forwarder.call is asked
-    assert forwarder.context is context
-    assert forwarder.max_output_tokens == 1234
-
-
-def test_attempts_are_the_callers_own_list() -> None:
-    """What was tried is there for the record, after what was there before."""
-    earlier = Attempt("earlier")
-    attempts = [earlier]
-    serve(RecordingForwarder(), call(), attempts=attempts)
-    assert attempts == [earlier, Attempt("first")]
-
-
-def test_attempts_are_there_also_when_the_call_fails() -> None:
-    """The error passes unchanged, and the record still says who was tried."""
-    error = BackendUnavailable()
-    attempts: list[Attempt] = []
-    with pytest.raises(BackendUnavailable) as raised:
-        serve(RecordingForwarder(error), call(), attempts=attempts)
-    assert raised.value is error
-    assert attempts == [Attempt("first")]
-
-
-@pytest.mark.parametrize("operation", ["chat", "completions"])
-def test_backends_of_every_kind_serve_text(operation: Operation) -> None:
-    """A plan may mix kinds; nobody is left out of what all can do."""
-    forwarder = RecordingForwarder()
-    serve(forwarder, call("mixed", operation))
-    assert forwarder.candidates == ["messages", "first", "more-messages", "second"]
-
-
-def test_backends_that_cannot_serve_the_operation_are_left_out() -> None:
-    """The others keep their order among themselves."""
-    forwarder = RecordingForwarder()
-    serve(forwarder, call("mixed", "embeddings"))
-    assert forwarder.candidates == ["first", "second"]
-
-
-# --- what is refused ------------------------------------------------------------------------
-
-
-def test_an_operation_that_no_backend_supports_is_the_clients_mistake() -> None:
-    """The refusal names the model as the client wrote it, and nothing is forwarded."""
-    forwarder = RecordingForwarder()
-    attempts: list[Attempt] = []
-    with pytest.raises(InvalidRequest, match="'the-alias' does not support embeddings") as raised:
-        serve(forwarder, call("claude", "embeddings", "the-alias"), attempts=attempts)
-    assert raised.value.field == "model"
-    assert (forwarder.sends, attempts) == (0, [])
-
-
-@pytest.mark.parametrize(("caller", "model"), [(OTHER, "gpt-4o"), (ACME, "unserved")])
-def test_a_model_that_nobody_serves_does_not_exist(caller: Caller, model: str) -> None:
-    """Without a policy for it a model is not found, by the name that was used."""
-    forwarder = RecordingForwarder()
-    with pytest.raises(ModelNotFound) as raised:
-        serve(forwarder, call(model, name="as-asked-for"), caller=caller)
-    assert (raised.value.model, forwarder.sends) == ("as-asked-for", 0)
 
 
 # --- models and who may use them ------------------------------------------------------------

@@ -9,7 +9,7 @@ import pytest
 
 from router.api.dialects.native import MAX_METADATA_BYTES, MAX_PAYLOAD_BYTES
 from router.upstream.forwarder import BackendReply
-from tests.fakes.router_stand import TRACEPARENT, FailingGateway, RouterStand, World, native_body
+from tests.fakes.router_stand import TRACEPARENT, FailingForwarder, RouterStand, World, native_body
 
 REQUEST_ID = "0F5CF5C1-7B2D-4D53-9F68-5F0D3AD1F3BB"
 COST_NANOS = 2 * 2_500 + 4 * 10_000
@@ -222,14 +222,16 @@ class OnePiece:
     def __init__(self, body: bytes) -> None:
         self._body = body
 
-    def serve(self, _document: Any, _caller: Any, _call: Any, _passage: Any, attempts: Any) -> Any:
+    def send(
+        self, _call: Any, _candidates: Any, _context: Any, attempts: Any, _max_output: Any
+    ) -> Any:
         return BackendReply("first", body=self._body, output_chars=5)
 
 
 def test_a_backend_that_does_not_stream_is_heard_all_the_same(world: World) -> None:
     """One delta and the end."""
     body = b'{"choices": [{"message": {"content": "whole"}}]}'
-    stand = world.stand(gateway=OnePiece(body))
+    stand = world.stand(forwarder=OnePiece(body))
     reply = stand.inference(stream=True)
     assert [event.name for event in reply.events] == ["delta", "done"]
     assert json.loads(reply.events[0].data) == {"output": "whole"}
@@ -252,7 +254,7 @@ def test_a_reply_that_is_none_is_the_backends_failure(
     world: World, body: bytes, stream: bool
 ) -> None:
     """502, and no cost of ours is told."""
-    stand = world.stand(gateway=OnePiece(body))
+    stand = world.stand(forwarder=OnePiece(body))
     reply = stand.call("POST", "/v1/inference", json=native_body(stream=stream))
     assert (reply.status, reply.json["code"]) == (502, "BACKEND_FAILED")
 
@@ -261,7 +263,7 @@ def test_a_reply_that_is_none_is_the_backends_failure(
 def test_a_reply_without_text_has_an_empty_output(world: World, stream: bool) -> None:
     """A model may answer with nothing but tool calls."""
     body = b'{"choices": [{"message": {"content": null, "tool_calls": []}}]}'
-    reply = world.stand(gateway=OnePiece(body)).inference(stream=stream)
+    reply = world.stand(forwarder=OnePiece(body)).inference(stream=stream)
     if stream:
         assert [event.name for event in reply.events] == ["done"]
     else:
@@ -270,7 +272,7 @@ def test_a_reply_without_text_has_an_empty_output(world: World, stream: bool) ->
 
 def test_a_defect_is_told_without_its_cause(world: World, caplog: pytest.LogCaptureFixture) -> None:
     """500 with ids to ask about; the cause is in the log."""
-    stand = world.stand(gateway=FailingGateway(ZeroDivisionError("of all things")))
+    stand = world.stand(forwarder=FailingForwarder(ZeroDivisionError("of all things")))
     reply = stand.inference()
     assert (reply.status, reply.json["code"]) == (500, "INTERNAL")
     assert "of all things" not in reply.body.decode()

@@ -12,6 +12,7 @@ from router.breaker import Unavailable
 from router.limits.budgets.ledger import Ledger
 from router.limits.budgets.windows import (
     MAX_AMOUNT,
+    NOTHING,
     Amounts,
     Closed,
     Denied,
@@ -66,7 +67,7 @@ def test_settling_frees_the_reservation_and_books_what_was_used(ledger: Ledger) 
 
 def test_releasing_frees_and_books_nothing(ledger: Ledger) -> None:
     """A call that never reached a backend costs nothing."""
-    ledger.release(reserve(ledger, "a"))
+    ledger.settle(reserve(ledger, "a"), NOTHING)
     assert figures(ledger) == [(0, 0), (0, 0), (0, 0)]
 
 
@@ -75,9 +76,9 @@ def test_the_end_of_a_lease_counts_once(ledger: Ledger) -> None:
     held = reserve(ledger, "a")
     assert ledger.settle(held, Amounts(30, 7)).booked
     assert not ledger.settle(held, Amounts(30, 7)).booked
-    assert not ledger.release(held).booked
+    assert not ledger.settle(held, NOTHING).booked
     other = reserve(ledger, "b")
-    assert ledger.release(other).booked
+    assert ledger.settle(other, NOTHING).booked
     assert not ledger.settle(other, Amounts(30, 7)).booked
     assert figures(ledger) == [(30, 0), (1, 0), (7, 0)]
 
@@ -245,7 +246,7 @@ def test_each_lease_expires_on_its_own(stand: Any, ledger: Ledger) -> None:
     reserve(ledger, "lost", cost=600)
     for second in range(59):
         stand.clock.advance(1)
-        ledger.release(reserve(ledger, f"other{second}", cost=1))
+        ledger.settle(reserve(ledger, f"other{second}", cost=1), NOTHING)
     stand.clock.advance(0.999)
     assert figures(ledger, SPEND) == [(0, 600)]
     stand.clock.advance(0.001)
@@ -416,7 +417,7 @@ def test_an_unanswered_reservation_can_be_released(
     lost = Ledger(Away(stand, executes=executes), clock=stand.clock, load=frozen_script)
     with pytest.raises(NotReserved) as raised:
         reserve(lost, "a")
-    ledger.release(raised.value.presumed)
+    ledger.settle(raised.value.presumed, NOTHING)
     assert figures(ledger, SPEND) == [(0, 0)]
     assert reserve(ledger, "a") == Closed("a")
     assert figures(ledger, SPEND) == [(0, 0)]

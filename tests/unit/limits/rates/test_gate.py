@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from router.breaker import Unavailable
 from router.clock import FrozenClock
+from router.limits.admission import Admission
+from router.limits.configured import RateSpecs
 from router.limits.rates.decision import BucketSpec, Correction, SlotSpec
 from router.limits.rates.gate import OnUnavailable, RateGate
 from router.limits.rates.limiter import RateLimiter
@@ -158,6 +161,7 @@ def test_estimates_are_corrected_here_or_there(subject: Fixture) -> None:
     assert len(subject.deferred) == 0
 
 
+UNASKED: Any = SimpleNamespace(uses_budget_service=False)
 HELD = [SlotSpec("org-concurrent", (), 8)]
 
 
@@ -194,9 +198,11 @@ def test_a_call_killed_while_it_asks_gives_its_slots_back(stand: Any) -> None:
         stand.run(call)
         raise Killed
 
+    anything: Any = None
+    admission = Admission(subject.gate, UNASKED, anything, subject.deferred)
     run, subject.redis.run = subject.redis.run, killed  # type: ignore[method-assign]
     with pytest.raises(Killed):
-        subject.gate.take("acme", [ORG], HELD, lease_id="a")
+        admission.take_rates("acme", RateSpecs((ORG,), tuple(HELD)), "a")
     subject.redis.run = run  # type: ignore[method-assign]
     subject.deferred.run()
     [status] = subject.limiter.peek("acme", [], HELD).statuses

@@ -128,7 +128,7 @@ def test_tokens_are_settled_after_an_estimate(stand: Any) -> None:
     limiter = stand.limiter()
     tokens = BucketSpec("tokens", ("k1",), 100.0, 1000, cost=300)
     assert limiter.take("acme", [tokens]).allowed
-    limiter.settle_tokens("acme", [Correction(tokens, 900)])
+    limiter.finish("acme", [Correction(tokens, 900)])
     decision = limiter.take("acme", [replace(tokens, cost=100)])
     assert not decision.allowed
     assert decision.retry_after_s == 3
@@ -141,15 +141,15 @@ def test_what_was_estimated_too_high_is_given_back(stand: Any) -> None:
     limiter = stand.limiter()
     tokens = BucketSpec("tokens", ("k1",), 1.0, 1000, cost=800)
     limiter.take("acme", [tokens])
-    limiter.settle_tokens("acme", [Correction(tokens, -700)])
+    limiter.finish("acme", [Correction(tokens, -700)])
     assert limiter.peek("acme", [tokens]).statuses[0].remaining == 900
-    limiter.settle_tokens("acme", [Correction(tokens, -700)])
+    limiter.finish("acme", [Correction(tokens, -700)])
     assert limiter.peek("acme", [tokens]).statuses[0].remaining == 1000
 
 
 def test_giving_back_to_a_full_bucket_makes_no_key(stand: Any) -> None:
     """A bucket that has filled up and expired needs no state to be full."""
-    stand.limiter().settle_tokens("acme", [Correction(KEY, -3)])
+    stand.limiter().finish("acme", [Correction(KEY, -3)])
     assert stand.key_names() == []
 
 
@@ -225,8 +225,8 @@ def test_slots_are_leases(stand: Any) -> None:
     limiter = stand.limiter()
     take = [limiter.take("acme", [], [SLOTS], lease_id=lease).allowed for lease in "aabc"]
     assert take == [True, True, True, False]
-    limiter.release("acme", [SLOTS], "a")
-    limiter.release("acme", [SLOTS], "a")
+    limiter.finish("acme", (), [SLOTS], lease_id="a")
+    limiter.finish("acme", (), [SLOTS], lease_id="a")
     assert limiter.take("acme", [], [SLOTS], lease_id="c").allowed
     assert not limiter.take("acme", [], [SLOTS], lease_id="d").allowed
     stand.clock.advance(899.9)

@@ -16,10 +16,9 @@ from werkzeug.serving import WSGIRequestHandler, make_server
 
 from router.breaker import Unavailable
 from router.budget_service.server import create_app
-from router.limits.admission import Admission, Request
-from router.limits.budgets.gate import Admitted, BudgetGate
-from router.limits.budgets.rebuilding import RebuildingLedger
+from router.limits.budgets.rebuilding import Rebuilder, RebuildingLedger
 from router.limits.budgets.windows import (
+    NOTHING,
     Amounts,
     Denied,
     LostWindow,
@@ -28,11 +27,14 @@ from router.limits.budgets.windows import (
     ThresholdEvent,
     WindowSpec,
 )
+from router.limits.exchange import RedisExchange
 from router.limits.idempotency.entries import Entry, Idempotency, InFlight, Replay
-from router.limits.remote.admission import RemoteAdmission
+from router.limits.outcome import Admitted, Request
 from router.limits.remote.client import BudgetClient
+from router.limits.remote.exchange import ServiceExchange
 from router.limits.remote.session import BudgetSession
 from router.limits.retry_queue import RetryQueue
+from tests.fakes.admitting import Budgets
 from tests.unit.limits.conftest import frozen_script
 
 TTL_MS = 60_000
@@ -77,7 +79,7 @@ class Service:
         )
 
     def book(self) -> RebuildingLedger:
-        return RebuildingLedger(self.ledger, self.maintenance, sum_records=self.sum_records)
+        return RebuildingLedger(self.ledger, Rebuilder(self.maintenance, self.sum_records))
 
     def sum_records(self, organization_id: str, lost: LostWindow) -> int:
         found: int = self.records()
@@ -129,7 +131,7 @@ class Play:
 
     def release(self, number: int) -> Any:
         held = self.held.get(number)
-        return held and self.subject.release(held)
+        return held and self.subject.settle(held, NOTHING)
 
     def settle_unanswered(self, number: int) -> Any:
         """Of a reservation whose answer never came, as far as the caller knows."""
@@ -256,23 +258,23 @@ def test_exactly_as_many_as_fit_are_admitted_at_once(service: Service, stand: An
 # --- as the gate sees it --------------------------------------------------------------------
 
 
-def gates(service: Service, stand: Any, **options: Any) -> tuple[BudgetGate, BudgetGate]:
+def gates(service: Service, stand: Any, **options: Any) -> tuple[Budgets, Budgets]:
     entries = stand.idempotency()
-    local = Admission(stand, stand.ledger(), entries, load=frozen_script)
-    remote = RemoteAdmission(service.client, stand, entries, RetryQueue())
+    local = RedisExchange(stand, stand.ledger(), entries, load=frozen_script)
+    remote = ServiceExchange(service.client, stand, entries, RetryQueue())
     return tuple(
-        BudgetGate(
-            admission,  # type: ignore[arg-type]
+        Budgets(
+            exchange,
             stand.maintenance(),
             RetryQueue(),
             sum_records=lambda _organization_id, _lost: 0,
             **options,
         )
-        for admission in (local, remote)
+        for exchange in (local, remote)
     )  # type: ignore[return-value]
 
 
-def a_day_of_calls(gate: BudgetGate, stand: Any) -> list[Any]:
+def a_day_of_calls(gate: Budgets, stand: Any) -> list[Any]:
     stand.client.execute_command("FLUSHALL")
 
     def admit(lease: str, key: str = "", *, cost: int = 100, body: bytes = b"body") -> Any:
@@ -314,7 +316,7 @@ def test_a_lost_answer_is_taken_back(service: Service, stand: Any) -> None:
         gate.admit(request, entry)
     service.client._session.post = post  # type: ignore[method-assign]
     assert stand.ledger().read("acme", WINDOWS)[0].reserved == 100
-    assert gate._retry_queue.run() == 1
+    assert gate.retry_queue.run() == 1
     assert stand.ledger().read("acme", WINDOWS)[0].reserved == 0
     again = Request("acme", "b", WINDOWS, Amounts(100, 5), TTL_MS)
     assert isinstance(gate.admit(again, Entry("acme", "order-1", b"body", "b")), Admitted)
@@ -335,7 +337,7 @@ def test_a_service_that_was_never_reached_holds_no_id(service: Service, stand: A
             Request("acme", "a", WINDOWS, Amounts(1, 5), TTL_MS), Entry("acme", "o", b"body", "a")
         )
     service.client._session.post = post  # type: ignore[method-assign]
-    assert len(gate._retry_queue) == 0
+    assert len(gate.retry_queue) == 0
     again = Request("acme", "b", WINDOWS, Amounts(1, 5), TTL_MS)
     assert isinstance(gate.admit(again, Entry("acme", "o", b"body", "b")), Admitted)
 
@@ -356,7 +358,7 @@ def test_a_lost_settlement_is_made_up_for_once(service: Service, stand: Any) -> 
     service.client._session.post = lose  # type: ignore[method-assign]
     gate.settle(admitted, Amounts(600, 5), b"reply")
     service.client._session.post = post  # type: ignore[method-assign]
-    gate._retry_queue.run()
+    gate.retry_queue.run()
     assert stand.ledger().read("acme", WINDOWS)[0].settled == 600
     duplicate = Request("acme", "b", WINDOWS, Amounts(1, 5), TTL_MS)
     assert gate.admit(duplicate, Entry("acme", "o", b"body", "b")) == Replay(b"reply")
@@ -377,7 +379,7 @@ def test_without_redis_ids_are_not_protected_but_budgets_hold(service: Service, 
             return stand.run(call)
 
     redis, deferred = Away(), RetryQueue()
-    admission = RemoteAdmission(
+    admission = ServiceExchange(
         service.client,
         redis,  # type: ignore[arg-type]
         Idempotency(redis),  # type: ignore[arg-type]
@@ -385,7 +387,7 @@ def test_without_redis_ids_are_not_protected_but_budgets_hold(service: Service, 
     )
     entry = Entry("acme", "o", b"body", "a")
     request = Request("acme", "a", WINDOWS, Amounts(100, 5), TTL_MS)
-    held = admission.admit(request, entry)
+    _, held = admission.ask(None, request, entry)
     assert isinstance(held, Reservation)
     assert held.unclaimed == "connect"
     assert admission.end(held, Amounts(30, 5), entry, b"reply").booked

@@ -7,8 +7,7 @@ from typing import Any
 import pytest
 
 from router.breaker import Reason, Unavailable
-from router.limits.admission import Request
-from router.limits.budgets.gate import Admitted, BudgetGate, OnUnavailable
+from router.limits.admission import OnUnavailable
 from router.limits.budgets.windows import (
     NOTHING,
     Amounts,
@@ -18,8 +17,11 @@ from router.limits.budgets.windows import (
     WindowSpec,
 )
 from router.limits.idempotency.entries import Entry, Idempotency, NotProtected
-from router.limits.remote.admission import RemoteAdmission
+from router.limits.outcome import Admitted, Request
+from router.limits.rates.decision import decide
+from router.limits.remote.exchange import ServiceExchange
 from router.limits.retry_queue import RetryQueue
+from tests.fakes.admitting import Budgets
 
 SPEND = WindowSpec("spend", "usd", "daily", 1000)
 ENTRY = Entry("acme", "order-1", b"body", "a")
@@ -31,20 +33,27 @@ def not_answered(reason: Reason = "timeout") -> NotReserved:
 
 
 class Failing:
-    """An admission that gives no answer."""
+    """An exchange that gets no answer."""
 
-    def __init__(self, error: Unavailable) -> None:
+    def __init__(
+        self,
+        error: Unavailable,
+        *,
+        uses_budget_service: bool = False,
+        presumed: Reservation | None = None,
+    ) -> None:
         self._error = error
-        self.undone: list[tuple[Reservation, Entry | None]] = []
+        self._presumed = presumed
+        self.uses_budget_service = uses_budget_service
 
-    def admit(self, request: Request, entry: Entry | None) -> Any:
+    def ask(self, rates: Any, request: Request, entry: Entry | None) -> Any:
         raise self._error
 
     def end(self, *_: Any) -> Settlement:
         return Settlement(True)
 
-    def undo(self, reservation: Reservation, entry: Entry | None) -> None:
-        self.undone.append((reservation, entry))
+    def presume(self, request: Request) -> Reservation | None:
+        return self._presumed
 
 
 def outcome(
@@ -57,22 +66,21 @@ def outcome(
     asks_always: bool = False,
 ) -> tuple[bool, int]:
     """Whether the call goes on, and how much was left to be undone."""
-    admission, deferred = Failing(error), RetryQueue()
-    gate = BudgetGate(
-        admission,
-        None,  # type: ignore[arg-type]
+    deferred = RetryQueue()
+    gate = Budgets(
+        Failing(error, uses_budget_service=asks_always),
+        None,
         deferred,
         sum_records=lambda _organization_id, _lost: 0,
         on_unavailable=budgets,
         entries_on_unavailable=entries,
-        asks_always=asks_always,
     )
     try:
         found = gate.admit(Request("acme", "a", windows, NOTHING, 1000), entry)
     except Unavailable:
         return False, deferred.run()
     assert isinstance(found, Admitted)
-    assert found.unprotected
+    assert found.unprotected is bool(windows or entry or asks_always)
     return True, deferred.run()
 
 
@@ -123,9 +131,9 @@ def test_what_may_have_been_reserved_is_undone(reason: Reason, undone: int) -> N
 @pytest.mark.parametrize("reason", ["timeout", "breaker_open"])
 def test_an_id_that_was_never_sent_needs_no_end(reason: Reason) -> None:
     """D5: in a long outage such ends would push settlements out of what waits for Redis."""
-    gate = BudgetGate(
+    gate = Budgets(
         Failing(not_answered(reason)),
-        None,  # type: ignore[arg-type]
+        None,
         RetryQueue(),
         sum_records=lambda _organization_id, _lost: 0,
     )
@@ -139,21 +147,21 @@ def test_who_has_waited_in_vain_does_not_wait_again(budgets: OnUnavailable) -> N
     """P9: one timeout for a call; what it would have reserved is known all the same."""
     held = Reservation("a", "acme", (), epoch="presumed")
     deferred = RetryQueue()
-    gate = BudgetGate(
-        Failing(Unavailable("nobody", "lost")),
-        None,  # type: ignore[arg-type]
+    gate = Budgets(
+        Failing(Unavailable("nobody", "lost"), presumed=held),
+        None,
         deferred,
         sum_records=lambda _organization_id, _lost: 0,
         on_unavailable=budgets,
-        presume=lambda _request: held,
     )
+    waited = decide((), "local")
     request = Request("acme", "a", (SPEND,), NOTHING, 1000)
     if budgets == "open":
-        expected = Admitted(held, None, unprotected=True, is_late=True)
-        assert gate.admit(request, ENTRY, is_unavailable=True) == expected
+        expected = Admitted(held, None, unprotected=True, waited_in_vain=True)
+        assert gate.admit(request, ENTRY, rates=waited) == expected
     else:
         with pytest.raises(Unavailable, match="breaker_open"):
-            gate.admit(request, ENTRY, is_unavailable=True)
+            gate.admit(request, ENTRY, rates=waited)
     assert len(deferred) == 0
 
 
@@ -161,15 +169,16 @@ def test_who_has_waited_in_vain_does_not_wait_again(budgets: OnUnavailable) -> N
 def test_what_only_a_service_may_have_held_is_settled_there(asks_always: bool) -> None:
     """`open`: the router knows of no budget, and the service may know the lease; without a service
     there is nothing to tell."""
-    admission, deferred, ended = Failing(not_answered()), RetryQueue(), []
+    ended: list[Any] = []
+    admission = Failing(not_answered(), uses_budget_service=asks_always)
+    deferred = RetryQueue()
     admission.end = lambda *told: ended.append(told) or Settlement(True)  # type: ignore[method-assign,func-returns-value]
-    gate = BudgetGate(
+    gate = Budgets(
         admission,
-        None,  # type: ignore[arg-type]
+        None,
         deferred,
         sum_records=lambda _organization_id, _lost: 0,
         on_unavailable="open",
-        asks_always=asks_always,
     )
     admitted = gate.admit(Request("acme", "a", (), NOTHING, 1000))
     assert isinstance(admitted, Admitted)
@@ -210,7 +219,7 @@ class Service:
 def test_a_service_is_not_asked_for_a_call_without_protection(reason: Reason, left: int) -> None:
     """With `closed` for ids; an id that may have been claimed is freed as soon as Redis is back."""
     redis, service, deferred = Away(reason), Service(), RetryQueue()
-    admission = RemoteAdmission(
+    admission = ServiceExchange(
         service,  # type: ignore[arg-type]
         redis,
         Idempotency(redis),
@@ -219,6 +228,6 @@ def test_a_service_is_not_asked_for_a_call_without_protection(reason: Reason, le
     )
     request = Request("acme", "a", (), Amounts(1, 1), 1000)
     with pytest.raises(NotProtected):
-        admission.admit(request, ENTRY)
+        admission.ask(None, request, ENTRY)
     assert (service.asked, len(deferred)) == (0, left)
-    assert isinstance(admission.admit(request, None), Reservation)
+    assert isinstance(admission.ask(None, request, None)[1], Reservation)

@@ -7,6 +7,7 @@ import random
 
 import pytest
 
+from router.call import Call, Operation
 from router.config.document import (
     Backend,
     Document,
@@ -16,7 +17,8 @@ from router.config.document import (
     Share,
     build_document,
 )
-from router.routing.engine import RoutingEngine
+from router.errors import InvalidRequest, ModelNotFound
+from router.routing.candidates import Draw, candidates
 
 SPECIFIC_FIRST = [("acme", "gpt-4o"), ("acme", "*"), ("*", "gpt-4o"), ("*", "*")]
 SUBSETS = [
@@ -46,10 +48,17 @@ def policy(organization: str, model: str, **weights: int) -> Policy:
     return Policy(organization, model, tuple(Share(name, w) for name, w in weights.items()))
 
 
+def chat(model_id: str) -> Call:
+    return Call("openai", "chat", model_id, model_id, fields={}, body=b"{}")
+
+
 def planned(
-    found: Document, organization_id: str, model_id: str, engine: RoutingEngine | None = None
+    found: Document, organization_id: str, model_id: str, draw: Draw = random.random
 ) -> list[str]:
-    plan = (engine or RoutingEngine()).plan(found, organization_id, model_id)
+    try:
+        plan = candidates(found, organization_id, chat(model_id), draw)
+    except ModelNotFound:
+        return []
     return [backend.id for backend in plan]
 
 
@@ -103,9 +112,8 @@ def test_the_plan_follows_the_draw() -> None:
     """F8: the engine's own source of chance decides, one draw for each place but the last."""
     found = document(policy("*", "*", a=70, b=30))
     draws = iter([0.69, 0.71])
-    engine = RoutingEngine(lambda: next(draws))
-    assert planned(found, "acme", "gpt-4o", engine) == ["a", "b"]
-    assert planned(found, "acme", "gpt-4o", engine) == ["b", "a"]
+    assert planned(found, "acme", "gpt-4o", lambda: next(draws)) == ["a", "b"]
+    assert planned(found, "acme", "gpt-4o", lambda: next(draws)) == ["b", "a"]
 
 
 def test_without_a_draw_of_its_own_the_engine_uses_chance() -> None:
@@ -117,8 +125,61 @@ def test_without_a_draw_of_its_own_the_engine_uses_chance() -> None:
 
 def test_a_plan_holds_the_backends_of_its_document() -> None:
     """An id means what this revision says, not what an earlier one said."""
-    engine = RoutingEngine()
     for port in (9, 10):
         found = document(policy("*", "*", a=1), port=port)
-        assert engine.plan(found, "acme", "gpt-4o") == [found.backends["a"]]
+        assert candidates(found, "acme", chat("gpt-4o")) == [found.backends["a"]]
         assert found.backends["a"].base_url == f"http://127.0.0.1:{port}/v1"
+
+
+# --- kinds of calls -------------------------------------------------------------------------
+
+KINDS: dict[str, str] = {
+    "first": "openai",
+    "second": "openai",
+    "messages": "anthropic",
+    "more-messages": "anthropic",
+}
+MIXED = build_document(
+    7,
+    organizations=(Organization("acme"), Organization("other")),
+    models=(Model("claude"), Model("mixed"), Model("unserved")),
+    backends=tuple(Backend(name, kind, "http://127.0.0.1:9/v1") for name, kind in KINDS.items()),
+    policies=(
+        policy("acme", "claude", messages=1, **{"more-messages": 1}),
+        policy("acme", "mixed", messages=1, first=1, **{"more-messages": 1}, second=1),
+    ),
+)
+
+
+def found_for(model: str, operation: Operation, *, organization_id: str = "acme") -> list[str]:
+    """Of a draw of 0, which plans in the order of the policy."""
+    asked = Call("openai", operation, model, "as-asked-for", fields={}, body=b"{}")
+    return [backend.id for backend in candidates(MIXED, organization_id, asked, lambda: 0.0)]
+
+
+@pytest.mark.parametrize("operation", ["chat", "completions"])
+def test_backends_of_every_kind_serve_text(operation: Operation) -> None:
+    """A plan may mix kinds; nobody is left out of what all can do."""
+    assert found_for("mixed", operation) == ["messages", "first", "more-messages", "second"]
+
+
+def test_backends_that_cannot_serve_the_operation_are_left_out() -> None:
+    """The others keep their order among themselves."""
+    assert found_for("mixed", "embeddings") == ["first", "second"]
+
+
+def test_an_operation_that_no_backend_supports_is_the_clients_mistake() -> None:
+    """The refusal names the model as the client wrote it."""
+    with pytest.raises(
+        InvalidRequest, match="'as-asked-for' does not support embeddings"
+    ) as raised:
+        found_for("claude", "embeddings")
+    assert raised.value.field == "model"
+
+
+@pytest.mark.parametrize(("organization", "model"), [("other", "claude"), ("acme", "unserved")])
+def test_a_model_that_nobody_serves_does_not_exist(organization: str, model: str) -> None:
+    """Without a policy for it a model is not found, by the name that was used."""
+    with pytest.raises(ModelNotFound) as raised:
+        found_for(model, "chat", organization_id=organization)
+    assert raised.value.model == "as-asked-for"

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from router.config.document import Share
 from router.config.loader import load_plain
 from router.config.schema.parts import MAX_WEIGHT
-from router.routing.policies import order
+from router.routing.candidates import order
 
 DRAWS = 10_000
 JUST_BELOW_ONE = math.nextafter(1.0, 0.0)

@@ -1,4 +1,4 @@
-"""Idempotency entry and budget reservation of one call, the budget at a budget service."""
+"""The id of a call claimed in Redis, its budgets reserved at a budget service."""
 
 from __future__ import annotations
 
@@ -6,43 +6,49 @@ from dataclasses import replace
 from typing import Literal
 
 from router.breaker import NOT_SENT, Reason, Unavailable
-from router.limits.admission import AdmitOutcome, Request
-from router.limits.budgets.windows import NOTHING, Amounts, NotReserved, Reservation, Settlement
+from router.limits.budgets.windows import Amounts, NotReserved, Reservation, Settlement
 from router.limits.idempotency.entries import Entry, Idempotency, New, NotProtected, NotStored
+from router.limits.outcome import ExchangeReply, Request
 from router.limits.rates.limiter import Runner
 from router.limits.remote.client import BudgetClient
 from router.limits.retry_queue import RetryQueue
+from router.redis.scripts import ScriptCall
 
 
-class RemoteAdmission:
-    """What :class:`router.limits.admission.Admission` is, in two exchanges instead of one.
+class ServiceExchange:
+    """What :class:`router.limits.exchange.RedisExchange` is, in two exchanges instead of one.
 
-    The id is claimed in Redis first, then the service is asked. Redis away: the call goes on
-    without protection against duplicates, which its reservation tells (``unclaimed``), or with
-    ``entries_on_unavailable`` ``closed`` it does not.
+    The id is claimed in Redis first, then the service is asked. While Redis is unavailable the call
+    goes on without protection against duplicates, which its reservation tells (``unclaimed``), or
+    does not go on when ``entries_on_unavailable`` is ``closed``.
     """
+
+    uses_budget_service = True
 
     def __init__(
         self,
         client: BudgetClient,
         redis: Runner,
         idempotency: Idempotency,
-        deferred: RetryQueue,
+        retry_queue: RetryQueue,
         *,
         entries_on_unavailable: Literal["closed", "open"] = "open",
     ) -> None:
         self._client = client
         self._redis = redis
         self._idempotency = idempotency
-        self._retry_queue = deferred
+        self._retry_queue = retry_queue
         self._entries_on_unavailable = entries_on_unavailable
 
-    def admit(self, request: Request, entry: Entry | None) -> AdmitOutcome:
+    def ask(
+        self, rates: ScriptCall | None, request: Request, entry: Entry | None
+    ) -> tuple[list[int], ExchangeReply]:
         """The reservation, or what stands against it. ``entry.owner`` is the request's lease id.
 
         Raises :class:`NotReserved` when nobody knows what the service has done, the id free again,
-        and :class:`NotProtected`.
+        and :class:`NotProtected`. The service knows no rates, so the first part is empty.
         """
+        assert rates is None
         unclaimed: Reason | None = None
         if entry is not None:
             try:
@@ -50,12 +56,12 @@ class RemoteAdmission:
             except Unavailable as error:
                 if self._entries_on_unavailable == "closed":
                     if error.reason not in NOT_SENT:  # it may have been claimed all the same
-                        self._retry_queue.later(lambda: self._tell(entry, None))
+                        self._retry_queue.later(lambda: self._end_entry(entry, None))
                     raise NotProtected(error.name, error.reason, error.detail) from error
                 unclaimed = error.reason
             else:
                 if not isinstance(claim, New):
-                    return claim
+                    return [], claim
         try:
             outcome = self._client.reserve(
                 request.organization_id,
@@ -69,9 +75,9 @@ class RemoteAdmission:
             self._free(entry, unclaimed)
             raise
         if isinstance(outcome, Reservation):
-            return replace(outcome, unclaimed=unclaimed)
+            return [], replace(outcome, unclaimed=unclaimed)
         self._free(entry, unclaimed)
-        return outcome
+        return [], outcome
 
     def end(
         self,
@@ -80,32 +86,31 @@ class RemoteAdmission:
         entry: Entry | None,
         reply: bytes | NotStored | None,
     ) -> Settlement:
-        """Book ``amounts``, and keep the reply or free the id. Twice is once.
+        """Book ``amounts``, and store the reply or free the id. Twice is once.
 
-        Raises :class:`Unavailable` while the service is away; the id is done with in any case, now
-        or as soon as Redis is back.
+        Raises :class:`Unavailable` while the service is unavailable; the entry is ended in any
+        case, now or as soon as Redis is back.
         """
-        self._finish(entry, reply)
+        self._end_entry_or_later(entry, reply)
         return self._client.settle(reservation, amounts)
 
-    def undo(self, reservation: Reservation, entry: Entry | None) -> None:
-        """As if the call had never asked."""
-        self._finish(entry, None)
-        self._client.settle(reservation, NOTHING)
+    def presume(self, request: Request) -> Reservation | None:
+        """``None``: what the service would reserve is not known here."""
+        return None
 
     def _free(self, entry: Entry | None, unclaimed: Reason | None) -> None:
         if unclaimed not in NOT_SENT:  # else there is nothing that could be freed
-            self._finish(entry, None)
+            self._end_entry_or_later(entry, None)
 
-    def _finish(self, entry: Entry | None, reply: bytes | NotStored | None) -> None:
+    def _end_entry_or_later(self, entry: Entry | None, reply: bytes | NotStored | None) -> None:
         if entry is None:
             return
         try:
-            self._tell(entry, reply)
+            self._end_entry(entry, reply)
         except Unavailable:
             # Not the reply itself: many of them would not fit into memory.
-            kept = None if reply is None else NotStored()
-            self._retry_queue.later(lambda: self._tell(entry, kept))
+            stored = None if reply is None else NotStored()
+            self._retry_queue.later(lambda: self._end_entry(entry, stored))
 
-    def _tell(self, entry: Entry, reply: bytes | NotStored | None) -> None:
+    def _end_entry(self, entry: Entry, reply: bytes | NotStored | None) -> None:
         self._redis.run(self._idempotency.plan_end(entry, reply))

@@ -9,13 +9,15 @@ from typing import Any
 import pytest
 
 from router.breaker import Reason, Unavailable
-from router.limits.admission import Admission, Request
-from router.limits.budgets.gate import Admitted, BudgetGate, OnUnavailable
+from router.limits.admission import OnUnavailable
 from router.limits.budgets.ledger import Ledger
 from router.limits.budgets.maintenance import LedgerMaintenance
 from router.limits.budgets.windows import Amounts, Denied, LostWindow, ThresholdEvent, WindowSpec
+from router.limits.exchange import RedisExchange
 from router.limits.idempotency.entries import Entry, Idempotency, InFlight, NotStored, Replay
+from router.limits.outcome import Admitted, Request
 from router.limits.retry_queue import RetryQueue
+from tests.fakes.admitting import Budgets
 from tests.unit.limits.conftest import frozen_script
 
 SPEND = WindowSpec("spend", "usd", "daily", 1000, thresholds=(50,))
@@ -44,7 +46,7 @@ class Outage:
 
 
 class Fixture:
-    """A gate over a Redis that can fail, and what it reported."""
+    """Admission over a Redis that can fail, and what it reported."""
 
     def __init__(self, stand: Any, on_unavailable: OnUnavailable = "closed") -> None:
         self.stand = stand
@@ -56,8 +58,8 @@ class Fixture:
         self.records: Callable[[], int] = lambda: 0
         self.ledger = Ledger(self.redis, clock=stand.clock, load=frozen_script)
         entries = Idempotency(self.redis, load=frozen_script)
-        self.gate = BudgetGate(
-            Admission(self.redis, self.ledger, entries, load=frozen_script),
+        self.gate = Budgets(
+            RedisExchange(self.redis, self.ledger, entries, load=frozen_script),
             LedgerMaintenance(self.redis, clock=stand.clock, load=frozen_script),
             self.deferred,
             sum_records=self.sum_records,
@@ -135,7 +137,7 @@ def test_records_that_cannot_be_asked_refuse_for_a_while(subject: Fixture) -> No
             subject.admit(lease, key="order-1" if lease == "a" else "")
     assert len(subject.sums) == 1
     subject.deferred.run()
-    subject.gate._records._next_try_s = 0.0
+    subject.gate.rebuilder._records._next_try_s = 0.0
     subject.records = lambda: 0
     assert isinstance(subject.admit("d", key="order-1"), Admitted)
 

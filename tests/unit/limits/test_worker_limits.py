@@ -12,13 +12,15 @@ import pytest
 from router.breaker import Unavailable
 from router.clock import FrozenClock
 from router.config.settings import Settings, SettingsError
-from router.errors import BudgetUnavailable, LimitsUnavailable, RecordsUnavailable
-from router.limits.admission import Request
-from router.limits.audit_outbox import MAX_NOTICES, AuditOutbox
+from router.errors import RecordsUnavailable
+from router.limits.audit_outbox import MAX_EVENTS, AuditOutbox
 from router.limits.budgets.windows import NOTHING, ThresholdEvent, WindowSpec
 from router.limits.configured import RateSpecs
-from router.limits.enforcement import Enforcement, build_enforcement
+from router.limits.outcome import Request
 from router.limits.rates.decision import BucketSpec
+from router.limits.worker_limits import Limits
+from router.services import build_limits
+from tests.fakes.admitting import TAKEN
 
 SPEND = WindowSpec("spend", "usd", "daily", 1000, scope="key", subject="key-1")
 SPECS = RateSpecs((BucketSpec("org-requests", (), 1.0, 1),), ())
@@ -65,10 +67,10 @@ def recorder() -> Any:
     return Recorder()
 
 
-def built(tmp_path: Path, **settings: Any) -> Enforcement:
+def built(tmp_path: Path, **settings: Any) -> Limits:
     """Wired to a Redis that is not there."""
     changed = replace(Settings(), data_dir=tmp_path, **settings)
-    return build_enforcement(changed, lambda _organization_id, _lost: 0, clock=FrozenClock())
+    return build_limits(changed, lambda _organization_id, _lost: 0, clock=FrozenClock())
 
 
 def test_an_address_that_is_none(tmp_path: Path) -> None:
@@ -79,25 +81,26 @@ def test_an_address_that_is_none(tmp_path: Path) -> None:
 
 
 def test_it_begins_without_redis(tmp_path: Path, recorder: Any) -> None:
-    """D6: rates are enforced here, budgets refuse, and all of it is told in our own errors."""
-    enforcement = built(tmp_path)
-    assert enforcement.take("acme", SPECS, "a").source == "local"
-    with pytest.raises(BudgetUnavailable):
-        enforcement.admit(Request("acme", "a", (SPEND,), NOTHING, 1000), None, is_unavailable=False)
-    with pytest.raises(BudgetUnavailable):
-        enforcement.read("acme", (SPEND,), "key-1")
-    assert enforcement.figures().decisions == {"local": 1}
-    assert enforcement.figures().is_up == {"redis": False}
-    enforcement.close(recorder)
+    """D6: rates are enforced here, budgets refuse."""
+    limits = built(tmp_path)
+    decision = limits.admission.take_rates("acme", SPECS, "a")
+    assert decision.source == "local"
+    request = Request("acme", "a", (SPEND,), NOTHING, 1000)
+    assert isinstance(limits.admission.admit(TAKEN, request, None).result, Unavailable)
+    with pytest.raises(Unavailable):
+        limits.read_windows("acme", (SPEND,), "key-1")
+    assert limits.figures()["rate_decisions"] == {"local": 1}
+    assert limits.figures()["dependency_up"] == {"redis": False}
+    limits.close(recorder)
     assert [event.action for event in recorder.events] == ["DEPENDENCY_LOST"]
 
 
 def test_closed_limits_say_so(tmp_path: Path, recorder: Any) -> None:
     """`ROUTER_RATE_LIMIT_FALLBACK=closed`."""
-    enforcement = built(tmp_path, rate_limit_fallback="closed")
-    with pytest.raises(LimitsUnavailable):
-        enforcement.take("acme", SPECS, "a")
-    enforcement.close(recorder)
+    limits = built(tmp_path, rate_limit_fallback="closed")
+    with pytest.raises(Unavailable):
+        limits.admission.take_rates("acme", SPECS, "a")
+    limits.close(recorder)
 
 
 @pytest.mark.parametrize(
@@ -108,27 +111,27 @@ def test_a_redis_that_forgets_is_told_of(
     tmp_path: Path, recorder: Any, policy: str | None, may_evict: bool, asked: int
 ) -> None:
     """D10: looked at once Redis answers, and then no more."""
-    enforcement = built(tmp_path)
-    enforcement._redis = redis = Redis(policy)  # type: ignore[assignment]
+    limits = built(tmp_path)
+    limits.redis = redis = Redis(policy)  # type: ignore[assignment]
     for _ in range(2):
-        enforcement.tick(recorder)
+        limits.tick(recorder)
         gevent.sleep(0)
-    assert (enforcement.figures().may_evict, redis.asked) == (may_evict, asked)
-    enforcement.close(recorder)
+    assert (limits.figures()["redis_may_evict"], redis.asked) == (may_evict, asked)
+    limits.close(recorder)
     assert redis.is_closed
 
 
 def test_what_waits_for_redis_is_done_beside_the_heartbeat(tmp_path: Path, recorder: Any) -> None:
     """D5: the heartbeat of a worker does not wait for it; and once more at the end."""
-    enforcement = built(tmp_path)
+    limits = built(tmp_path)
     done: list[str] = []
-    enforcement._retry_queue.later(lambda: done.append("a"))
-    enforcement.tick(recorder)
+    limits.retry_queue.later(lambda: done.append("a"))
+    limits.tick(recorder)
     assert done == []
     gevent.sleep(0)
     assert done == ["a"]
-    enforcement._retry_queue.later(lambda: done.append("b"))
-    enforcement.close(recorder)
+    limits.retry_queue.later(lambda: done.append("b"))
+    limits.close(recorder)
     assert done == ["a", "b"]
 
 
@@ -136,14 +139,14 @@ def test_notices_wait_in_order_and_not_without_end(recorder: Any) -> None:
     """A spool that is full for long costs the oldest ones."""
     audit_outbox = AuditOutbox(FrozenClock())
     recorder.is_full = True
-    for number in range(MAX_NOTICES + 1):
-        audit_outbox.crossed("acme", ThresholdEvent(SPEND, number % 100 + 1))
+    for number in range(MAX_EVENTS + 1):
+        audit_outbox.threshold_reached("acme", ThresholdEvent(SPEND, number % 100 + 1))
         if number == 1:
-            audit_outbox.tell(recorder)
+            audit_outbox.flush(recorder)
     recorder.is_full = False
-    audit_outbox.tell(recorder)
-    audit_outbox.tell(recorder)
-    assert len(recorder.events) == MAX_NOTICES
+    audit_outbox.flush(recorder)
+    audit_outbox.flush(recorder)
+    assert len(recorder.events) == MAX_EVENTS
     assert [event.context["percent"] for event in recorder.events[:2]] == [2, 3]
     event = recorder.events[0]
     assert (event.action, event.organization_id) == ("BUDGET_THRESHOLD", "acme")

@@ -1,35 +1,46 @@
-"""From a read call to a delivered one: the only door from HTTP to the gateway."""
+"""An admitted call goes to a backend: the only door from HTTP to ``upstream``."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-from router.api.scope import Scope, current_scope
-from router.call import Decision
+from router.api.scope import Scope
 from router.net.sockets import at_end
-from router.upstream.forwarder import BackendReply, ForwardContext
+from router.routing.candidates import candidates
+from router.upstream.forwarder import ForwardContext
 from router.upstream.headers import forwardable
 
 
-def serve() -> BackendReply:
-    """Forward the current call; every route that can reach a backend ends up here."""
-    scope = current_scope()
-    assert scope.document is not None and scope.caller is not None and scope.call is not None
+def forward(scope: Scope) -> None:
+    """Send the call to the backends that may serve it; the reply is in the scope then.
+
+    Raises a subclass of ``RouterError`` when none of them has answered; what was tried is in
+    ``scope.attempts`` either way.
+    """
+    document, caller, call = scope.document, scope.caller, scope.call
+    assert document is not None and caller is not None and call is not None
     if scope.limits.admitted is None:  # a route that forgot its limits; never unlimited
         raise RuntimeError(f"{scope.endpoint} would forward a call that was not admitted")
     # Before anything is spent: a call that could not be recorded is not made.
     scope.services.recorder.check()
+    chosen = candidates(document, caller.organization_id, call)
+    scope.backend_reply = scope.services.forwarder.send(
+        call,
+        chosen,
+        ForwardContext(_headers(scope), _client_probe(scope)),
+        scope.attempts,
+        document.models[call.model].max_output_tokens,
+    )
+
+
+def _headers(scope: Scope) -> list[tuple[str, str]]:
     headers = forwardable(scope.request.environ, scope.secrets)
     if scope.trace.parent_span_id is None:
         # Without the trace that it belongs to, the client's state would join ours to another.
         headers = [header for header in headers if header[0] != "Tracestate"]
     headers.append(("X-Request-ID", scope.request_id))
     headers.append(("traceparent", scope.trace.traceparent))
-    context = ForwardContext(headers, _client_probe(scope))
-    scope.backend_reply = scope.services.gateway.serve(
-        scope.document, scope.caller, scope.call, context, scope.attempts
-    )
-    return scope.backend_reply
+    return headers
 
 
 def _client_probe(scope: Scope) -> Callable[[], bool] | None:
@@ -38,8 +49,3 @@ def _client_probe(scope: Scope) -> Callable[[], bool] | None:
         return None
     sock = scope.request.environ.get("gunicorn.socket")
     return None if sock is None else lambda: at_end(sock)
-
-
-def decision(scope: Scope) -> Decision:
-    """Whether the policy's first choice answered."""
-    return "PRIMARY" if len(scope.attempts) <= 1 else "FAILOVER"

@@ -1,0 +1,68 @@
+"""What the pipeline needs to know of an endpoint: the scope it asks for, how its calls are read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final
+
+from flask import Blueprint
+from flask.typing import ResponseReturnValue
+
+from router.api.dialects.dialect import CallRoute, Dialect
+from router.api.dialects.table import DIALECTS
+from router.api.scope import Scope
+from router.call import Call
+from router.call import Dialect as DialectName
+
+ReadCall = Callable[[Scope, dict[str, Any], bytes], Call]
+"""Makes a call out of a parsed body and the bytes it was parsed from."""
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """One endpoint behind authentication."""
+
+    scope: str | None
+    """The scope that a key needs; ``None`` lets any valid key use it."""
+    read: ReadCall | None = None
+    """Where it is set the endpoint serves calls, to which limits apply; elsewhere no backend is
+    reached."""
+    signature_in_body: bool = False
+    """Whether the signature may travel in the body instead of the headers."""
+
+
+def _call_endpoint(dialect: Dialect, route: CallRoute) -> Endpoint:
+    def read(scope: Scope, fields: dict[str, Any], body: bytes) -> Call:
+        return dialect.read(scope, route.operation, fields, body)
+
+    return Endpoint("inference", read, route.signature_in_body)
+
+
+ENDPOINTS: Final = {
+    name: _call_endpoint(dialect, route)
+    for dialect in DIALECTS.values()
+    for name, route in dialect.routes.items()
+}
+"""By the names of their Flask endpoints; each module of ``views`` adds its own."""
+
+
+def serves_calls(name: str) -> bool:
+    """Whether an endpoint can reach a backend: each of its requests leaves one usage record."""
+    endpoint = ENDPOINTS.get(name)
+    return endpoint is not None and endpoint.read is not None
+
+
+def call_blueprints(
+    enter: Callable[[], ResponseReturnValue | None], serve: Callable[[], ResponseReturnValue]
+) -> dict[DialectName, Blueprint]:
+    """A blueprint for each dialect, by its name; ``enter`` runs before ``serve`` on all routes."""
+    found = {}
+    for dialect_name, dialect in DIALECTS.items():
+        blueprint = Blueprint(dialect_name, __name__)
+        blueprint.before_request(enter)
+        for name, route in dialect.routes.items():
+            view_name = name.removeprefix(f"{dialect_name}.")
+            blueprint.add_url_rule(route.path, view_name, serve, methods=["POST"])
+        found[dialect_name] = blueprint
+    return found

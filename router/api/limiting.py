@@ -1,0 +1,278 @@
+"""The limits of one call: taken before it is served, settled when it has ended."""
+
+from __future__ import annotations
+
+import time
+from typing import cast
+
+import orjson
+
+from router import errors
+from router.api.bodies import is_at_hand
+from router.api.call_usage import Ending
+from router.api.denials import budget_denial, rate_denial
+from router.api.endpoints import Endpoint
+from router.api.scope import Scope
+from router.breaker import Unavailable
+from router.call import Call
+from router.config.document import KeyRecord, Organization
+from router.limits.budgets.reservation_rule import PriceUnknown
+from router.limits.budgets.windows import MAX_AMOUNT, NOTHING, Amounts, Denied
+from router.limits.configured import RateSpecs, rate_specs, reserved_amounts, window_specs
+from router.limits.idempotency.entries import (
+    Entry,
+    InFlight,
+    Mismatch,
+    NotStored,
+    Replay,
+    fingerprint,
+)
+from router.limits.outcome import Admitted, Request
+from router.limits.outcome import Outcome as LimitOutcome
+from router.limits.rates.decision import MAX_TOKENS, RateDecision, corrections
+from router.pricing.bounds import bounded_output, max_output
+from router.pricing.cost import estimate
+from router.store.sql_queries import SERVED
+from router.telemetry.metrics import DecisionKind
+
+
+def org_and_key(scope: Scope) -> tuple[Organization, KeyRecord]:
+    """The caller's organization and key as the document has them."""
+    assert scope.key is not None and scope.document is not None
+    return scope.document.organizations[scope.key.organization_id], scope.key
+
+
+def take_rates(scope: Scope, endpoint: Endpoint) -> None:
+    """Charge the rate limits of a caller whose body is not there yet; raises ``RateLimited`` or
+    ``LimitsUnavailable``.
+
+    Where a limit depends on what is asked, the body comes first. A body that is short and there
+    costs nothing to read: then :func:`admit` takes the rates.
+    """
+    if endpoint.read is None or _needs_call(scope) or is_at_hand(scope.request.environ):
+        return
+    _take_rates(scope)
+
+
+def admit(scope: Scope) -> None:
+    """Charge the rates where that was not done yet, claim the call's id and reserve what it may
+    cost; or find the reply that it had before. Raises what refuses the call."""
+    limits, admission = scope.limits, scope.services.limits.admission
+    try:
+        if scope.unreadable is not None:
+            raise scope.unreadable
+        if scope.call is None:
+            return  # an endpoint that serves no calls
+        request, entry = _request(scope, scope.call)
+    except Exception:
+        if limits.rates is None:  # whatever is wrong with it, it was a call
+            _take_rates(scope)
+        raise
+    asks_more = bool(request.windows or entry or admission.uses_budget_service)
+    specs = _rate_specs(scope) if limits.rates is None else None
+    rates: RateSpecs | RateDecision = specs or cast(RateDecision, limits.rates)
+    began_s = time.monotonic()
+    outcome = admission.admit(rates, request, entry)
+    if specs is not None or asks_more:
+        kind: DecisionKind = "rate" if not asks_more else "budget" if specs is None else "joint"
+        scope.services.metrics.count_decision(kind, time.monotonic() - began_s)
+    if specs is not None:
+        _note_rates(scope, specs, outcome.rates)
+    _note_result(scope, request, outcome)
+
+
+def settle_limits(scope: Scope, ending: Ending) -> None:
+    """Charge what the call used and give back what it reserved; after its record is written."""
+    limits, wired = scope.limits, scope.services
+    used = _used(scope, ending)
+    admitted = limits.admitted
+    if admitted is not None:
+        reply: bytes | NotStored | None = limits.stored_reply
+        if reply is None and ending.outcome == "completed":
+            reply = NotStored()
+        wired.limits.admission.settle(admitted, used, reply if admitted.entry is not None else None)
+        wired.metrics.count_settled(used.cost_nanos if admitted.reservation.windows else 0)
+    specs, decision = limits.rate_specs, limits.rates
+    if specs is None or decision is None or decision.source == "open":
+        return
+    wrong = corrections(specs.buckets, decision, used.tokens)
+    if wrong or specs.slots:
+        wired.limits.rates.finish(
+            _organization_id(scope), wrong, specs.slots, lease_id=scope.record_id
+        )
+    wired.limits.audit_outbox.flush(wired.recorder)
+
+
+def _needs_call(scope: Scope) -> bool:
+    """Whether a rate limit of the caller depends on what it asks, so that the body comes first."""
+    organization, key = org_and_key(scope)
+    default = scope.services.limits.default_rate
+    return bool(organization.model_rate_limits) or any(
+        limit.tokens_per_minute is not None or limit.concurrent is not None
+        for limit in (organization.rate_limit or default, key.rate_limit or default)
+    )
+
+
+def _take_rates(scope: Scope) -> None:
+    specs, wired = _rate_specs(scope), scope.services
+    began_s = time.monotonic()
+    try:
+        decision = wired.limits.admission.take_rates(
+            _organization_id(scope), specs, scope.record_id
+        )
+    except Unavailable:
+        raise errors.LimitsUnavailable from None
+    wired.metrics.count_decision("rate", time.monotonic() - began_s)
+    _note_rates(scope, specs, decision)
+
+
+def _rate_specs(scope: Scope) -> RateSpecs:
+    """The caller's rate limits, those of its call too when that is known already."""
+    organization, key = org_and_key(scope)
+    call, limits = scope.call, scope.limits
+    if call is not None:
+        limits.tokens = _tokens_asked(call, organization, key)
+    specs = rate_specs(
+        organization,
+        key,
+        None if call is None else call.model,
+        default=scope.services.limits.default_rate,
+        tokens=limits.tokens,
+    )
+    # Only a call that runs holds a slot.
+    return specs if call is not None or not specs.slots else RateSpecs(specs.buckets, ())
+
+
+def _note_rates(scope: Scope, specs: RateSpecs, decision: RateDecision | None) -> None:
+    """Note what the rate limits say; raises ``RateLimited`` or ``LimitsUnavailable``."""
+    if decision is None:
+        raise errors.LimitsUnavailable
+    limits, metrics = scope.limits, scope.services.metrics
+    limits.rates = decision
+    limits.shadow_denied += [status.name for status in decision.shadow_denied]
+    for _ in decision.shadow_denied:
+        metrics.count_shadow_denial("rate_limit")
+    if decision.allowed:
+        limits.rate_specs = specs
+        return
+    assert decision.binding is not None
+    metrics.count_rate_denial(decision.binding.name)
+    limits.denial = rate_denial(decision.binding, limits.tokens)
+    raise errors.RateLimited(limits.denial)
+
+
+def _note_result(scope: Scope, request: Request, outcome: LimitOutcome) -> None:
+    """Note what the budgets and the id say; raises what refuses the call."""
+    metrics, result = scope.services.metrics, outcome.result
+    if isinstance(result, Admitted):
+        _note_admitted(scope, result)
+    elif isinstance(result, Denied):
+        raise _budget_refusal(scope, result)
+    elif isinstance(result, Replay):
+        metrics.count_idempotency("replayed")
+        scope.limits.replay = result.reply
+    elif isinstance(result, InFlight):
+        metrics.count_idempotency("in_progress")
+        raise errors.InProgress
+    elif isinstance(result, Mismatch):
+        metrics.count_idempotency("mismatch")
+        raise errors.IdempotencyMismatch
+    elif isinstance(result, NotStored):
+        metrics.count_idempotency("not_kept")
+        raise errors.ReplyNotStored
+    else:
+        has_budget = request.is_limited or scope.services.limits.admission.uses_budget_service
+        raise errors.BudgetUnavailable if has_budget else errors.LimitsUnavailable
+
+
+def _note_admitted(scope: Scope, admitted: Admitted) -> None:
+    limits, metrics = scope.limits, scope.services.metrics
+    limits.admitted = admitted
+    if admitted.unprotected:
+        metrics.count_idempotency("unprotected")
+    for state in admitted.reservation.shadow_denied:
+        limits.shadow_denied.append(state.window.id)
+        metrics.count_shadow_denial("budget" if state.window.unit == "usd" else "quota")
+
+
+def _budget_refusal(scope: Scope, denied: Denied) -> errors.RouterError:
+    window, metrics = denied.binding.window, scope.services.metrics
+    denial = budget_denial(denied.binding, denied.this_request, now_s=scope.services.clock.now_s())
+    scope.limits.denial = denial
+    if window.unit == "usd":
+        metrics.count_budget_denial(window.scope, window.period)
+        return errors.BudgetExceeded(denial)
+    metrics.count_quota_denial(window.scope, window.unit, window.period)
+    return errors.QuotaExceeded(denial)
+
+
+def _request(scope: Scope, call: Call) -> tuple[Request, Entry | None]:
+    """What the budgets are asked, and the call's id; raises ``PriceUnknown``."""
+    organization, key = org_and_key(scope)
+    limits = scope.services.limits
+    windows = window_specs(organization, key)
+    amounts = NOTHING
+    if windows or limits.admission.uses_budget_service:
+        amounts = scope.limits.amounts = _amounts(scope, call)
+    request = Request(organization.id, scope.record_id, windows, amounts, limits.lease_ms, key.id)
+    return request, _entry(scope, call)
+
+
+def _amounts(scope: Scope, call: Call) -> Amounts:
+    organization, key = org_and_key(scope)
+    assert scope.document is not None
+    model = scope.document.models[call.model]
+    try:
+        return reserved_amounts(
+            organization,
+            key,
+            scope.services.limits.reservation_rule,
+            model.prices,
+            tokens_input=estimate(call.fields, 0).tokens_input,
+            max_output=max_output(call, model.max_output_tokens),
+        )
+    except PriceUnknown:
+        raise errors.PriceUnknown(call.requested_model) from None
+
+
+def _entry(scope: Scope, call: Call) -> Entry | None:
+    if call.idempotency_id is None:
+        return None
+    body = call.body
+    if body is None:  # translated: the same call may have been signed anew
+        body = orjson.dumps([call.fields, call.metadata], option=orjson.OPT_SORT_KEYS)
+    mark = fingerprint(scope.endpoint.encode(), body)
+    return Entry(_organization_id(scope), call.idempotency_id, mark, scope.record_id)
+
+
+def _tokens_asked(call: Call, organization: Organization, key: KeyRecord) -> int:
+    """Estimated input, and output as far as the client bounds it; the rest is charged later."""
+    limits = (
+        organization.rate_limit,
+        key.rate_limit,
+        organization.model_rate_limits.get(call.model),
+    )
+    if not any(limit is not None and limit.tokens_per_minute is not None for limit in limits):
+        return 0
+    return min(estimate(call.fields, 0).tokens_input + (bounded_output(call) or 0), MAX_TOKENS)
+
+
+def _used(scope: Scope, ending: Ending) -> Amounts:
+    """What is charged; the same that the records say when a budget is rebuilt from them."""
+    served = int(bool(scope.attempts) and ending.outcome in SERVED)
+    if scope.backend_reply is None:
+        return Amounts(0, 0, served)
+    cost, usage = ending.cost_nanos, ending.usage
+    if cost is None:
+        cost = scope.services.limits.reservation_rule.floor_nanos
+    return Amounts(_bounded(cost), _bounded(usage.tokens_input + usage.tokens_output), served)
+
+
+def _bounded(amount: int) -> int:
+    """A backend may report anything."""
+    return max(0, min(amount, MAX_AMOUNT))
+
+
+def _organization_id(scope: Scope) -> str:
+    assert scope.key is not None
+    return scope.key.organization_id
