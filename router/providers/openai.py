@@ -11,14 +11,14 @@ from typing import Any, Final
 import orjson
 
 from router.call import Call, Operation, Usage
-from router.providers.provider import common_meaning
+from router.providers.provider import Provider, StreamTranslator
 from router.providers.sse import SseSplitter, data_of
 
 MAX_TOKENS: Final = 1_000_000_000
 """A count above this makes no sense, and its cost would not fit a 64-bit number."""
 
 
-class OpenAIProvider:
+class OpenAIProvider(Provider):
     """The API of OpenAI: requests and replies need no translation."""
 
     paths: Mapping[Operation, str] = {
@@ -28,7 +28,6 @@ class OpenAIProvider:
     }
     reserved_headers = frozenset({"openai-organization", "openai-project"})
     shows_error_bodies = True
-    status_meaning = staticmethod(common_meaning)
 
     def credential_headers(self, credential: str | None) -> list[tuple[str, str]]:
         """A bearer token."""
@@ -90,18 +89,13 @@ def output_chars(reply: Any) -> int:
     return sum(_choice_chars(choice, "message") for choice in _choices(reply))
 
 
-class CompletionStream:
+class CompletionStream(StreamTranslator):
     """Forwards the events of a stream as they are and remembers what they say.
 
     With ``strip_usage`` the chunk that carries nothing but usage is left out.
     """
 
     def __init__(self, *, strip_usage: bool) -> None:
-        self.usage: Usage | None = None
-        self.usage_at_start: Usage | None = None
-        self.output_chars = 0
-        self.complete = False
-        self.error: str | None = None
         self._finished_choices = False
         self._strip_usage = strip_usage
         self._splitter = SseSplitter()

@@ -10,79 +10,46 @@ from typing import Final
 from router.providers.table import PROVIDERS
 from router.telemetry.redaction import holds_secret
 
-# Names as WSGI spells them. Headers listed here never reach a backend:
-_NEVER: Final = frozenset(
-    {
-        # credentials and identity of the client
-        "HTTP_AUTHORIZATION",
-        "HTTP_PROXY_AUTHORIZATION",
-        "HTTP_X_API_KEY",
-        "HTTP_API_KEY",
-        "HTTP_X_GOOG_API_KEY",
-        "HTTP_COOKIE",
-        "HTTP_COOKIE2",
-        "HTTP_X_AUTH_TOKEN",
-        "HTTP_X_ACCESS_TOKEN",
-        "HTTP_OCP_APIM_SUBSCRIPTION_KEY",
-        # framing and hop-by-hop (RFC 9110 §7.6.1, RFC 9112 §6)
-        "HTTP_HOST",
-        "HTTP_CONTENT_LENGTH",
-        "HTTP_CONTENT_TYPE",
-        "HTTP_CONTENT_ENCODING",
-        "HTTP_TRANSFER_ENCODING",
-        "HTTP_CONNECTION",
-        "HTTP_KEEP_ALIVE",
-        "HTTP_PROXY_CONNECTION",
-        "HTTP_PROXY_AUTHENTICATE",
-        "HTTP_TE",
-        "HTTP_TRAILER",
-        "HTTP_TRAILERS",
-        "HTTP_UPGRADE",
-        "HTTP_HTTP2_SETTINGS",
-        "HTTP_EXPECT",
-        # digests of a body that may be written anew
-        "HTTP_CONTENT_MD5",
-        "HTTP_CONTENT_DIGEST",
-        "HTTP_REPR_DIGEST",
-        "HTTP_DIGEST",
-        # conditions and parts: a backend's 304 or 206 would be no reply to a call
-        "HTTP_IF_MATCH",
-        "HTTP_IF_NONE_MATCH",
-        "HTTP_IF_MODIFIED_SINCE",
-        "HTTP_IF_UNMODIFIED_SINCE",
-        "HTTP_IF_RANGE",
-        "HTTP_RANGE",
-        # written by the router
-        "HTTP_ACCEPT_ENCODING",
-        "HTTP_X_REQUEST_ID",
-        "HTTP_TRACEPARENT",
-        # about the client's network, not the backend's business
-        "HTTP_FORWARDED",
-        "HTTP_X_FORWARDED",
-        "HTTP_CLIENT_IP",
-        "HTTP_X_CLIENT_IP",
-        "HTTP_X_CLUSTER_CLIENT_IP",
-        "HTTP_X_ORIGINAL_FORWARDED_FOR",
-        "HTTP_PROXY",  # CGI programs take it for the variable of that name (CVE-2016-5385)
-        "HTTP_VIA",
-        "HTTP_X_REAL_IP",
-        "HTTP_TRUE_CLIENT_IP",
-        "HTTP_ORIGIN",
-        "HTTP_REFERER",
-        # servers that let a header replace the request line or the host
-        "HTTP_X_HTTP_METHOD",
-        "HTTP_X_HTTP_METHOD_OVERRIDE",
-        "HTTP_X_METHOD_OVERRIDE",
-        "HTTP_X_ORIGINAL_URL",
-        "HTTP_X_ORIGINAL_HOST",
-        "HTTP_X_REWRITE_URL",
-        "HTTP_X_HOST",
-    }
-) | {
-    "HTTP_" + name.upper().replace("-", "_")
-    for provider in PROVIDERS.values()
-    for name in provider.reserved_headers
+
+def _wsgi_name(header: str) -> str:
+    return "HTTP_" + header.upper().replace("-", "_")
+
+
+_WITHHELD: Final = {
+    "credentials and identity of the client": (
+        "authorization proxy-authorization x-api-key api-key x-goog-api-key x-auth-token "
+        "x-access-token ocp-apim-subscription-key cookie cookie2"
+    ),
+    "framing and hop-by-hop (RFC 9110 §7.6.1, RFC 9112 §6)": (
+        "host content-length content-type content-encoding transfer-encoding connection "
+        "keep-alive proxy-connection proxy-authenticate te trailer trailers upgrade "
+        "http2-settings expect"
+    ),
+    "digests of a body that may be written anew": "content-md5 content-digest repr-digest digest",
+    "conditions and parts: a backend's 304 or 206 would be no reply to a call": (
+        "if-match if-none-match if-modified-since if-unmodified-since if-range range"
+    ),
+    "written by the router": "accept-encoding x-request-id traceparent",
+    "about the client's network, not the backend's business": (
+        "forwarded x-forwarded x-original-forwarded-for client-ip x-client-ip "
+        "x-cluster-client-ip x-real-ip true-client-ip via origin referer"
+    ),
+    "taken by CGI programs for their variable HTTP_PROXY (CVE-2016-5385)": "proxy",
+    "replaces the request line or the host on some servers": (
+        "x-http-method x-http-method-override x-method-override x-original-url "
+        "x-original-host x-rewrite-url x-host"
+    ),
 }
+"""Headers that never reach a backend, by the reason why."""
+
+_NEVER: Final = frozenset(
+    _wsgi_name(header)
+    for headers in (
+        *(names.split() for names in _WITHHELD.values()),
+        *(provider.reserved_headers for provider in PROVIDERS.values()),
+    )
+    for header in headers
+)
 _NEVER_PREFIXES: Final = ("HTTP_X_FORWARDED_", "HTTP_X_ROUTER_", "HTTP_X_ROUTING_", "HTTP_CF_")
 _UNSAFE: Final = re.compile(r"[^\t -~\x80-\xff]")
 _TOKEN: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")

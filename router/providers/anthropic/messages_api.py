@@ -40,18 +40,16 @@ from router.providers.anthropic.reply import error_message, read_reply
 from router.providers.anthropic.request import write_request
 from router.providers.anthropic.stream import MessagesStream
 from router.providers.openai import output_chars
-from router.providers.provider import common_meaning
+from router.providers.provider import Provider
 
 API_VERSION: Final = "2023-06-01"
 
 
-class AnthropicProvider:
+class AnthropicProvider(Provider):
     """The Messages API, translated both ways. It has no embeddings."""
 
     paths: Mapping[Operation, str] = {"chat": "/messages", "completions": "/messages"}
     reserved_headers = frozenset({"anthropic-version"})
-    shows_error_bodies = False
-    status_meaning = staticmethod(common_meaning)
 
     def credential_headers(self, credential: str | None) -> list[tuple[str, str]]:
         """The API's own header for a key, and its version."""

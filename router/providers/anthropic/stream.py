@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import orjson
 
-from router.call import Operation, Usage
+from router.call import Operation
 from router.providers.anthropic.reply import (
     COUNTS,
     FINISH_REASONS,
@@ -18,6 +18,7 @@ from router.providers.anthropic.reply import (
     write_arguments,
     write_usage,
 )
+from router.providers.provider import StreamTranslator
 from router.providers.sse import MAX_EVENT_BYTES, SseSplitter, data_of
 
 Json = dict[str, Any]
@@ -38,31 +39,14 @@ class _OpenCall:
     """All of its arguments came with its start."""
 
 
-class MessagesStream:
+class MessagesStream(StreamTranslator):
     """Translates one streamed reply, byte chunk by byte chunk, in bounded memory.
 
-    ``feed`` and ``finish`` return what may go to the client now; they raise ValueError when the
-    backend sends something that is no Messages stream. Once ``complete`` or ``error`` is set,
-    everything else that arrives is ignored.
+    ``usage`` is set once the backend has reported the final figures. Once ``complete`` or ``error``
+    is set, everything else that arrives is ignored.
     """
 
-    usage: Usage | None
-    """What the backend reports as used; ``None`` until it has reported the final figures."""
-    usage_at_start: Usage | None
-    """The first report: its input is final, its output is not. For streams that are cut."""
-    output_chars: int
-    """Characters of text, thinking and tool arguments so far, to estimate a stream that is cut."""
-    complete: bool
-    """The reply ended properly and ``[DONE]`` went out."""
-    error: str | None
-    """Why the backend gave up in the middle; the client is not sent it."""
-
     def __init__(self, operation: Operation, *, include_usage: bool, created: int) -> None:
-        self.usage = None
-        self.usage_at_start = None
-        self.output_chars = 0
-        self.complete = False
-        self.error = None
         self._chat = operation != "completions"
         self._include_usage = include_usage
         self._created = created
