@@ -14,7 +14,7 @@ from router.auth.nonces import NonceStore
 from router.clock import Clock
 from router.config.pepper import load_pepper, pepper_fingerprint
 from router.config.settings import Settings, SettingsError, resolve_credential
-from router.config.state.access import StateReader
+from router.config.state.state_reader import StateReader
 from router.errors import NotConfigured
 from router.limits.admission import Admission, OnUnavailable
 from router.limits.audit_outbox import AuditOutbox

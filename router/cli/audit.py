@@ -17,7 +17,7 @@ from router.cli import output as out
 from router.cli.time_range import check_period, moment
 from router.cli.trail_pepper import OTHER_PEPPER, is_stored_pepper, trail_pepper
 from router.clock import Clock
-from router.config.faults import PepperError
+from router.config.config_errors import PepperError
 from router.config.settings import Settings, load_settings
 
 if TYPE_CHECKING:

@@ -105,7 +105,7 @@ def _rebuilding_ledger(client: RedisClient, sum_records: SumRecords) -> Rebuildi
 
 def _windows_of(settings: Settings) -> Callable[[str, str | None], Any]:
     """The windows of the document that was applied in this data directory, if one was."""
-    from router.config.state.access import StateReader
+    from router.config.state.state_reader import StateReader
     from router.errors import NotConfigured
     from router.limits.configured import window_specs
 

@@ -166,7 +166,8 @@ class _Configured(NamedTuple):
 
 def _configured(settings: Settings, only_id: str | None) -> list[_Configured]:
     """What the applied document and the stored keys say, of one organization or of all."""
-    from router.config.state.access import StateReader, StateWriter
+    from router.config.state.state_reader import StateReader
+    from router.config.state.state_writer import StateWriter
     from router.limits.configured import window_specs
 
     reader = StateReader(settings.state_dir)

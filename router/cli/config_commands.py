@@ -19,13 +19,13 @@ from router.cli.output import (
     print_json,
     warn_deprecated,
 )
-from router.config.faults import ConfigurationError
+from router.config.config_errors import ConfigurationError
 from router.config.settings import Settings, load_settings
 
 if TYPE_CHECKING:
     from router.config.diff import Change, FieldChange
-    from router.config.loader import LoadedDocument
-    from router.config.state.access import StateWriter
+    from router.config.document import LoadedDocument
+    from router.config.state.state_writer import StateWriter
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -96,7 +96,7 @@ def apply(document: Path, dry_run: bool, prune_keys: bool, reactivate_keys: bool
     Shows what changes. Running workers follow within a second. Stored keys that are not listed
     stay, and revoked keys stay revoked.
     """
-    from router.config.state.access import StateWriter
+    from router.config.state.state_writer import StateWriter
 
     rules = {"prune_keys": prune_keys, "reactivate_keys": reactivate_keys}
     if dry_run:
@@ -134,8 +134,8 @@ def export(output: str) -> None:
 
     Keys are printed as hashes. No secret is stored, so none can be shown.
     """
-    from router.config.state.access import StateWriter
-    from router.config.state.plain import dump_yaml
+    from router.config.serialized import dump_yaml
+    from router.config.state.state_writer import StateWriter
 
     plain = StateWriter(load_settings().state_dir).export()
     if output == "json":
@@ -146,7 +146,7 @@ def export(output: str) -> None:
 
 def _planned_changes(document: Path, **rules: bool) -> list[Change]:
     from router.config.pepper import has_pepper
-    from router.config.state.access import StateWriter
+    from router.config.state.state_writer import StateWriter
 
     settings = load_settings()
     writer = StateWriter(settings.state_dir)

@@ -22,7 +22,7 @@ def contracts() -> None:
 @_directory
 def write(directory: Path) -> None:
     """Write the contracts to DIRECTORY (default: contracts)."""
-    from router.api.openapi.document import write as write_contracts
+    from router.api.openapi.contract_files import write as write_contracts
 
     write_contracts(directory)
     click.echo(f"wrote {directory}")
@@ -32,7 +32,7 @@ def write(directory: Path) -> None:
 @_directory
 def check(directory: Path) -> None:
     """Report where DIRECTORY (default: contracts) differs from the code: exit code 1."""
-    from router.api.openapi.document import check as check_contracts
+    from router.api.openapi.contract_files import check as check_contracts
 
     problems = check_contracts(directory)
     for problem in problems:

@@ -26,7 +26,7 @@ from router.config.settings import Settings, load_settings
 
 if TYPE_CHECKING:
     from router.config.document import KeyRecord
-    from router.config.state.access import StateWriter
+    from router.config.state.state_writer import StateWriter
 
 _DURATION: Final = re.compile("([1-9][0-9]{0,5})([mhdw])")
 _UNIT_S: Final = {"m": 60, "h": 3600, "d": 86_400, "w": 604_800}
@@ -191,7 +191,7 @@ def _store(settings: Settings, draft: KeyRecord, key: str) -> tuple[KeyRecord, s
 
 
 def _writer(settings: Settings, log: OperatorAuditLog | None = None) -> StateWriter:
-    from router.config.state.access import StateWriter
+    from router.config.state.state_writer import StateWriter
 
     return StateWriter(settings.state_dir, journal=None if log is None else log.note)
 
@@ -234,9 +234,9 @@ def _print_new(record: KeyRecord, key: str, secret: str, output: str) -> None:
 
 def _facts(record: KeyRecord) -> dict[str, Any]:
     """What may be shown of a key; ``state`` is its status, or ``expired``."""
-    from router.config.state.plain import plain_key
+    from router.config.serialized import serialize_key
 
-    facts = plain_key(record)
+    facts = serialize_key(record)
     del facts["hash"]
     is_expired = record.expires_at_s is not None and record.expires_at_s <= Clock().now_s()
     state = "expired" if is_expired and record.status == "active" else record.status

@@ -14,7 +14,12 @@ from typing import Any, Final, NamedTuple
 import click
 
 from router.cli.output import DIFFERS, UNKNOWN, USAGE, warn_deprecated
-from router.config.faults import ConfigurationError, DocumentError, PepperError, StateUnavailable
+from router.config.config_errors import (
+    ConfigurationError,
+    DocumentError,
+    PepperError,
+    StateUnavailable,
+)
 from router.config.settings import SettingsError
 from router.errors import RouterError
 

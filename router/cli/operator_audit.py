@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from router.clock import Clock
-from router.config.faults import StateUnavailable
+from router.config.config_errors import StateUnavailable
 from router.errors import RecordsUnavailable
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Final
 
-from router.config.faults import ConfigurationError
+from router.config.config_errors import ConfigurationError
 from router.config.settings import Settings
 
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from router.config.faults import PepperError
+from router.config.config_errors import PepperError
 from router.config.settings import Settings
 
 OTHER_PEPPER: Final = "this pepper is not the one that the keys and the audit trail were made with"
@@ -37,7 +37,7 @@ def trail_pepper(settings: Settings, *, create: bool = False) -> bytes:
 def is_stored_pepper(settings: Settings, pepper: bytes) -> bool | None:
     """Whether the stored keys were made with this pepper; ``None`` when nobody can tell."""
     from router.config.pepper import pepper_fingerprint
-    from router.config.state.access import StateReader
+    from router.config.state.state_reader import StateReader
     from router.errors import NotConfigured
 
     reader = StateReader(settings.state_dir)

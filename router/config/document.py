@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Final, Literal
 
 KeyStatus = Literal["active", "revoked"]
 BudgetUnit = Literal["usd", "tokens", "requests"]
 BudgetPeriod = Literal["daily", "monthly", "total"]
 ReservationMode = Literal["worst_case", "capped", "floor"]
+
+VERSION: Final = 1
+"""Of the document's format."""
 
 ANY = "*"
 """Matches every organization or every model in a policy."""
@@ -208,3 +211,25 @@ def build_document(
         model_names=names,
         policy_index={(entry.organization, entry.model): entry for entry in policies},
     )
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedDocument:
+    """The frozen parts of a valid document."""
+
+    version: ClassVar[int] = VERSION
+    organizations: tuple[Organization, ...] = ()
+    keys: tuple[KeyRecord, ...] = ()
+    models: tuple[Model, ...] = ()
+    backends: tuple[Backend, ...] = ()
+    policies: tuple[Policy, ...] = ()
+
+    def build(self, revision: int) -> Document:
+        """Index all parts but the keys for serving."""
+        return build_document(
+            revision,
+            organizations=self.organizations,
+            models=self.models,
+            backends=self.backends,
+            policies=self.policies,
+        )

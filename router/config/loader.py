@@ -8,50 +8,21 @@ from __future__ import annotations
 
 import hmac
 import re
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
 from marshmallow import ValidationError
 
-from router.config.document import (
-    Backend,
-    Document,
-    KeyRecord,
-    Model,
-    Organization,
-    Policy,
-    build_document,
-)
-from router.config.faults import DocumentError
+from router.config.config_errors import DocumentError
+from router.config.document import KeyRecord, LoadedDocument
 from router.config.parsing import Parsed, parse_json, parse_yaml, read_text
-from router.config.schema.parts import DOCUMENT_SCHEMA, KeyEntry
+from router.config.schema.parts import DOCUMENT_SCHEMA
 from router.config.schema.references import reference_problems
 
 _PLAIN_NAME: Final = re.compile(r"[A-Za-z0-9._:/*-]{1,128}")
 _MAX_SHOWN: Final = 60
-
-
-@dataclass(frozen=True, slots=True)
-class LoadedDocument:
-    """The frozen parts of a valid document."""
-
-    organizations: tuple[Organization, ...] = ()
-    models: tuple[Model, ...] = ()
-    backends: tuple[Backend, ...] = ()
-    policies: tuple[Policy, ...] = ()
-    keys: tuple[KeyRecord, ...] = ()
-
-    def build(self, revision: int) -> Document:
-        """Index all parts but the keys for serving."""
-        return build_document(
-            revision,
-            organizations=self.organizations,
-            models=self.models,
-            backends=self.backends,
-            policies=self.policies,
-        )
 
 
 def load_file(
@@ -68,65 +39,48 @@ def load_file(
     return _load(parsed, demo=demo, pepper=pepper)
 
 
-def load_plain(plain: Any, *, demo: bool = False, pepper: bytes = b"") -> LoadedDocument:
-    """Validate and freeze plain data, such as ``export`` wrote; raises like :func:`load_file`."""
-    return _load(Parsed(plain, []), demo=demo, pepper=pepper)
+def load_serialized(serialized: Any, *, demo: bool = False, pepper: bytes = b"") -> LoadedDocument:
+    """Validate and freeze data, such as ``export`` wrote; raises like :func:`load_file`."""
+    return _load(Parsed(serialized, []), demo=demo, pepper=pepper)
 
 
 def _load(parsed: Parsed, *, demo: bool, pepper: bytes | Callable[[], bytes]) -> LoadedDocument:
-    plain, problems = parsed.data, [*parsed.problems]
-    if not isinstance(plain, dict):
-        what = "is empty" if plain is None else "must be a mapping"
+    serialized, problems = parsed.data, [*parsed.problems]
+    if not isinstance(serialized, dict):
+        what = "is empty" if serialized is None else "must be a mapping"
         raise DocumentError([*problems, f"the document {what}"])
-    sections: dict[str, Any] = {}
+    loaded = LoadedDocument()
     try:
-        sections = DOCUMENT_SCHEMA.load(plain)
+        loaded = DOCUMENT_SCHEMA.load(serialized)
     except ValidationError as error:
         problems += flatten_messages(error.messages)
-    problems += reference_problems(plain)
-    problems += () if demo else _demo_problems(plain)
+    problems += reference_problems(serialized)
+    problems += () if demo else _demo_problems(serialized)
     if problems:
         raise DocumentError(problems)
-    keys = tuple(_record(entry, pepper) for entry in sections["keys"])
-    return LoadedDocument(
-        organizations=tuple(sections["organizations"]),
-        models=tuple(sections["models"]),
-        backends=tuple(sections["backends"]),
-        policies=tuple(sections["policies"]),
-        keys=_distinct(keys),
-    )
+    keys = zip(loaded.keys, serialized.get("keys", ()), strict=True)
+    return replace(loaded, keys=_distinct([_hashed(key, entry, pepper) for key, entry in keys]))
 
 
-def _demo_problems(plain: dict[str, Any]) -> Iterator[str]:
-    keys = plain.get("keys")
+def _demo_problems(serialized: dict[str, Any]) -> Iterator[str]:
+    keys = serialized.get("keys")
     for index, key in enumerate(keys if isinstance(keys, list) else ()):
         if isinstance(key, dict) and "demo_secret" in key:
             yield f"keys[{index}].demo_secret: allowed only in demo mode (ROUTER_DEMO=true)"
 
 
-def _record(entry: KeyEntry, pepper: bytes | Callable[[], bytes]) -> KeyRecord:
-    key_hash = entry.hash
-    if key_hash is None:
-        # The loader stands below ``auth`` and cannot call its hash_key; a test keeps them equal.
-        secret = pepper() if callable(pepper) else pepper
-        key_hash = hmac.digest(secret, str(entry.demo_secret).encode(), "sha256").hex()
-    return KeyRecord(
-        id=entry.id,
-        organization_id=entry.organization,
-        hash=key_hash,
-        name=entry.name,
-        status=entry.status,
-        expires_at_s=entry.expires_at,
-        scopes=frozenset(entry.scopes),
-        models=None if entry.models is None else frozenset(entry.models),
-        require_signature=entry.require_signature,
-        demo=entry.demo,
-        rate_limit=entry.rate_limit,
-        budgets=entry.budgets,
-    )
+def _hashed(
+    key: KeyRecord, entry: dict[str, Any], pepper: bytes | Callable[[], bytes]
+) -> KeyRecord:
+    """The key with the hash of its demo secret, if it has one."""
+    if "demo_secret" not in entry:
+        return key
+    # The loader stands below ``auth`` and cannot call its hash_key; a test keeps them equal.
+    secret = pepper() if callable(pepper) else pepper
+    return replace(key, hash=hmac.digest(secret, entry["demo_secret"].encode(), "sha256").hex())
 
 
-def _distinct(keys: tuple[KeyRecord, ...]) -> tuple[KeyRecord, ...]:
+def _distinct(keys: Sequence[KeyRecord]) -> tuple[KeyRecord, ...]:
     """Refuse a hash that is the hash of another key's demo secret."""
     seen: dict[str, int] = {}
     problems = []
@@ -136,7 +90,7 @@ def _distinct(keys: tuple[KeyRecord, ...]) -> tuple[KeyRecord, ...]:
         seen.setdefault(key.hash, index)
     if problems:
         raise DocumentError(problems)
-    return keys
+    return tuple(keys)
 
 
 def flatten_messages(messages: Any, path: str = "") -> Iterator[str]:

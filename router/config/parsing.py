@@ -17,7 +17,7 @@ from typing import Any, Final
 
 import yaml
 
-from router.config.faults import DocumentError
+from router.config.config_errors import DocumentError
 
 MAX_BYTES: Final = 8 * 1024 * 1024
 MAX_DEPTH: Final = 32

@@ -9,7 +9,7 @@ import stat
 from pathlib import Path
 from typing import Final
 
-from router.config.faults import PepperError
+from router.config.config_errors import PepperError
 from router.config.settings import Settings
 
 FILE_NAME: Final = "pepper"

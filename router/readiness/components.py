@@ -9,7 +9,7 @@ from typing import Final, Literal
 from router.breaker import State as BreakerState
 from router.clock import Clock
 from router.config.settings import Settings
-from router.config.state.access import StateReader
+from router.config.state.state_reader import StateReader
 from router.errors import NotConfigured, RecordsUnavailable
 from router.readiness.watch import Surroundings
 from router.spool.writer import SpoolWriter

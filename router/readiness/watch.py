@@ -14,7 +14,7 @@ from router.agent.status import Shipping, observe_shipping
 from router.clock import Clock
 from router.config.document import Document
 from router.config.settings import Settings, resolve_credential
-from router.config.state.access import StateReader
+from router.config.state.state_reader import StateReader
 from router.errors import NotConfigured, QueriesBusy, RecordStoreUnavailable, RouterError
 
 T = TypeVar("T")

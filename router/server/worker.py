@@ -30,7 +30,7 @@ from gunicorn.workers.ggevent import GeventWorker
 from prometheus_client.multiprocess import mark_process_dead
 
 from router.agent.supervisor import AgentSupervisor, end_agent, spawn_agent
-from router.config.faults import PepperError
+from router.config.config_errors import PepperError
 from router.config.pepper import load_pepper
 from router.config.settings import (
     EMBEDDED_REDIS,

@@ -17,7 +17,7 @@ from jsonschema import Draft202012Validator
 
 from router.api.dialects.native import MAX_METADATA_BYTES, MAX_PAYLOAD_BYTES
 from router.api.error_specs import ERROR_SPECS
-from router.api.openapi.document import WRITTEN, check
+from router.api.openapi.contract_files import WRITTEN, check
 from router.api.openapi.error_responses import GROUPS as ERROR_GROUPS
 from router.api.openapi.error_responses import NOBODY_LISTENS, meaning_of
 from router.api.views import own_records

@@ -24,9 +24,9 @@ from router.app import create_app
 from router.auth.keys import derive_signing_secret, generate_key, hash_key
 from router.auth.signatures import SignedParts, sign
 from router.clock import FrozenClock
-from router.config.loader import load_plain
+from router.config.loader import load_serialized
 from router.config.settings import Settings
-from router.config.state.access import StateWriter
+from router.config.state.state_writer import StateWriter
 from router.limits.worker_limits import Limits
 from router.mock_backend.server import MockBackend
 from router.services import Services, build_limits, build_services
@@ -291,7 +291,7 @@ def running_world(data_dir: Path) -> Iterator[World]:
     ):
         backends = Backends(first, second, anthropic, plain)
         document = backends.document(hashed, credential_file)
-        StateWriter(settings.state_dir, clock).apply(load_plain(document))
+        StateWriter(settings.state_dir, clock).apply(load_serialized(document))
         services = build_services(settings, clock=clock, runner=redis)
         try:
             yield World(settings, backends, keys, clock, services, redis)

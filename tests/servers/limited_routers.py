@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from router.config.document import Document
-from router.config.state.access import StateReader
+from router.config.state.state_reader import StateReader
 from router.limits.budgets.ledger import Ledger
 from router.limits.budgets.windows import WindowState
 from router.limits.configured import window_specs

@@ -18,8 +18,8 @@ from typing import Any
 
 import pytest
 
-from router.config.loader import load_plain
-from router.config.state.access import StateWriter
+from router.config.loader import load_serialized
+from router.config.state.state_writer import StateWriter
 from router.limits.budgets.windows import Amounts, Denied, NotReserved, Reservation, WindowSpec
 from router.limits.remote.client import BudgetClient
 from router.limits.remote.session import BudgetSession
@@ -139,7 +139,7 @@ def test_it_serves_until_it_is_told_to_end(tmp_path: Path, redis: RedisServer) -
 
 def test_it_knows_the_document_of_its_data_directory(tmp_path: Path, redis: RedisServer) -> None:
     """Whoever sends no windows is held to those; B17: and sees them."""
-    StateWriter(tmp_path / "state").apply(load_plain(DOCUMENT))
+    StateWriter(tmp_path / "state").apply(load_serialized(DOCUMENT))
     with serving(tmp_path, redis.url, "--no-records") as program:
         held = program.reserve("a", 400, windows=(), key_id="k1")
         assert [entry.window.name for entry in held.windows] == ["spend", "calls"]

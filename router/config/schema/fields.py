@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from datetime import datetime, timezone
 from decimal import Decimal
-from typing import Any, Final, TypeGuard
+from typing import Any, ClassVar, Final, TypeGuard
 
 from marshmallow import ValidationError, fields, validate
 
@@ -22,7 +22,7 @@ _MAX_DECIMAL_LENGTH: Final = 40
 ID_SHAPE: Final = "[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}"
 _ID: Final = re.compile(ID_SHAPE)
 _DECIMAL_SHAPE: Final = re.compile(r"-?[0-9]+(\.[0-9]+)?")
-_MOMENT_SHAPE: Final = re.compile(
+_TIMESTAMP_SHAPE: Final = re.compile(
     r"([0-9]{4}-[0-9]{2}-[0-9]{2})[Tt ]([0-9]{2}:[0-9]{2}:[0-9]{2})(?:\.([0-9]{1,6}))?"
     r"([Zz]|[-+][0-9]{2}:[0-9]{2})"
 )
@@ -31,20 +31,35 @@ _PRINTABLE: Final = re.compile(r"[^\x00-\x1f\x7f-\x9f\ud800-\udfff]*")
 _CREDENTIAL_SHAPE: Final = re.compile(r"env:[A-Za-z_][A-Za-z0-9_]*|file:/[^\x00-\x1f\x7f]+")
 
 
-# marshmallow's own two sentences, in the words of the other messages here.
-_WORDS: Final[dict[str, Any]] = {"required": "is missing", "null": "must not be null"}
-_LIST_WORDS: Final = {**_WORDS, "invalid": "must be a list"}
-_MAPPING_WORDS: Final = {
-    **_WORDS,
+_MESSAGES: Final = {"required": "is missing", "null": "must not be null"}
+_MAPPING_MESSAGES: Final = {
+    **_MESSAGES,
     "invalid": "must be a mapping",
     "type": "must be a mapping",
 }
 
 
-class Text(fields.String):
-    """A string that fits a shape; without one, any printable text."""
+class Described(fields.Field[Any]):
+    """A field that says in ``about`` what it is for.
 
-    default_error_messages = _WORDS
+    ``MESSAGES`` stand in place of marshmallow's own; ``JSON_SCHEMA`` is what the published schema
+    says of all fields of the kind.
+    """
+
+    MESSAGES: ClassVar[dict[str, Any]] = _MESSAGES
+    JSON_SCHEMA: ClassVar[dict[str, Any]] = {}
+
+    def __init__(
+        self, *args: Any, about: str = "", metadata: dict[str, Any] | None = None, **kwargs: Any
+    ) -> None:
+        metadata = {**self.JSON_SCHEMA, **(metadata or {})}
+        if about:
+            metadata["description"] = about
+        super().__init__(*args, metadata=metadata, error_messages=self.MESSAGES, **kwargs)
+
+
+class Text(Described, fields.String):
+    """A string that fits a shape; without one, any printable text."""
 
     def __init__(
         self,
@@ -85,10 +100,8 @@ class Identifier(Text):
         )
 
 
-class Choice(fields.String):
+class Choice(Described, fields.String):
     """One word of a closed set."""
-
-    default_error_messages = _WORDS
 
     def __init__(self, choices: tuple[str, ...], **kwargs: Any) -> None:
         super().__init__(validate=validate.OneOf(choices), **kwargs)
@@ -100,28 +113,57 @@ class Choice(fields.String):
         return value
 
 
-class ListOf(fields.List[Any]):
-    """A list."""
+class ListOf(Described, fields.List[Any]):
+    """A list of at most ``most`` elements, ``unique`` or not."""
 
-    default_error_messages = _LIST_WORDS
+    MESSAGES: ClassVar[dict[str, Any]] = {**_MESSAGES, "invalid": "must be a list"}
+
+    def __init__(
+        self, inner: Any, *, most: int | None = None, unique: bool = False, **kwargs: Any
+    ) -> None:
+        checks: list[Any] = [kwargs.pop("validate")] if "validate" in kwargs else []
+        if unique:
+            checks.append(_is_unique)
+        if most is not None:
+            checks.append(validate.Length(max=most, error=f"must have at most {most}"))
+        default = kwargs.get("load_default")
+        kwargs["metadata"] = {
+            **({"default": default()} if callable(default) else {}),
+            **({"uniqueItems": True} if unique else {}),
+            **kwargs.get("metadata", {}),
+        }
+        super().__init__(inner, validate=checks, **kwargs)
+
+    def _serialize(self, value: Any, attr: str | None, obj: Any, **kwargs: Any) -> Any:
+        ordered = sorted(value) if isinstance(value, frozenset) else value
+        return super()._serialize(ordered, attr, obj, **kwargs)
 
 
-class Names(fields.Dict):
-    """A mapping of ids to names."""
+def _is_unique(values: list[Any]) -> None:
+    if len(set(values)) != len(values):
+        raise ValidationError("must not name anything twice")
 
-    default_error_messages = _MAPPING_WORDS
+
+class MapOf(Described, fields.Dict):
+    """A mapping whose keys are ids."""
+
+    MESSAGES: ClassVar[dict[str, Any]] = _MAPPING_MESSAGES
+
+    def __init__(self, values: Any, **kwargs: Any) -> None:
+        metadata = {"default": {}, **kwargs.pop("metadata", {})}
+        super().__init__(
+            keys=Identifier(), values=values, load_default=dict, metadata=metadata, **kwargs
+        )
 
 
-class Nested(fields.Nested):
+class Nested(Described, fields.Nested):
     """A mapping with a schema of its own."""
 
-    default_error_messages = _MAPPING_WORDS
+    MESSAGES: ClassVar[dict[str, Any]] = _MAPPING_MESSAGES
 
 
-class Flag(fields.Boolean):
+class Flag(Described, fields.Boolean):
     """``true`` or ``false`` and nothing else."""
-
-    default_error_messages = _WORDS
 
     def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> bool:
         if not isinstance(value, bool):
@@ -129,10 +171,8 @@ class Flag(fields.Boolean):
         return value
 
 
-class Integer(fields.Integer):
+class Integer(Described, fields.Integer):
     """A whole number between two bounds."""
-
-    default_error_messages = _WORDS
 
     def __init__(self, low: int, high: int, **kwargs: Any) -> None:
         super().__init__(validate=validate.Range(low, high), **kwargs)
@@ -147,18 +187,12 @@ class Integer(fields.Integer):
         return value
 
 
-class Seconds(fields.Float):
+class Seconds(Described, fields.Float):
     """A duration in seconds: a millisecond to an hour."""
-
-    default_error_messages = _WORDS
 
     MIN_S: Final = 0.001
     MAX_S: Final = 3600
-
-    def __init__(self, **kwargs: Any) -> None:
-        bounds = {"minimum": self.MIN_S, "maximum": self.MAX_S}
-        metadata = {**bounds, **kwargs.pop("metadata", {})}
-        super().__init__(metadata=metadata, **kwargs)
+    JSON_SCHEMA: ClassVar[dict[str, Any]] = {"minimum": MIN_S, "maximum": MAX_S}
 
     def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> float:
         if isinstance(value, bool) or not isinstance(value, (int, float, Decimal)):
@@ -169,20 +203,20 @@ class Seconds(fields.Float):
         return seconds
 
 
-class Price(fields.Field[int]):
+DECIMAL_SCHEMA: Final = {
+    "type": ["string", "number"],
+    "pattern": "^[0-9]+(\\.[0-9]+)?$",
+    "minimum": 0,
+}
+
+
+class Price(Described):
     """USD per million tokens, written as a decimal string or a number → whole nano-USD."""
 
-    default_error_messages = _WORDS
-
-    def __init__(self, **kwargs: Any) -> None:
-        metadata = {
-            "type": ["string", "number"],
-            "pattern": "^[0-9]+(\\.[0-9]+)?$",
-            "minimum": 0,
-            "maximum": MAX_USD_PER_MILLION_TOKENS,
-            **kwargs.pop("metadata", {}),
-        }
-        super().__init__(metadata=metadata, **kwargs)
+    JSON_SCHEMA: ClassVar[dict[str, Any]] = {
+        **DECIMAL_SCHEMA,
+        "maximum": MAX_USD_PER_MILLION_TOKENS,
+    }
 
     def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> int:
         usd = parse_decimal(value)
@@ -198,15 +232,14 @@ class Price(fields.Field[int]):
             raise ValidationError("must not be finer than 0.000000001 USD per million tokens")
         return int(nanos)
 
+    def _serialize(self, value: Any, attr: str | None, obj: Any, **kwargs: Any) -> str | None:
+        return None if value is None else format_price(value)
 
-class Timestamp(fields.Field[float]):
+
+class Timestamp(Described):
     """A point in time, ISO 8601 with its zone → seconds since the epoch."""
 
-    default_error_messages = _WORDS
-
-    def __init__(self, **kwargs: Any) -> None:
-        metadata = {"type": "string", "format": "date-time", **kwargs.pop("metadata", {})}
-        super().__init__(metadata=metadata, **kwargs)
+    JSON_SCHEMA: ClassVar[dict[str, Any]] = {"type": "string", "format": "date-time"}
 
     def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> float:
         try:
@@ -214,14 +247,17 @@ class Timestamp(fields.Field[float]):
         except ValueError as error:
             raise ValidationError(str(error)) from None
 
+    def _serialize(self, value: Any, attr: str | None, obj: Any, **kwargs: Any) -> str | None:
+        return None if value is None else format_timestamp(value)
+
 
 class BaseUrl(Text):
-    """Where a backend lives. All of a request's target comes from here, so nothing in it may be
-    read in two ways; a trailing slash is dropped."""
+    """Where a backend lives; a trailing slash is dropped."""
+
+    JSON_SCHEMA: ClassVar[dict[str, Any]] = {"format": "uri", "pattern": "^https?://"}
 
     def __init__(self, **kwargs: Any) -> None:
-        metadata = {"format": "uri", "pattern": "^https?://", **kwargs.pop("metadata", {})}
-        super().__init__(lengths=(1, 2048), metadata=metadata, **kwargs)
+        super().__init__(lengths=(1, 2048), **kwargs)
 
     def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> str:
         text = super()._deserialize(value, attr, data, **kwargs)
@@ -234,13 +270,13 @@ class BaseUrl(Text):
 class Credential(Text):
     """A reference to a secret. The message never repeats the value: it may be the secret."""
 
+    JSON_SCHEMA: ClassVar[dict[str, Any]] = {"pattern": "^(env:[A-Za-z_][A-Za-z0-9_]*|file:/.+)$"}
+
     def __init__(self, **kwargs: Any) -> None:
-        pattern = {"pattern": "^(env:[A-Za-z_][A-Za-z0-9_]*|file:/.+)$"}
         super().__init__(
             shape=_CREDENTIAL_SHAPE,
             message="must be 'env:NAME' or 'file:/absolute/path', never the secret itself",
             lengths=(1, 4096),
-            metadata={**pattern, **kwargs.pop("metadata", {})},
             **kwargs,
         )
 
@@ -253,7 +289,7 @@ def is_id(value: object) -> TypeGuard[str]:
 def parse_timestamp(value: object) -> float:
     """Read ISO 8601 with a zone; raises ``ValueError`` with a sentence for the operator."""
     wanted = "must be a time with its zone, such as 2027-01-31T00:00:00Z"
-    match = _MOMENT_SHAPE.fullmatch(value) if isinstance(value, str) else None
+    match = _TIMESTAMP_SHAPE.fullmatch(value) if isinstance(value, str) else None
     if match is None:
         raise ValueError(wanted)
     day, clock, fraction, zone = match.groups()
@@ -265,10 +301,10 @@ def parse_timestamp(value: object) -> float:
         raise ValueError(wanted) from None
 
 
-def format_moment(seconds: float) -> str:
-    """The ISO 8601 form of a moment, in UTC; :func:`parse_timestamp` reads it back unchanged."""
-    moment = datetime.fromtimestamp(seconds, timezone.utc)
-    return moment.replace(tzinfo=None).isoformat() + "Z"
+def format_timestamp(seconds: float) -> str:
+    """ISO 8601 in UTC; :func:`parse_timestamp` reads it back unchanged."""
+    utc = datetime.fromtimestamp(seconds, timezone.utc)
+    return utc.replace(tzinfo=None).isoformat() + "Z"
 
 
 def format_price(nanos: int) -> str:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from decimal import Decimal
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 from zoneinfo import ZoneInfo
 
-from marshmallow import ValidationError, fields, post_load, validate, validates_schema
+from marshmallow import ValidationError, fields, post_dump, post_load, validates_schema
 
 from router.config.document import (
     DEFAULT_THRESHOLDS,
@@ -15,17 +15,20 @@ from router.config.document import (
     BudgetReservation,
     RateLimit,
 )
-from router.config.schema.closed import Mapping, about, unique
 from router.config.schema.fields import (
+    DECIMAL_SCHEMA,
     Choice,
+    Described,
     Flag,
     Identifier,
     Integer,
     ListOf,
     Nested,
     Text,
+    format_price,
     parse_decimal,
 )
+from router.config.schema.mapping import Mapping, Part
 
 MAX_REQUESTS_PER_SECOND: Final = 1_000_000
 MIN_REQUESTS_PER_SECOND: Final = 0.000001
@@ -47,16 +50,10 @@ _TOO_MUCH: Final = (
 )
 
 
-class Rate(fields.Float):
+class Rate(Described, fields.Float):
     """Calls a second; 0 blocks."""
 
-    def __init__(self, **kwargs: Any) -> None:
-        metadata = {
-            "minimum": 0,
-            "maximum": MAX_REQUESTS_PER_SECOND,
-            **kwargs.pop("metadata", {}),
-        }
-        super().__init__(metadata=metadata, error_messages={"required": "is missing"}, **kwargs)
+    JSON_SCHEMA: ClassVar[dict[str, Any]] = {"minimum": 0, "maximum": MAX_REQUESTS_PER_SECOND}
 
     def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> float:
         if isinstance(value, bool) or not isinstance(value, (int, float, Decimal)):
@@ -67,19 +64,17 @@ class Rate(fields.Float):
             raise ValidationError("must be 0 or at least 0.000001")
         return float(value)
 
+    def _serialize(self, value: Any, attr: str | None, obj: Any, **kwargs: Any) -> Any:
+        return int(value) if value is not None and value.is_integer() else value
 
-class Amount(fields.Field[Decimal]):
+
+class Amount(Described):
     """USD as decimal text or a number, or a number of tokens or calls; the unit tells which."""
 
-    def __init__(self, **kwargs: Any) -> None:
-        metadata = {
-            "type": ["string", "number"],
-            "pattern": "^[0-9]+(\\.[0-9]+)?$",
-            "minimum": 0,
-            "maximum": MAX_BUDGET,
-            **kwargs.pop("metadata", {}),
-        }
-        super().__init__(load_default=None, allow_none=True, metadata=metadata, **kwargs)
+    JSON_SCHEMA: ClassVar[dict[str, Any]] = {**DECIMAL_SCHEMA, "maximum": MAX_BUDGET}
+
+    def __init__(self, about: str) -> None:
+        super().__init__(load_default=None, allow_none=True, about=about)
 
     def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> Decimal:
         amount = parse_decimal(value)
@@ -109,37 +104,33 @@ class Zone(Text):
         raise ValidationError(f"'{name}' is no time zone that this host knows")
 
 
-class RateLimitSchema(Mapping):
+def _bound(most: int, about: str) -> Integer:
+    return Integer(0, most, load_default=None, allow_none=True, about=about)
+
+
+def _shadow() -> Flag:
+    about = "true refuses nothing and records what would have been refused."
+    return Flag(load_default=False, about=about)
+
+
+class RateLimitSchema(Part):
     """→ :class:`~router.config.document.RateLimit`."""
+
+    makes = RateLimit
 
     requests_per_second = Rate(
         required=True,
         allow_none=True,
-        metadata=about("Calls a second in the long run; 0 blocks, null is unlimited."),
+        about="Calls a second in the long run; 0 blocks, null is unlimited.",
     )
     burst = Integer(
-        0,
-        MAX_TOKENS,
-        metadata=about("Calls that may come at once after a pause; required with a rate."),
+        0, MAX_TOKENS, about="Calls that may come at once after a pause; required with a rate."
     )
-    tokens_per_minute = Integer(
-        0,
-        MAX_TOKENS,
-        load_default=None,
-        allow_none=True,
-        metadata=about("Tokens a minute, input and output; 0 blocks, null is unlimited."),
+    tokens_per_minute = _bound(
+        MAX_TOKENS, "Tokens a minute, input and output; 0 blocks, null is unlimited."
     )
-    concurrent = Integer(
-        0,
-        MAX_CONCURRENT,
-        load_default=None,
-        allow_none=True,
-        metadata=about("Calls that may run at once; 0 blocks, null is unlimited."),
-    )
-    shadow = Flag(
-        load_default=False,
-        metadata=about("true refuses nothing and records what would have been refused."),
-    )
+    concurrent = _bound(MAX_CONCURRENT, "Calls that may run at once; 0 blocks, null is unlimited.")
+    shadow = _shadow()
 
     @validates_schema(pass_original=True, skip_on_field_errors=False)
     def check_burst(self, data: dict[str, Any], original: Any, **_: Any) -> None:
@@ -148,25 +139,18 @@ class RateLimitSchema(Mapping):
         if rate is not None and isinstance(original, dict) and "burst" not in original:
             raise ValidationError("is missing", "burst")
 
-    @post_load
-    def make(self, data: dict[str, Any], **_: Any) -> RateLimit:
-        return RateLimit(**data)
-
 
 class ReservationSchema(Mapping):
-    """→ a dict, whose cap is turned into the budget's unit by :class:`BudgetSchema`."""
+    """→ a dict; :class:`BudgetSchema` makes a :class:`~router.config.document.BudgetReservation`
+    of it, with the cap in the budget's unit."""
 
     mode = Choice(
         ("worst_case", "capped", "floor"),
         required=True,
-        metadata=about(
-            "worst_case holds what a call may use at most, capped no more than the cap, floor next"
-            " to nothing."
-        ),
+        about="worst_case holds what a call may use at most, capped no more than the cap, floor"
+        " next to nothing.",
     )
-    cap = Amount(
-        metadata=about("With capped: the most that one call holds; null is the router's own cap.")
-    )
+    cap = Amount("With capped: the most that one call holds; null is the router's own cap.")
 
     @validates_schema
     def check_cap(self, data: dict[str, Any], **_: Any) -> None:
@@ -175,64 +159,56 @@ class ReservationSchema(Mapping):
             raise ValidationError("goes with the mode 'capped' only", "cap")
 
 
-class BudgetSchema(Mapping):
+class BudgetSchema(Part):
     """→ :class:`~router.config.document.Budget`."""
 
+    makes = Budget
+
     name = Identifier(
-        required=True, metadata=about("Unique among the budgets of its owner; stands in refusals.")
+        required=True, about="Unique among the budgets of its owner; stands in refusals."
     )
     unit = Choice(
         ("usd", "tokens", "requests"),
         required=True,
-        metadata=about("usd is refused as BUDGET_EXCEEDED, the others as QUOTA_EXCEEDED."),
+        about="usd is refused as BUDGET_EXCEEDED, the others as QUOTA_EXCEEDED.",
     )
     period = Choice(
         ("daily", "monthly", "total"),
         required=True,
-        metadata=about("When it begins anew; total never does."),
+        about="When it begins anew; total never does.",
     )
     limit = Amount(
-        metadata=about(
-            "USD as a decimal string, or whole tokens or calls. 0 blocks what is not free, null"
-            " counts without limiting."
-        )
+        "USD as a decimal string, or whole tokens or calls. 0 blocks what is not free, null counts"
+        " without limiting."
     )
     timezone = Zone(
-        load_default="UTC", metadata=about("IANA name of the zone whose midnights begin a period.")
+        load_default="UTC", about="IANA name of the zone whose midnights begin a period."
     )
     thresholds = ListOf(
         Integer(1, 100),
         load_default=lambda: list(DEFAULT_THRESHOLDS),
-        validate=[
-            unique,
-            validate.Length(max=MAX_THRESHOLDS, error=f"must have at most {MAX_THRESHOLDS}"),
-        ],
-        metadata=about(
-            "Percentages of the limit that make an event when they are reached, once a period.",
-            default=list(DEFAULT_THRESHOLDS),
-            uniqueItems=True,
-        ),
+        unique=True,
+        most=MAX_THRESHOLDS,
+        about="Percentages of the limit that make an event when they are reached, once a period.",
     )
-    shadow = Flag(
-        load_default=False,
-        metadata=about("true refuses nothing and records what would have been refused."),
-    )
+    shadow = _shadow()
     reservation = Nested(
         ReservationSchema,
         load_default=None,
         allow_none=True,
-        metadata=about("What a running call holds of it; null is what ROUTER_RESERVATION says."),
+        about="What a running call holds of it; null is what ROUTER_RESERVATION says.",
     )
 
     @validates_schema(pass_original=True, skip_on_field_errors=False)
     def check_amounts(self, data: dict[str, Any], original: Any, **_: Any) -> None:
         """What an amount may be depends on the unit. Tells all that is wrong."""
-        unit, held = data.get("unit"), data.get("reservation")
+        unit, reservation = data.get("unit"), data.get("reservation")
         wrong: dict[str, Any] = {}
-        if held and unit == "requests":
+        if reservation and unit == "requests":
             wrong["reservation"] = ["is for usd and tokens; a call is always one request"]
-        elif held and (problem := _problem(unit, held["cap"], original["reservation"].get("cap"))):
-            wrong["reservation"] = {"cap": [problem]}
+        elif reservation:
+            problem = _problem(unit, reservation.get("cap"), original["reservation"].get("cap"))
+            wrong |= {"reservation": {"cap": [problem]}} if problem else {}
         limit = data.get("limit")
         if limit is not None and (problem := _problem(unit, limit, original["limit"])):
             wrong["limit"] = [problem]
@@ -241,15 +217,23 @@ class BudgetSchema(Mapping):
 
     @post_load
     def make(self, data: dict[str, Any], **_: Any) -> Budget:
-        unit, held = data["unit"], data["reservation"]
-        return Budget(
-            **{
-                **data,
-                "limit": _whole(unit, data["limit"]),
-                "thresholds": tuple(data["thresholds"]),
-                "reservation": held and BudgetReservation(held["mode"], _whole(unit, held["cap"])),
-            }
-        )
+        """With amounts in nano-USD, tokens or calls."""
+        unit, reservation = data["unit"], data["reservation"]
+        data["limit"] = _whole(unit, data["limit"])
+        if reservation is not None:
+            cap = _whole(unit, reservation["cap"])
+            data["reservation"] = BudgetReservation(reservation["mode"], cap)
+        budget: Budget = super().make(data)
+        return budget
+
+    @post_dump
+    def write_usd(self, data: dict[str, Any], **_: Any) -> dict[str, Any]:
+        """Amounts in USD are written as decimals."""
+        if data["unit"] == "usd":
+            for place, name in ((data, "limit"), (data["reservation"] or {}, "cap")):
+                if place.get(name) is not None:
+                    place[name] = format_price(place[name])
+        return data
 
 
 def _problem(unit: str | None, amount: Decimal | None, written: Any) -> str | None:

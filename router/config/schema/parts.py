@@ -1,31 +1,30 @@
 """The shape of the document, part by part; what holds between parts is in ``references``.
 
-A schema turns its part into the frozen type of ``document``. Unknown fields are refused everywhere.
+A schema loads its part as the frozen type of ``document`` and dumps it again. Unknown fields are
+refused everywhere.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from typing import Any, Final
 
-from marshmallow import Schema, ValidationError, post_load, validate, validates_schema
+from marshmallow import Schema, ValidationError, post_dump, post_load, validate, validates_schema
 
 from router.config.document import (
     DEFAULT_SCOPES,
     SCOPES,
+    VERSION,
     Backend,
-    Budget,
-    KeyStatus,
+    KeyRecord,
+    LoadedDocument,
     Model,
     Organization,
     Policy,
     Prices,
-    RateLimit,
     Share,
     Timeouts,
 )
-from router.config.schema.closed import Mapping, about, unique
 from router.config.schema.fields import (
     BaseUrl,
     Choice,
@@ -34,7 +33,7 @@ from router.config.schema.fields import (
     Identifier,
     Integer,
     ListOf,
-    Names,
+    MapOf,
     Nested,
     Price,
     Seconds,
@@ -42,140 +41,103 @@ from router.config.schema.fields import (
     Timestamp,
 )
 from router.config.schema.limits_schema import BudgetSchema, RateLimitSchema
+from router.config.schema.mapping import Part
 from router.providers.table import PROVIDERS
 
-VERSION: Final = 1
 DEFAULT_WEIGHT: Final = 100
 MAX_WEIGHT: Final = 1_000_000
 MAX_OUTPUT_TOKENS: Final = 10_000_000
-_MAX_ENTRIES: Final = 100_000
 MAX_BUDGETS: Final = 16
+"""Each one is a counter in the same Redis script."""
+
+_MAX_ENTRIES: Final = 100_000
 _SECRETS: Final = ("hash", "demo_secret")
 _HASH: Final = re.compile("[0-9a-f]{64}")
 _DEMO_SECRET: Final = re.compile("[A-Za-z0-9_-]{8,64}")
-_VARIANT: Final = re.compile(r"[^\x00-\x1f\x7f-\x9f\ud800-\udfff]+")
+_UPSTREAM_MODEL: Final = re.compile(r"[^\x00-\x1f\x7f-\x9f\ud800-\udfff]+")
 
 
-@dataclass(frozen=True)
-class KeyEntry:
-    """A key as the document has it: known by its hash, or by a published demo secret."""
-
-    id: str
-    organization: str
-    hash: str | None
-    demo_secret: str | None
-    name: str
-    status: KeyStatus
-    expires_at: float | None
-    scopes: tuple[str, ...]
-    models: tuple[str, ...] | None
-    require_signature: bool
-    demo: bool
-    rate_limit: RateLimit | None
-    budgets: tuple[Budget, ...]
+def _id(about: str) -> Identifier:
+    return Identifier(required=True, about=about)
 
 
-def _parts(schema: type[Schema], text: str) -> ListOf:
-    return ListOf(
-        Nested(schema),
-        load_default=list,
-        validate=validate.Length(max=_MAX_ENTRIES, error=f"must have at most {_MAX_ENTRIES}"),
-        metadata=about(text, default=[]),
-    )
+def _name() -> Text:
+    return Text(load_default="", about="For people; shown, never compared.")
 
 
 def _rate_limit() -> Nested:
-    return Nested(
-        RateLimitSchema,
-        load_default=None,
-        allow_none=True,
-        metadata=about("How much it may ask for; null means the router's defaults."),
-    )
+    about = "How much it may ask for; null means the router's defaults."
+    return Nested(RateLimitSchema, load_default=None, allow_none=True, about=about)
 
 
 def _budgets() -> ListOf:
-    # Each one is a counter in the same Redis script.
-    too_many = validate.Length(max=MAX_BUDGETS, error=f"must have at most {MAX_BUDGETS}")
-    return ListOf(
-        Nested(BudgetSchema),
-        load_default=list,
-        validate=too_many,
-        metadata=about(
-            "What it may use in a period; a call needs room in all of them.", default=[]
-        ),
-    )
+    about = "What it may use in a period; a call needs room in all of them."
+    return ListOf(Nested(BudgetSchema), load_default=list, most=MAX_BUDGETS, about=about)
 
 
-class OrganizationSchema(Mapping):
+class OrganizationSchema(Part):
     """→ :class:`~router.config.document.Organization`."""
 
-    id = Identifier(required=True, metadata=about("Unique among the organizations."))
-    name = Text(load_default="", metadata=about("For people; shown, never compared."))
-    active = Flag(load_default=True, metadata=about("false refuses every key it has."))
+    makes = Organization
+
+    id = _id("Unique among the organizations.")
+    name = _name()
+    active = Flag(load_default=True, about="false refuses every key it has.")
     rate_limit = _rate_limit()
-    model_rate_limits = Names(
-        keys=Identifier(),
-        values=Nested(RateLimitSchema),
-        load_default=dict,
-        metadata=about("Model id → a further limit for its calls of this model.", default={}),
+    model_rate_limits = MapOf(
+        Nested(RateLimitSchema), about="Model id → a further limit for its calls of this model."
     )
     budgets = _budgets()
 
-    @post_load
-    def make(self, data: dict[str, Any], **_: Any) -> Organization:
-        return Organization(**{**data, "budgets": tuple(data["budgets"])})
 
+class KeySchema(Part):
+    """→ :class:`~router.config.document.KeyRecord`, without a hash where there is a demo secret."""
 
-class KeySchema(Mapping):
-    """→ :class:`KeyEntry`."""
+    makes = KeyRecord
 
-    id = Identifier(required=True, metadata=about("Unique among the keys; stands in records."))
-    organization = Identifier(required=True, metadata=about("The organization that pays."))
+    id = _id("Unique among the keys; stands in records.")
+    organization_id = Identifier(
+        required=True, data_key="organization", about="The organization that pays."
+    )
     hash = Text(
         shape=_HASH,
         message="must be 64 lowercase hex digits",
         lengths=(1, 128),
-        metadata=about(
-            "HMAC-SHA256 of the key under the server's pepper, from 'routerctl keys create'.",
-            pattern="^[0-9a-f]{64}$",
-        ),
+        about="HMAC-SHA256 of the key under the server's pepper, from 'routerctl keys create'.",
+        metadata={"pattern": f"^{_HASH.pattern}$"},
     )
     demo_secret = Text(
         shape=_DEMO_SECRET,
         message="must be 8 to 64 characters of A-Z a-z 0-9 _ -",
-        metadata=about(
-            "Instead of 'hash', and in demo mode only: the key itself, for all to read.",
-            pattern="^[A-Za-z0-9_-]{8,64}$",
-        ),
+        about="Instead of 'hash', and in demo mode only: the key itself, for all to read.",
+        metadata={"pattern": f"^{_DEMO_SECRET.pattern}$"},
     )
-    name = Text(load_default="", metadata=about("For people; shown, never compared."))
-    status = Choice(
-        ("active", "revoked"), load_default="active", metadata=about("A revoked key is refused.")
-    )
-    expires_at = Timestamp(
+    name = _name()
+    status = Choice(("active", "revoked"), load_default="active", about="A revoked key is refused.")
+    expires_at_s = Timestamp(
         load_default=None,
         allow_none=True,
-        metadata=about("ISO 8601 with a zone; null means that the key does not expire."),
+        data_key="expires_at",
+        about="ISO 8601 with a zone; null means that the key does not expire.",
     )
     scopes = ListOf(
         Choice(SCOPES),
         load_default=lambda: list(DEFAULT_SCOPES),
-        validate=unique,
-        metadata=about("What the key may do.", default=list(DEFAULT_SCOPES), uniqueItems=True),
+        unique=True,
+        about="What the key may do.",
     )
     models = ListOf(
         Identifier(),
         load_default=None,
         allow_none=True,
-        validate=unique,
-        metadata=about("Ids of the models the key may use; null means all.", uniqueItems=True),
+        unique=True,
+        about="Ids of the models the key may use; null means all.",
     )
     require_signature = Flag(
-        load_default=False, metadata=about("true refuses every request that is not signed.")
+        load_default=False, about="true refuses every request that is not signed."
     )
     demo = Flag(
-        load_default=False,
-        metadata=about("The key is public knowledge; it works in demo mode only."),
+        load_default=False, about="The key is public knowledge; it works in demo mode only."
     )
     rate_limit = _rate_limit()
     budgets = _budgets()
@@ -190,165 +152,157 @@ class KeySchema(Mapping):
             raise ValidationError("is missing", "hash")
 
     @post_load
-    def make(self, data: dict[str, Any], **_: Any) -> KeyEntry:
+    def make(self, data: dict[str, Any], **_: Any) -> KeyRecord:
+        """A key with a demo secret is a demo key, whatever else it says."""
+        is_demo = data.pop("demo_secret", None) is not None
         models = data["models"]
-        return KeyEntry(
+        return KeyRecord(
             **{
+                "hash": "",
                 **data,
-                "hash": data.get("hash"),
-                "demo_secret": data.get("demo_secret"),
-                "demo": data["demo"] or "demo_secret" in data,
-                "scopes": tuple(data["scopes"]),
-                "models": None if models is None else tuple(models),
+                "demo": data["demo"] or is_demo,
+                "scopes": frozenset(data["scopes"]),
+                "models": None if models is None else frozenset(models),
                 "budgets": tuple(data["budgets"]),
             }
         )
 
+    @post_dump
+    def mark_demo_keys(self, data: dict[str, Any], **_: Any) -> dict[str, Any]:
+        """Only a demo key says which it is, so that it never works in earnest."""
+        if not data["demo"]:
+            del data["demo"]
+        return data
 
-class PricesSchema(Mapping):
+
+class PricesSchema(Part):
     """→ :class:`~router.config.document.Prices`."""
+
+    makes = Prices
 
     input_nanos = Price(
         required=True,
         data_key="input_usd_per_million_tokens",
-        metadata=about("USD per million input tokens, a decimal string."),
+        about="USD per million input tokens, a decimal string.",
     )
     output_nanos = Price(
         required=True,
         data_key="output_usd_per_million_tokens",
-        metadata=about("USD per million output tokens, a decimal string."),
+        about="USD per million output tokens, a decimal string.",
     )
     cached_input_nanos = Price(
         load_default=None,
         allow_none=True,
         data_key="cached_input_usd_per_million_tokens",
-        metadata=about("USD per million cached input tokens; null means the input price."),
+        about="USD per million cached input tokens; null means the input price.",
     )
 
-    @post_load
-    def make(self, data: dict[str, Any], **_: Any) -> Prices:
-        return Prices(**data)
 
-
-class ModelSchema(Mapping):
+class ModelSchema(Part):
     """→ :class:`~router.config.document.Model`."""
 
-    id = Identifier(required=True, metadata=about("The name in records, policies and prices."))
-    aliases = ListOf(
-        Identifier(),
-        load_default=list,
-        metadata=about("Further names that clients may use.", default=[]),
-    )
+    makes = Model
+
+    id = _id("The name in records, policies and prices.")
+    aliases = ListOf(Identifier(), load_default=list, about="Further names that clients may use.")
     prices = Nested(
         PricesSchema,
         load_default=None,
         allow_none=True,
-        metadata=about("null means that the price is not known."),
+        about="null means that the price is not known.",
     )
     max_output_tokens = Integer(
         1,
         MAX_OUTPUT_TOKENS,
         load_default=4096,
-        metadata=about("Asked of a backend that insists on a bound when the client gave none."),
+        about="Asked of a backend that insists on a bound when the client gave none.",
     )
 
-    @post_load
-    def make(self, data: dict[str, Any], **_: Any) -> Model:
-        return Model(**{**data, "aliases": tuple(data["aliases"])})
 
-
-class TimeoutsSchema(Mapping):
+class TimeoutsSchema(Part):
     """→ :class:`~router.config.document.Timeouts`."""
 
-    connect_s = Seconds(load_default=Timeouts().connect_s, metadata=about("To connect."))
+    makes = Timeouts
+
+    connect_s = Seconds(load_default=Timeouts().connect_s, about="To connect.")
     first_byte_s = Seconds(
-        load_default=Timeouts().first_byte_s, metadata=about("From request sent to first byte.")
+        load_default=Timeouts().first_byte_s, about="From request sent to first byte."
     )
-    idle_s = Seconds(load_default=Timeouts().idle_s, metadata=about("Between two chunks."))
-    total_s = Seconds(load_default=Timeouts().total_s, metadata=about("For all of a call."))
-
-    @post_load
-    def make(self, data: dict[str, Any], **_: Any) -> Timeouts:
-        return Timeouts(**data)
+    idle_s = Seconds(load_default=Timeouts().idle_s, about="Between two chunks.")
+    total_s = Seconds(load_default=Timeouts().total_s, about="For all of a call.")
 
 
-class BackendSchema(Mapping):
+class BackendSchema(Part):
     """→ :class:`~router.config.document.Backend`."""
 
-    id = Identifier(required=True, metadata=about("Unique among the backends."))
-    kind = Choice(tuple(PROVIDERS), required=True, metadata=about("The API that it speaks."))
-    base_url = BaseUrl(
-        required=True, metadata=about("http or https, ending before /chat: https://host/v1")
-    )
+    makes = Backend
+
+    id = _id("Unique among the backends.")
+    kind = Choice(tuple(PROVIDERS), required=True, about="The API that it speaks.")
+    base_url = BaseUrl(required=True, about="http or https, ending before /chat: https://host/v1")
     credential = Credential(
         load_default=None,
         allow_none=True,
-        metadata=about("Where its API key is: env:NAME or file:/path; null sends none."),
+        about="Where its API key is: env:NAME or file:/path; null sends none.",
     )
-    models = Names(
-        keys=Identifier(),
-        values=Text(shape=_VARIANT, lengths=(1, 256)),
-        load_default=dict,
-        metadata=about("Model id → the backend's own name for it, where they differ.", default={}),
+    models = MapOf(
+        Text(shape=_UPSTREAM_MODEL, lengths=(1, 256)),
+        about="Model id → the backend's own name for it, where they differ.",
     )
-    timeouts = Nested(
-        TimeoutsSchema,
-        load_default=Timeouts,
-        metadata=about("How long it may take."),
-    )
-
-    @post_load
-    def make(self, data: dict[str, Any], **_: Any) -> Backend:
-        return Backend(**data)
+    timeouts = Nested(TimeoutsSchema, load_default=Timeouts, about="How long it may take.")
 
 
-class ShareSchema(Mapping):
+class ShareSchema(Part):
     """→ :class:`~router.config.document.Share`."""
 
-    backend_id = Identifier(required=True, data_key="id", metadata=about("A backend's id."))
+    makes = Share
+
+    backend_id = Identifier(required=True, data_key="id", about="A backend's id.")
     weight = Integer(
         0,
         MAX_WEIGHT,
         load_default=DEFAULT_WEIGHT,
-        metadata=about("Relative to the other weights of the policy; 0 takes no traffic."),
+        about="Relative to the other weights of the policy; 0 takes no traffic.",
     )
 
-    @post_load
-    def make(self, data: dict[str, Any], **_: Any) -> Share:
-        return Share(**data)
 
-
-class PolicySchema(Mapping):
+class PolicySchema(Part):
     """→ :class:`~router.config.document.Policy`."""
 
+    makes = Policy
+
     organization = Identifier(
-        wildcard=True, required=True, metadata=about("An organization's id, or * for all.")
+        wildcard=True, required=True, about="An organization's id, or * for all."
     )
-    model = Identifier(wildcard=True, required=True, metadata=about("A model's id, or * for all."))
+    model = Identifier(wildcard=True, required=True, about="A model's id, or * for all.")
     shares = ListOf(
         Nested(ShareSchema),
         required=True,
         data_key="backends",
         validate=validate.Length(min=1, max=1000, error="must name 1 to 1000 backends"),
-        metadata=about("The backends that share the traffic."),
+        about="The backends that share the traffic.",
     )
 
-    @post_load
-    def make(self, data: dict[str, Any], **_: Any) -> Policy:
-        return Policy(data["organization"], data["model"], tuple(data["shares"]))
+
+def _parts(schema: type[Schema], about: str) -> ListOf:
+    return ListOf(Nested(schema), load_default=list, most=_MAX_ENTRIES, about=about)
 
 
-class DocumentSchema(Mapping):
-    """→ a dict of lists of frozen parts, under the names of the sections."""
+class DocumentSchema(Part):
+    """→ :class:`~router.config.document.LoadedDocument`."""
 
-    version = Integer(
-        VERSION, VERSION, required=True, metadata=about("The version of this format.")
-    )
+    version = Integer(VERSION, VERSION, required=True, about="The version of this format.")
     organizations = _parts(OrganizationSchema, "Who pays.")
     keys = _parts(KeySchema, "API keys. Keys that are not listed stay as they are.")
     models = _parts(ModelSchema, "What clients may ask for.")
     backends = _parts(BackendSchema, "Servers that run models.")
     policies = _parts(PolicySchema, "Which backends serve whom; the most specific one counts.")
+
+    @post_load
+    def make(self, data: dict[str, Any], **_: Any) -> LoadedDocument:
+        """The version is the same in all."""
+        del data["version"]
+        return LoadedDocument(**{name: tuple(parts) for name, parts in data.items()})
 
 
 DOCUMENT_SCHEMA: Final = DocumentSchema()

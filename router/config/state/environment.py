@@ -215,22 +215,7 @@ def decode_number(raw: bytes | None) -> int:
 
 def encode_key(record: KeyRecord) -> bytes:
     """A key as it is stored under its hash."""
-    return orjson.dumps(
-        {
-            "id": record.id,
-            "organization_id": record.organization_id,
-            "hash": record.hash,
-            "name": record.name,
-            "status": record.status,
-            "expires_at_s": record.expires_at_s,
-            "scopes": sorted(record.scopes),
-            "models": None if record.models is None else sorted(record.models),
-            "require_signature": record.require_signature,
-            "demo": record.demo,
-            "rate_limit": record.rate_limit,
-            "budgets": record.budgets,
-        }
-    )
+    return orjson.dumps(record, default=sorted)
 
 
 @functools.lru_cache(maxsize=_DECODED_KEYS)
@@ -241,34 +226,25 @@ def decode_key(raw: bytes) -> KeyRecord:
     anew for each call, and changed bytes are decoded anew.
     """
     found = orjson.loads(raw)
-    models = found["models"]
+    models, rate_limit = found["models"], found.get("rate_limit")
     return KeyRecord(
-        found["id"],
-        found["organization_id"],
-        found["hash"],
-        found["name"],
-        found["status"],
-        found["expires_at_s"],
-        frozenset(found["scopes"]),
-        None if models is None else frozenset(models),
-        found["require_signature"],
-        found["demo"],
-        # Keys that an older router stored have neither.
-        _rate_limit(found.get("rate_limit")),
-        tuple([_budget(entry) for entry in found.get("budgets", ())]),
+        **{
+            **found,
+            "scopes": frozenset(found["scopes"]),
+            "models": None if models is None else frozenset(models),
+            # Keys that an older router stored have neither.
+            "rate_limit": None if rate_limit is None else RateLimit(**rate_limit),
+            "budgets": tuple(_budget(entry) for entry in found.get("budgets", ())),
+        }
     )
 
 
-def _rate_limit(found: dict[str, Any] | None) -> RateLimit | None:
-    return None if found is None else RateLimit(**found)
-
-
 def _budget(found: dict[str, Any]) -> Budget:
-    held = found["reservation"]
+    reservation = found["reservation"]
     return Budget(
         **{
             **found,
             "thresholds": tuple(found["thresholds"]),
-            "reservation": None if held is None else BudgetReservation(**held),
+            "reservation": None if reservation is None else BudgetReservation(**reservation),
         }
     )

@@ -11,11 +11,10 @@ from typing import Any, Final
 import lmdb
 import orjson
 
+from router.config.config_errors import PepperError, StateError, StateUnavailable
 from router.config.diff import Change, compare
-from router.config.document import KeyRecord
-from router.config.faults import PepperError, StateError, StateUnavailable
-from router.config.loader import LoadedDocument
-from router.config.schema.parts import VERSION
+from router.config.document import VERSION, KeyRecord, LoadedDocument
+from router.config.serialized import serialize, serialize_keys
 from router.config.state.environment import (
     APPLIED_AT,
     DOCUMENT,
@@ -32,7 +31,6 @@ from router.config.state.environment import (
     encode_number,
     open_for_writing,
 )
-from router.config.state.plain import plain_keys, to_plain
 
 _NOTHING_APPLIED: Final = "nothing has been applied yet: run 'routerctl config apply FILE' first"
 _OTHER_PEPPER: Final = "this ROUTER_KEY_PEPPER is not the one that the stored keys were made with"
@@ -91,7 +89,7 @@ class Tables:
     def put_document(self, loaded: LoadedDocument, now_s: float) -> int:
         """Store all but the keys under the next revision, which is returned."""
         revision = self.revision() + 1
-        plain = to_plain(loaded)
+        plain = serialize(loaded)
         del plain["keys"]
         applied_at = datetime.fromtimestamp(now_s, timezone.utc).isoformat()
         for name, value in (
@@ -160,7 +158,7 @@ class Tables:
             raise StateError(problems)
         compared = stored if prune_keys else [key for key in stored if key.id in listed]
         document = self.document() if self.revision() else {"version": VERSION}
-        return compare({**document, "keys": plain_keys(compared)}, to_plain(loaded))
+        return compare({**document, "keys": serialize_keys(compared)}, serialize(loaded))
 
     def _get(self, table: Any, key: bytes) -> bytes | None:
         raw = self._transaction.get(key, db=table)

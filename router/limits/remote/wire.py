@@ -13,9 +13,9 @@ from typing import Any, ClassVar, Final
 
 from marshmallow import EXCLUDE, ValidationError, post_load, validate
 
-from router.config.schema.closed import Mapping, about
 from router.config.schema.fields import Choice, Flag, Identifier, Integer, ListOf, Nested, Text
 from router.config.schema.limits_schema import Zone
+from router.config.schema.mapping import Mapping, about
 from router.limits.budgets.periods import Period
 from router.limits.budgets.windows import (
     MAX_AMOUNT,

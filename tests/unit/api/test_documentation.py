@@ -21,7 +21,7 @@ from router.api.dialects.native import (
 )
 from router.api.endpoints import ENDPOINTS
 from router.api.error_specs import ERROR_SPECS, INTERNAL
-from router.api.openapi.document import openapi
+from router.api.openapi.contract_files import openapi
 from router.api.openapi.error_responses import meaning_of
 from router.config.settings import Settings
 from tests.contract.checker import Contract

@@ -14,9 +14,9 @@ from click.testing import CliRunner, Result
 from sqlalchemy import delete, func, update
 
 from router.cli.main import cli
-from router.config.loader import load_plain
+from router.config.loader import load_serialized
 from router.config.pepper import pepper_fingerprint
-from router.config.state.access import StateWriter
+from router.config.state.state_writer import StateWriter
 from router.records.audit_chain import AuditChain, derive_audit_key
 from router.spool.frames import AUDIT, encode_frame, header_frame, segment_name
 from router.store.record_store import RecordStore
@@ -306,7 +306,7 @@ def note_key(data_dir: Path, pepper: str) -> None:
         "policies": [{"organization": "*", "model": "*", "backends": [{"id": "a"}]}],
     }
     writer = StateWriter(data_dir / "state")
-    writer.apply(load_plain(document), fingerprint=pepper_fingerprint(pepper.encode()))
+    writer.apply(load_serialized(document), fingerprint=pepper_fingerprint(pepper.encode()))
 
 
 ANOTHER = "another pepper of at least 32 bytes"

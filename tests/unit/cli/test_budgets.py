@@ -14,9 +14,9 @@ from click.testing import CliRunner, Result
 from router.cli.ledger_session import LedgerSession
 from router.cli.main import cli
 from router.clock import Clock
-from router.config.loader import load_plain
+from router.config.loader import load_serialized
 from router.config.settings import Settings
-from router.config.state.access import StateWriter
+from router.config.state.state_writer import StateWriter
 from router.limits.budgets.ledger import Ledger
 from router.limits.budgets.maintenance import LedgerMaintenance
 from router.limits.budgets.windows import Amounts, Reservation, WindowSpec
@@ -85,7 +85,7 @@ def ledger(client: RedisClient) -> Ledger:
 
 @pytest.fixture
 def run(tmp_path: Path, redis_url: str, client: RedisClient) -> Run:
-    loaded = load_plain(DOCUMENT, demo=False)
+    loaded = load_serialized(DOCUMENT, demo=False)
     StateWriter(Settings(data_dir=tmp_path).state_dir).apply(loaded)
 
     def call(*arguments: str, **environ: str) -> Result:

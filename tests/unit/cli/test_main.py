@@ -22,7 +22,7 @@ from router.auth.signatures import SignedParts, verify
 from router.cli.main import COMMANDS, cli
 from router.config.pepper import load_pepper
 from router.config.settings import Settings
-from router.config.state.access import StateReader
+from router.config.state.state_reader import StateReader
 
 Run = Callable[..., Result]
 

@@ -13,10 +13,10 @@ from jsonschema import Draft202012Validator
 
 from router.cli.main import cli
 from router.cli.operator_audit import operator_audit_log
+from router.config.config_errors import StateError
 from router.config.document import KeyRecord
-from router.config.faults import StateError
 from router.config.settings import Settings
-from router.config.state.access import StateWriter
+from router.config.state.state_writer import StateWriter
 from router.errors import RecordsUnavailable
 from router.records.audit_chain import chain_hash, genesis, unseal
 from router.records.record_schemas import audit_event_schema

@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 
 from router.clock import FrozenClock
-from router.config.loader import LoadedDocument, load_plain
-from router.config.state.access import StateReader, StateWriter
+from router.config.document import LoadedDocument
+from router.config.loader import load_serialized
+from router.config.state.state_reader import StateReader
+from router.config.state.state_writer import StateWriter
 
 HASH = "ab" * 32
 
@@ -42,7 +44,7 @@ def plain() -> dict[str, Any]:
 
 @pytest.fixture
 def loaded(plain: dict[str, Any]) -> LoadedDocument:
-    return load_plain(plain)
+    return load_serialized(plain)
 
 
 @pytest.fixture
@@ -52,7 +54,7 @@ def named() -> Callable[[str], LoadedDocument]:
     def make(name: str) -> LoadedDocument:
         plain = copy.deepcopy(PLAIN)
         plain["organizations"][0]["name"] = name
-        return load_plain(plain)
+        return load_serialized(plain)
 
     return make
 

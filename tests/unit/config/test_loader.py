@@ -12,9 +12,18 @@ from typing import Any
 import pytest
 
 from router.auth.keys import hash_key
-from router.config.document import Backend, Model, Organization, Policy, Prices, Share, Timeouts
-from router.config.faults import DocumentError
-from router.config.loader import LoadedDocument, load_file, load_plain
+from router.config.config_errors import DocumentError
+from router.config.document import (
+    Backend,
+    LoadedDocument,
+    Model,
+    Organization,
+    Policy,
+    Prices,
+    Share,
+    Timeouts,
+)
+from router.config.loader import load_file, load_serialized
 
 PEPPER = b"a pepper for the tests, 32 bytes"
 Plain = dict[str, Any]
@@ -23,7 +32,7 @@ Plain = dict[str, Any]
 def problems(plain: Any, **options: Any) -> list[str]:
     """What the loader has against a document."""
     with pytest.raises(DocumentError) as refused:
-        load_plain(plain, **options)
+        load_serialized(plain, **options)
     return refused.value.problems
 
 
@@ -70,7 +79,7 @@ def test_a_file_is_yaml_unless_it_says_json(tmp_path: Path, plain: Plain, name: 
     """JSON is read as JSON under its own name and as the YAML that it is under any other."""
     file = tmp_path / name
     file.write_text(json.dumps(plain), encoding="utf-8")
-    assert load_file(file, demo=False, pepper=b"") == load_plain(plain)
+    assert load_file(file, demo=False, pepper=b"") == load_serialized(plain)
 
 
 def test_all_mistakes_are_reported_at_once(tmp_path: Path) -> None:
@@ -218,7 +227,7 @@ def test_ids_have_one_shape(plain: Plain, path: str, value: str) -> None:
 @pytest.mark.parametrize("value", ["a", "9", "gpt-4o", "org/model:tag_1.0", "x" * 128])
 def test_ids_may_look_like_model_names(plain: Plain, value: str) -> None:
     """Names of models as their makers write them are ids."""
-    assert load_plain(put(plain, "models.0.id", value)).models[0].id == value
+    assert load_serialized(put(plain, "models.0.id", value)).models[0].id == value
 
 
 def test_a_policy_names_both_sides(plain: Plain) -> None:
@@ -310,7 +319,7 @@ def test_an_address_is_kept_without_its_last_slash(
     if kept is None:
         assert len(problems(plain)) == 1
     else:
-        assert load_plain(plain).backends[0].base_url == kept
+        assert load_serialized(plain).backends[0].base_url == kept
 
 
 @pytest.mark.parametrize(
@@ -439,14 +448,14 @@ def test_references_lead_somewhere_once(
 def test_a_weight_has_a_default(plain: Plain) -> None:
     """A share without a weight weighs 100 (F8)."""
     del plain["policies"][0]["backends"][0]["weight"]
-    assert load_plain(plain).policies[0].shares == (Share("a", 100),)
+    assert load_serialized(plain).policies[0].shares == (Share("a", 100),)
 
 
 def test_a_weight_of_zero_may_stand_beside_others(plain: Plain) -> None:
     """A drained backend stays in its policy (F8)."""
     plain["backends"].append({**plain["backends"][0], "id": "b"})
     plain["policies"][0]["backends"].append({"id": "b", "weight": 0})
-    assert load_plain(plain).policies[0].shares[1] == Share("b", 0)
+    assert load_serialized(plain).policies[0].shares[1] == Share("b", 0)
 
 
 # --- keys -----------------------------------------------------------------------------------
@@ -466,7 +475,7 @@ def test_a_demo_secret_needs_demo_mode(plain: Plain) -> None:
 def test_a_demo_secret_is_hashed_as_a_key_is(plain: Plain) -> None:
     """The loader's hash is the one that the authenticator looks up."""
     demo_key(plain, demo_secret="dev-test-key")
-    [key] = load_plain(plain, demo=True, pepper=PEPPER).keys
+    [key] = load_serialized(plain, demo=True, pepper=PEPPER).keys
     assert key.hash == hash_key("dev-test-key", PEPPER).hex()
     assert key.demo
 
@@ -512,7 +521,7 @@ def test_a_demo_secret_may_not_repeat_a_hash(plain: Plain) -> None:
 )
 def test_an_expiry_is_a_point_in_time(plain: Plain, written: str, moment: datetime) -> None:
     """The zone counts, and fractions of any length are read by every Python."""
-    [key] = load_plain(put(plain, "keys.0.expires_at", written)).keys
+    [key] = load_serialized(put(plain, "keys.0.expires_at", written)).keys
     assert key.expires_at_s == moment.timestamp()
 
 

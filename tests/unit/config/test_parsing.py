@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from router.config import parsing
-from router.config.faults import DocumentError
+from router.config.config_errors import DocumentError
 from router.config.parsing import MAX_BYTES, MAX_DEPTH, Parsed, parse_json, parse_yaml, read_text
-from router.config.state.plain import dump_yaml
+from router.config.serialized import dump_yaml
 
 SCALARS = [
     ("1", 1),

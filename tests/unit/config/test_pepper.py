@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from router.config.faults import PepperError
+from router.config.config_errors import PepperError
 from router.config.pepper import load_pepper
 from router.config.settings import Settings
 

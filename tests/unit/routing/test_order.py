@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from router.config.document import Share
-from router.config.loader import load_plain
+from router.config.loader import load_serialized
 from router.config.schema.parts import MAX_WEIGHT
 from router.routing.candidates import order
 
@@ -165,7 +165,7 @@ def test_a_missing_weight_is_the_documented_default() -> None:
             {"organization": "*", "model": "*", "backends": [{"id": name} for name in "ab"]}
         ],
     }
-    [policy] = load_plain(plain).build(1).policies
+    [policy] = load_serialized(plain).build(1).policies
     first = Counter(order(policy.shares, lambda mark=mark: mark)[0] for mark in steps(200))
     assert first == {"a": 100, "b": 100}
     assert [share.weight for share in policy.shares] == [100, 100]

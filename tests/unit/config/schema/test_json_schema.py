@@ -9,10 +9,10 @@ import pytest
 import yaml
 from jsonschema import Draft202012Validator
 
-from router.config.faults import DocumentError
-from router.config.loader import load_plain
+from router.config.config_errors import DocumentError
+from router.config.loader import load_serialized
 from router.config.schema.json_schema import document_json_schema
-from router.config.state.plain import to_plain
+from router.config.serialized import serialize
 
 SCHEMA = document_json_schema()
 DAILY = {"name": "a", "unit": "usd", "period": "daily"}
@@ -57,7 +57,7 @@ def test_the_demo_document_fits() -> None:
 def test_an_export_fits(plain: dict[str, Any]) -> None:
     """What the router writes is what the schema describes."""
     plain["keys"][0] |= {"expires_at": "2027-01-31T00:00:00Z", "models": ["gpt-4o"]}
-    assert [*VALIDATOR.iter_errors(to_plain(load_plain(plain)))] == []
+    assert [*VALIDATOR.iter_errors(serialize(load_serialized(plain)))] == []
 
 
 @pytest.mark.parametrize(
@@ -116,4 +116,4 @@ def test_schema_and_loader_refuse_alike(
     plain[section][0] |= change
     assert [*VALIDATOR.iter_errors(plain)] != []
     with pytest.raises(DocumentError):
-        load_plain(plain)
+        load_serialized(plain)

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
+from router.config.config_errors import DocumentError
 from router.config.diff import FieldChange, compare
 from router.config.document import Budget, BudgetReservation, RateLimit
-from router.config.faults import DocumentError
-from router.config.loader import load_plain
+from router.config.loader import load_serialized
 from router.config.parsing import parse_yaml
-from router.config.state.plain import to_plain
+from router.config.serialized import serialize
 
 Plain = dict[str, Any]
 DAILY: Plain = {"name": "spend", "unit": "usd", "period": "daily"}
@@ -25,13 +25,13 @@ def with_budget(plain: Plain, **fields: Any) -> Plain:
 
 
 def budget_of(plain: Plain) -> Budget:
-    [budget] = load_plain(plain).organizations[0].budgets
+    [budget] = load_serialized(plain).organizations[0].budgets
     return budget
 
 
 def problems(plain: Plain) -> list[str]:
     with pytest.raises(DocumentError) as refused:
-        load_plain(plain)
+        load_serialized(plain)
     return [line.removeprefix("organizations[0].") for line in refused.value.problems]
 
 
@@ -40,7 +40,7 @@ def problems(plain: Plain) -> list[str]:
 
 def test_nothing_said_is_nothing_set(plain: Plain) -> None:
     """The defaults of the environment apply, and no budget does."""
-    loaded = load_plain(plain)
+    loaded = load_serialized(plain)
     organization, key = loaded.organizations[0], loaded.keys[0]
     assert (organization.rate_limit, organization.model_rate_limits) == (None, {})
     assert (key.rate_limit, key.budgets, organization.budgets) == (None, (), ())
@@ -52,7 +52,7 @@ def test_a_rate_limit_in_full(plain: Plain) -> None:
     shadow = {"requests_per_second": None, "tokens_per_minute": 7, "shadow": True}
     plain["organizations"][0] |= {"rate_limit": written, "model_rate_limits": {"gpt-4o": shadow}}
     plain["keys"][0]["rate_limit"] = {"requests_per_second": 0, "burst": 0}
-    loaded = load_plain(plain)
+    loaded = load_serialized(plain)
     assert loaded.organizations[0].rate_limit == RateLimit(2.5, 5, 1000, 0)
     assert loaded.organizations[0].model_rate_limits == {
         "gpt-4o": RateLimit(None, tokens_per_minute=7, shadow=True)
@@ -211,7 +211,7 @@ def test_names_are_unique_for_each_owner(plain: Plain) -> None:
     """Two budgets of one name could not be told apart in a refusal; two owners may share one."""
     plain["keys"][0]["budgets"] = [DAILY, {**DAILY, "name": "other"}]
     with_budget(plain)
-    load_plain(plain)
+    load_serialized(plain)
     plain["organizations"][0]["budgets"].append({**DAILY, "unit": "tokens"})
     assert problems(plain) == [
         "budgets[1].name: the same as organizations[0].budgets[0].name",
@@ -232,18 +232,18 @@ def test_an_export_of_limits_can_be_applied_again(plain: Plain) -> None:
     """B11: 0 stays 0, null stays null, and money stays decimal text."""
     with_budget(plain, limit=0)
     plain["organizations"][0]["rate_limit"] = {"requests_per_second": 50, "burst": 100}
-    exported = to_plain(load_plain(plain))
+    exported = serialize(load_serialized(plain))
     [organization] = exported["organizations"]
     assert organization["budgets"][0]["limit"] == "0.00"
     assert organization["rate_limit"]["requests_per_second"] == 50
     assert type(organization["rate_limit"]["requests_per_second"]) is int
-    assert to_plain(load_plain(exported)) == exported
+    assert serialize(load_serialized(exported)) == exported
 
 
 def test_a_changed_limit_is_one_line(plain: Plain) -> None:
     """What apply shows is the field, not the whole of the limits."""
     plain["organizations"][0]["rate_limit"] = {"requests_per_second": 50, "burst": 100}
-    old = to_plain(load_plain(plain))
+    old = serialize(load_serialized(plain))
     plain["organizations"][0]["rate_limit"]["burst"] = 200
-    [change] = compare(old, to_plain(load_plain(plain)))
+    [change] = compare(old, serialize(load_serialized(plain)))
     assert change.fields == (FieldChange("rate_limit.burst", 100, 200),)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from router.api.openapi.document import (
+from router.api.openapi.contract_files import (
     DOCUMENT_FILE,
     OPENAPI_FILE,
     check,

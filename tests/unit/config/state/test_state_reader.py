@@ -13,9 +13,8 @@ from pathlib import Path
 import pytest
 
 from router.clock import FrozenClock
-from router.config.loader import LoadedDocument
+from router.config.document import LoadedDocument
 from router.config.state import environment as storage
-from router.config.state.access import StateReader, StateWriter
 from router.config.state.environment import (
     DOCUMENT,
     KEYS,
@@ -24,6 +23,8 @@ from router.config.state.environment import (
     encode_number,
     open_for_writing,
 )
+from router.config.state.state_reader import StateReader
+from router.config.state.state_writer import StateWriter
 from router.errors import NotConfigured
 
 KEY_HASH = bytes.fromhex("ab" * 32)

@@ -13,11 +13,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from router.clock import FrozenClock
+from router.config.config_errors import PepperError, StateError
 from router.config.diff import Change
-from router.config.document import KeyRecord, Organization
-from router.config.faults import PepperError, StateError
-from router.config.loader import LoadedDocument, load_plain
-from router.config.state.access import StateReader, StateWriter
+from router.config.document import KeyRecord, LoadedDocument, Organization
+from router.config.loader import load_serialized
+from router.config.state.state_reader import StateReader
+from router.config.state.state_writer import StateWriter
 
 NamedDocument = Callable[[str], LoadedDocument]
 NOTHING_APPLIED = "nothing has been applied yet: run 'routerctl config apply FILE' first"
@@ -304,9 +305,9 @@ def test_an_export_can_be_applied(
     writer.revoke_key("made")
     exported = writer.export()
     other = StateWriter(tmp_path / "other")
-    other.apply(load_plain(exported))
+    other.apply(load_serialized(exported))
     assert other.export() == exported
-    assert writer.changes(load_plain(exported), prune_keys=True) == []
+    assert writer.changes(load_serialized(exported), prune_keys=True) == []
 
 
 def test_a_corrupt_store_is_reported(
