@@ -543,4 +543,4 @@ def test_the_demo_document_is_valid() -> None:
     assert {"gpt-4o", "gpt-4o-mini", "text-embedding-3-small", "claude-sonnet"} == {
         model.id for model in loaded.models if model.prices is not None
     }
-    assert loaded.policies == (Policy("*", "*", (Share("mock-a", 70), Share("mock-b", 30))),)
+    assert loaded.policies == (Policy("*", "*", (Share("demo-a", 70), Share("demo-b", 30))),)
