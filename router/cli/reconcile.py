@@ -1,17 +1,13 @@
-"""``routerctl reconcile``: whether the same records stand everywhere, and which ones do not."""
+"""``routerctl records reconcile``: whether the same records stand everywhere, and which do not."""
 
 from __future__ import annotations
 
-import tempfile
-from collections import Counter
-from contextlib import ExitStack
-from dataclasses import dataclass
-from heapq import merge
-from pathlib import Path
-from typing import IO, TYPE_CHECKING, Final, NamedTuple
+from contextlib import ExitStack, closing
+from typing import IO, TYPE_CHECKING, Any, Final
 
 import click
 
+from router.cli import output as out
 from router.cli import reconcile_report
 from router.cli.reconcile_report import Answer
 from router.cli.time_range import check_period, filter_options, period_options
@@ -21,25 +17,11 @@ from router.config.settings import Settings, load_settings
 if TYPE_CHECKING:
     from router.agent.kafka.producer import KafkaConfig
     from router.cli.reconcile_sources import SpoolSource
-    from router.exports.external_sort import ExternalSort
-    from router.exports.reconciliation import Scope
+    from router.exports.reconciliation import Reconciliation
 
 _DAY_S: Final = 86_400.0
 _CLIENT_MARGIN_S: Final = 3600.0
 """A client's clock and a call's length may put a call beyond the period's ends."""
-
-
-@dataclass(frozen=True, slots=True)
-class Question:
-    """What is compared."""
-
-    settings: Settings
-    scope: Scope
-    kafka: KafkaConfig | None
-    client: IO[str] | None
-    client_format: str | None
-    client_complete: bool
-    limit: int
 
 
 def _brokers(
@@ -62,7 +44,7 @@ def _version(
     return None if value is None else tuple(map(int, parts))
 
 
-@click.command("reconcile")
+@click.command("reconcile", cls=out.CommandWithOldOptions, old_options={"--json": "--output json"})
 @period_options("24 hours before --to")
 @filter_options("key")
 @click.option("--brokers", callback=_brokers, metavar="LIST", help="Default: KAFKA_BROKERS.")
@@ -99,167 +81,103 @@ def _version(
     metavar="N",
     help="Show so many differences; all of them are counted.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@out.output_option("table", "json")
 def reconcile(
     from_s: float | None,
     to_s: float | None,
     organization: str | None,
     key: str | None,
-    brokers: tuple[str, ...] | None,
-    topic: str | None,
-    kafka_api_version: tuple[int, ...] | None,
-    no_kafka: bool,
     client: IO[str] | None,
     client_format: str | None,
     client_complete: bool,
     limit: int,
-    as_json: bool,
+    output: str,
+    **kafka: Any,
 ) -> None:
     """Compare the usage records of a period: spool, record store, Kafka, and a client's list.
 
     Changes nothing and may run beside everything. Records that are in the spool and not yet
-    acknowledged are under way and no difference. Exits with 1 if there is a difference.
+    acknowledged are under way and no difference. Exits with 1 if there is a difference, with 3 if
+    the store, Kafka or the client's file cannot be read.
+
+    \b
+    Example: routerctl records reconcile --from 2027-01-15 --to 2027-01-16 --client answers.jsonl
     """
-    from router.exports.reconciliation import Scope
+    from router.agent.kafka.topic_reader import TopicUnreadable
+    from router.cli.reconcile_sources import SpoolSource, note_refusals
+    from router.exports.client_list import ClientFileError, match_client, read_answers
+    from router.exports.comparison import KAFKA, STORE, Scope
+    from router.exports.reconciliation import DATABASE_ERRORS, Reconciliation
+    from router.store.store_errors import StoreError
 
     settings = load_settings()
     to_s = Clock().now_s() if to_s is None else to_s
     from_s = to_s - _DAY_S if from_s is None else from_s
     check_period(from_s, to_s)
     margin_s = 0.0 if client is None else _CLIENT_MARGIN_S
-    answer = _answer(
-        Question(
-            settings,
-            Scope(from_s, to_s, organization, key, margin_s),
-            None if no_kafka else _kafka(settings, brokers, topic, kafka_api_version),
-            client,
-            client_format,
-            client_complete,
-            limit,
-        )
-    )
-    click.echo(reconcile_report.as_json(answer) if as_json else reconcile_report.as_text(answer))
+    scope = Scope(from_s, to_s, organization, key, margin_s)
+    config = _kafka(settings, **kafka)
+    sinks = (STORE,) if config is None else (STORE, KAFKA)
+    spool = SpoolSource(settings, sinks)
+    with (
+        out.finding_out(StoreError, TopicUnreadable, ClientFileError, *DATABASE_ERRORS),
+        closing(Reconciliation(scope, sinks)) as records,
+    ):
+        if client is not None:
+            records.add_answers(read_answers(client, client_format))
+        topic_begins_late = _observe(records, spool, config)
+        found = records.compare(limit)
+        listed = None
+        if client is not None:
+            rows = records.by_request()
+            listed = match_client(rows, found.differences, is_complete=client_complete)
+        note_refusals(settings, found.differences.first)
+    damage = (spool.damaged, spool.missing_segments, spool.too_new)
+    answer = Answer(scope, found, listed, *damage, topic_begins_late)
+    reconcile_report.print_answer(answer, output)
     if not answer.agrees():
-        raise click.exceptions.Exit(1)
+        out.end_with_difference()
 
 
 def _kafka(
     settings: Settings,
     brokers: tuple[str, ...] | None,
     topic: str | None,
-    api_version: tuple[int, ...] | None,
+    kafka_api_version: tuple[int, ...] | None,
+    no_kafka: bool,
 ) -> KafkaConfig | None:
     from router.agent.kafka.producer import KafkaConfig
 
     brokers = settings.kafka_brokers if brokers is None else brokers
-    if not brokers:
+    if no_kafka or not brokers:
         return None
-    return KafkaConfig(
-        brokers, usage_topic=topic or settings.kafka_usage_topic, api_version=api_version
-    )
+    topic = topic or settings.kafka_usage_topic
+    return KafkaConfig(brokers, usage_topic=topic, api_version=kafka_api_version)
 
 
-def _answer(question: Question) -> Answer:
-    """Compare; what keeps it from doing so ends without a traceback."""
-    from router.agent.kafka.topic_reader import TopicUnreadable
-    from router.exports.client_list import ClientFileError
-    from router.store.store_errors import StoreError
+def _observe(records: Reconciliation, spool: SpoolSource, kafka: KafkaConfig | None) -> int:
+    """Observe all records; a second time where something is missing, see ``reconciliation``.
 
-    try:
-        with tempfile.TemporaryDirectory(prefix="routerctl-") as place:
-            return _compare(question, Path(place))
-    except (StoreError, TopicUnreadable, ClientFileError) as error:
-        raise click.ClickException(str(error)) from None
-    except UnicodeDecodeError:
-        raise click.ClickException("the client's file is not UTF-8") from None
-    except OSError as error:
-        raise click.ClickException(str(error)) from None
-
-
-def _compare(question: Question, place: Path) -> Answer:
-    from router.cli.reconcile_sources import SpoolSource, note_refusals
-    from router.exports.client_list import match_client, record_line
-    from router.exports.external_sort import ExternalSort
-    from router.exports.reconciliation import KAFKA, STORE, judge
-
-    sinks = (STORE,) if question.kafka is None else (STORE, KAFKA)
-    with ExitStack() as stack:
-        early, late, calls = (
-            stack.enter_context(ExternalSort(place, name)) for name in ("early", "late", "calls")
-        )
-        _read_client(question, calls)
-        spool = SpoolSource(question.settings, sinks)
-        met = _look(question, spool, early, late)
-        judgement = judge(
-            merge(early, late),
-            sinks,
-            looks=met.looks,
-            limit=question.limit,
-            tell=None if question.client is None else lambda one: calls.add(record_line(one)),
-        )
-        for source, count in met.unreadable.items():
-            judgement.tallies[source].unreadable += count
-        client = None
-        if question.client is not None:
-            differences = judgement.differences
-            client = match_client(calls, differences, is_complete=question.client_complete)
-    note_refusals(question.settings, judgement.differences.first)
-    return Answer(
-        question.scope,
-        judgement,
-        client,
-        spool.damaged,
-        spool.missing_segments,
-        spool.too_new,
-        met.topic_begins_late,
-    )
-
-
-def _read_client(question: Question, calls: ExternalSort) -> None:
-    from router.exports.client_list import client_line, read_client_lines
-
-    if question.client is not None:
-        for told in read_client_lines(question.client, question.client_format):
-            calls.add(client_line(told))
-
-
-class _Met(NamedTuple):
-    """How the looking went."""
-
-    looks: int
-    unreadable: Counter[str]
-    topic_begins_late: int
-
-
-def _look(question: Question, spool: SpoolSource, early: ExternalSort, late: ExternalSort) -> _Met:
-    """Meet all records; a second time where something is missing, see ``reconciliation``."""
+    Returns how many partitions of the topic have lost their oldest messages.
+    """
     from router.agent.kafka.topic_reader import TopicReader
-    from router.cli.reconcile_sources import (
-        Sightings,
-        look_into_store,
-        look_into_topic,
-        look_up,
-    )
-    from router.exports.reconciliation import missing_somewhere
+    from router.cli.reconcile_sources import look_up_missing, read_store, read_topic
     from router.store.record_store import RecordStore
 
-    first = Sightings(question.scope, early)
-    second = Sightings(question.scope, late, is_late=True, unreadable=first.unreadable)
     with ExitStack() as stack:
         topic = None
-        if question.kafka is not None:
-            topic = TopicReader(question.kafka, question.kafka.usage_topic)
-            stack.enter_context(topic)
-        store = stack.enter_context(RecordStore(question.settings.store_url, read_only=True))
-        looks = 1
-        spool.look(first)
+        if kafka is not None:
+            topic = stack.enter_context(TopicReader(kafka, kafka.usage_topic))
+        url = spool.settings.store_url
+        store = stack.enter_context(RecordStore(url, read_only=True))
+        spool.read(records)
         if topic is not None:
-            look_into_topic(topic, first)
-        look_into_store(store, first)
-        if any(True for _ in missing_somewhere(early, spool.sinks)):
-            looks = 2
-            spool.look(second)
+            read_topic(topic, records)
+        read_store(store, records)
+        if any(records.missing_records()):
+            records.begin_second_pass()
+            spool.read(records)
             if topic is not None:
-                look_into_topic(topic, second)
-            look_up(store, missing_somewhere(early, spool.sinks), second)
-        return _Met(looks, first.unreadable, 0 if topic is None else topic.begins_late)
+                read_topic(topic, records)
+            look_up_missing(store, records)
+        return 0 if topic is None else topic.begins_late

@@ -1,21 +1,31 @@
-"""What ``routerctl reconcile`` found, for people and for programs."""
+"""What ``routerctl records reconcile`` found, for people and for programs."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from router.cli.tables import aligned, shown
+import click
+
+from router.cli import output as out
 
 if TYPE_CHECKING:
     from router.exports.client_list import ClientTally
-    from router.exports.reconciliation import Judgement, Scope, Tally
+    from router.exports.comparison import Comparison, Scope
 
-_HEAD: Final = ["SOURCE", "RECORDS", "REPEATED", "TOKENS IN", "TOKENS OUT", "COST USD"]
+_COLUMNS: Final = (
+    out.Column("source"),
+    out.Column("records", align="right"),
+    out.Column("repeated", align="right"),
+    out.Column("tokens_input", "TOKENS IN", align="right"),
+    out.Column("tokens_output", "TOKENS OUT", align="right"),
+    out.Column("cost_usd", "COST USD", align="point"),
+)
 _KINDS: Final = {
     "missing": "records are missing somewhere",
-    "contents": "records differ from place to place",
+    "contents": "records differ from source to source",
     "unrecorded": "requests that the client saw answered have no record",
     "client_contents": "requests have other figures at the client",
     "unlisted": "requests are not in the client's file",
@@ -27,7 +37,7 @@ class Answer:
     """What came of a comparison."""
 
     scope: Scope
-    judgement: Judgement
+    comparison: Comparison
     client: ClientTally | None
     damaged: int
     """Stretches of the spool that hold no record any more."""
@@ -39,24 +49,50 @@ class Answer:
 
     def agrees(self) -> bool:
         """Whether nothing is missing, unlike, unreadable or damaged."""
-        faults = sum(tally.unreadable for tally in self.judgement.tallies.values())
+        faults = sum(tally.unreadable for tally in self.comparison.tallies.values())
         faults += self.damaged + self.missing_segments + self.too_new
-        return not faults and not self.judgement.differences.counts
+        return not faults and not self.comparison.differences.counts
+
+    def sources(self) -> dict[str, dict[str, Any]]:
+        """The figures of each source, and of the client's file."""
+        tallies = dict(self.comparison.tallies)
+        if self.client is not None:
+            tallies["client"] = self.client.listed
+        return {name: tally.plain() for name, tally in tallies.items()}
+
+    def period(self) -> tuple[str | None, str | None]:
+        """Its bounds as timestamps."""
+        from router.records.record_types import format_timestamp
+
+        from_s, to_s = self.scope.from_s, self.scope.to_s
+        return (
+            None if from_s is None else format_timestamp(from_s),
+            None if to_s is None else format_timestamp(to_s),
+        )
 
 
-def as_json(answer: Answer) -> str:
-    """For programs."""
-    from router.exports.reconciliation import format_moment
+def print_answer(answer: Answer, output: str) -> None:
+    """Print as ``json``, or as ``table`` for people."""
+    if output == "json":
+        out.print_json(_plain(answer))
+        return
+    click.echo(" to ".join(filter(None, answer.period())) + "\n")
+    rows = [{"source": name, **figures} for name, figures in answer.sources().items()]
+    out.print_table(_COLUMNS, rows)
+    for part in (_remarks(answer), _differences(answer), _verdict(answer)):
+        lines = list(part)
+        if lines:
+            click.echo("\n" + "\n".join(lines))
 
-    found = answer.judgement
-    sources = {name: tally.plain() for name, tally in found.tallies.items()}
-    if answer.client is not None:
-        sources["client"] = answer.client.listed.plain()
-    body = {
+
+def _plain(answer: Answer) -> dict[str, Any]:
+    found = answer.comparison
+    from_time, to_time = answer.period()
+    return {
         "agreement": answer.agrees(),
-        "from": format_moment(answer.scope.from_s),
-        "to": format_moment(answer.scope.to_s),
-        "sources": sources,
+        "from": from_time,
+        "to": to_time,
+        "sources": answer.sources(),
         "under_way": {name: tally.plain() for name, tally in found.under_way.items()},
         "not_in_client_file": None if answer.client is None else answer.client.unlisted.plain(),
         "spool_damage": {
@@ -67,82 +103,56 @@ def as_json(answer: Answer) -> str:
         "kafka_partitions_without_their_oldest": answer.topic_begins_late,
         "differences": {"counts": dict(found.differences.counts), "first": found.differences.first},
     }
-    return json.dumps(body, indent=2)
 
 
-def as_text(answer: Answer) -> str:
-    """For people: figures by source, what is under way, each difference, and the verdict."""
-    from router.exports.reconciliation import format_moment
-
-    bounds = (format_moment(answer.scope.from_s), format_moment(answer.scope.to_s))
-    parts = [[" to ".join(filter(None, bounds))], _table(answer), _remarks(answer)]
-    differences = answer.judgement.differences
-    parts.append([_line(one) for one in differences.first])
-    rest = sum(differences.counts.values()) - len(differences.first)
-    if rest:
-        parts[-1].append(f"and {rest} more: see --limit")
-    parts.append(_verdict(answer))
-    return "\n\n".join("\n".join(part) for part in parts if part)
-
-
-def _table(answer: Answer) -> list[str]:
-    rows = [_row(name, tally) for name, tally in answer.judgement.tallies.items()]
-    if answer.client is not None:
-        rows.append(_row("client", answer.client.listed))
-    return aligned([_HEAD, *rows], left=1, points={len(_HEAD) - 1})
-
-
-def _row(name: str, tally: Tally) -> list[str]:
-    plain = tally.plain()
-    names = ("records", "repeated", "tokens_input", "tokens_output", "cost_usd")
-    return [name, *(str(plain[one]) for one in names)]
-
-
-def _remarks(answer: Answer) -> list[str]:
+def _remarks(answer: Answer) -> Iterable[str]:
     """What is no difference and has to be known all the same, and what is broken."""
-    found = answer.judgement
-    lines = [
-        f"under way to {sink}: {tally.records} records, {tally.plain()['cost_usd']} USD"
-        for sink, tally in found.under_way.items()
-        if tally.records
-    ]
+    found = answer.comparison
+    for sink, tally in found.under_way.items():
+        if tally.records:
+            cost_usd = tally.plain()["cost_usd"]
+            yield f"under way to {sink}: {tally.records} records, {cost_usd} USD"
     if answer.client is not None and answer.client.unlisted.records:
-        left = answer.client.unlisted
-        cost = left.plain()["cost_usd"]
-        lines.append(f"answered, not in the client's file: {left.records} records, {cost} USD")
+        left = answer.client.unlisted.plain()
+        amount = f"{left['records']} records, {left['cost_usd']} USD"
+        yield f"answered, not in the client's file: {amount}"
     if answer.topic_begins_late:
-        lines.append(
+        yield (
             f"kafka: the oldest messages of {answer.topic_begins_late} partitions are gone:"
             " a later --from may leave out what they held"
         )
-    lines += [
-        f"{name}: {tally.unreadable} messages are no usage records"
-        for name, tally in found.tallies.items()
-        if tally.unreadable
-    ]
+    for name, tally in found.tallies.items():
+        if tally.unreadable:
+            yield f"{name}: {tally.unreadable} messages are no usage records"
     if answer.damaged or answer.missing_segments or answer.too_new:
-        lines.append(
+        yield (
             f"spool: {answer.damaged} damaged pieces, {answer.missing_segments} missing segments,"
             f" {answer.too_new} writers of a newer version: see 'routerctl spool verify'"
         )
-    return lines
 
 
-def _line(difference: dict[str, Any]) -> str:
-    facts = []
-    for name, value in difference.items():
-        if value is None or name == "kind":
-            continue
-        if isinstance(value, list):
-            value = ",".join(value)
-        if isinstance(value, dict):
-            value = json.dumps(value)
-        facts.append(f"{name}={shown(str(value))}")
-    return " ".join([difference["kind"], *facts])
+def _differences(answer: Answer) -> Iterable[str]:
+    differences = answer.comparison.differences
+    for difference in differences.first:
+        facts = [
+            f"{name}={_fact(value)}"
+            for name, value in difference.items()
+            if value is not None and name != "kind"
+        ]
+        yield " ".join([difference["kind"], *facts])
+    rest = sum(differences.counts.values()) - len(differences.first)
+    if rest:
+        yield f"and {rest} more: see --limit"
 
 
-def _verdict(answer: Answer) -> list[str]:
-    counts = answer.judgement.differences.counts
+def _fact(value: Any) -> str:
+    if isinstance(value, list):
+        value = ",".join(value)
+    return out.shown(json.dumps(value) if isinstance(value, dict) else value)
+
+
+def _verdict(answer: Answer) -> Iterable[str]:
+    counts = answer.comparison.differences.counts
     if answer.agrees():
         return ["exact agreement"]
     return [f"{counts[kind]} {text}" for kind, text in _KINDS.items() if counts[kind]] or [

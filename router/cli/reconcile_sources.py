@@ -1,16 +1,14 @@
-"""Where ``routerctl reconcile`` meets records: the spool, Kafka, the record store."""
+"""Where ``routerctl records reconcile`` observes records: the spool, Kafka, the record store."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from itertools import islice
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from router.config.settings import Settings
-from router.exports.external_sort import ExternalSort
-from router.exports.reconciliation import KAFKA, SPOOL, STORE, Scope, sight
+from router.exports.comparison import KAFKA, SPOOL, STORE
+from router.exports.reconciliation import Reconciliation
 from router.spool.checkpoints import Checkpoints, checkpoint_path
 from router.spool.frames import USAGE, Position
 from router.spool.reader import Missing, SpoolReader
@@ -23,30 +21,8 @@ Saved = Mapping[str, Mapping[str, Position]]
 
 _READ_BYTES: Final = 4 * 1024 * 1024
 _PAGE: Final = 5000
-_LOOKUPS: Final = 5000
 _MARGIN_S: Final = 3600.0
 """Hosts' clocks differ less than this."""
-
-
-@dataclass(slots=True)
-class Sightings:
-    """Takes records down, wherever they are met."""
-
-    scope: Scope
-    sort: ExternalSort
-    is_late: bool = False
-    unreadable: Counter[str] = field(default_factory=Counter)
-
-    def add(self, payload: bytes, source: str, waiting_for: Sequence[str] = ()) -> None:
-        """Take one down; what is no usage record is counted, at the first look."""
-        try:
-            seen = sight(payload, source, self.scope, is_late=self.is_late, waiting_for=waiting_for)
-        except ValueError:
-            # The second look meets what is in the spool once more.
-            self.unreadable[source] += not (self.is_late and source == SPOOL)
-            return
-        if seen is not None:
-            self.sort.add(seen.line())
 
 
 @dataclass(slots=True)
@@ -60,8 +36,8 @@ class SpoolSource:
     too_new: int = 0
     """Writers whose segments a newer router has written."""
 
-    def look(self, sightings: Sightings) -> None:
-        """Meet everything that is there now."""
+    def read(self, records: Reconciliation) -> None:
+        """Observe everything that is there now."""
         # Before the sinks are read: what they had acknowledged by now must be there then.
         saved = self._saved()
         reader = SpoolReader(self.settings.spool_dir, observe=True)
@@ -73,15 +49,15 @@ class SpoolSource:
                 for frame in batch.frames:
                     if frame.kind == USAGE:
                         waiting = self._waiting(saved, frame.position_after)
-                        sightings.add(frame.payload, SPOOL, waiting)
-                if not sightings.is_late:
+                        records.observe(frame.payload, SPOOL, waiting)
+                if not records.is_second_pass:
                     self.damaged += sum(not stretch.torn for stretch in batch.skipped)
                     self.too_new += batch.unreadable_format is not None
-                gaps += [] if batch.missing is None else [batch.missing]
+                    gaps += [] if batch.missing is None else [batch.missing]
                 if batch.position_after == position:
                     break
                 position = batch.position_after
-        if gaps and not sightings.is_late:
+        if gaps:
             self._count_lost(gaps)
 
     def _waiting(self, saved: Saved, position: Position) -> list[str]:
@@ -107,20 +83,20 @@ class SpoolSource:
         }
 
 
-def look_into_topic(topic: TopicReader, sightings: Sightings) -> None:
-    """Meet what was appended since the last look, at first everything of the period."""
-    from_s = sightings.scope.from_s
+def read_topic(topic: TopicReader, records: Reconciliation) -> None:
+    """Observe what was appended since the last time, at first everything of the period."""
+    from_s = records.scope.from_s
     if from_s is not None:
         # A message is sent after its call began.
-        from_s -= sightings.scope.margin_s + _MARGIN_S
+        from_s -= records.scope.margin_s + _MARGIN_S
     for values in topic.read(from_s):
         for value in values:
-            sightings.add(value, KAFKA)
+            records.observe(value, KAFKA)
 
 
-def look_into_store(store: RecordStore, sightings: Sightings) -> None:
-    """Meet all records of the period and of the margin around it."""
-    scope = sightings.scope
+def read_store(store: RecordStore, records: Reconciliation) -> None:
+    """Observe all records of the period and of the margin around it."""
+    scope = records.scope
     pages = store.read_records(
         organization_id=scope.organization_id,
         from_s=None if scope.from_s is None else scope.from_s - scope.margin_s,
@@ -130,20 +106,14 @@ def look_into_store(store: RecordStore, sightings: Sightings) -> None:
     )
     for page in pages:
         for _, document in page:
-            sightings.add(document, STORE)
+            records.observe(document, STORE)
 
 
-def look_up(store: RecordStore, record_ids: Iterable[str], sightings: Sightings) -> None:
-    """Meet those of some records that are stored."""
-    for part in _parts(record_ids):
-        for document in store.find_usage(part).values():
-            sightings.add(document, STORE)
-
-
-def _parts(record_ids: Iterable[str]) -> Iterator[list[str]]:
-    rest = iter(record_ids)
-    while part := list(islice(rest, _LOOKUPS)):
-        yield part
+def look_up_missing(store: RecordStore, records: Reconciliation) -> None:
+    """Observe those of the records that are missing in a sink that are stored."""
+    for page in records.missing_records():
+        for document in store.find_usage(page).values():
+            records.observe(document, STORE)
 
 
 def note_refusals(settings: Settings, differences: Sequence[dict[str, Any]]) -> None:

@@ -1,107 +1,220 @@
 """Whether the same records stand wherever they must stand, and which ones do not.
 
-A record may be met in the spool, in the record store and in Kafka. Each meeting is a line. Lines
-are sorted outside, for there may be more than fit into memory, and judged here, all of a record at
-once.
+A record may have copies in the spool, in the record store and in Kafka. All copies are collected in
+a temporary SQLite database, because there may be more than fit into memory; it sorts and groups
+them, and what differs is explained here.
 
-The places are read one after the other while calls go on, so they are looked at twice: first all of
-them, then the spool, the end of the topic and whatever was missing, in this order. A record that
-was known after the first look is then in every sink, or still in the spool and under way there; if
-neither, it is lost. What appears only in the second look began too late to be judged.
+The sources are read one after the other while calls go on, so they are read in two passes: first
+all of them, then the spool, the end of the topic and whatever was missing, in this order. A record
+of the first pass is then in every sink, or still in the spool and under way there; if neither, it
+is lost. A record that appears only in the second pass began too late to be compared.
 """
 
 from __future__ import annotations
 
 import hashlib
+import sqlite3
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from itertools import groupby
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Final, NamedTuple
 
 import orjson
 
-from router.records.record_types import format_timestamp, format_usd, parse_timestamp_us
-
-SPOOL: Final = "spool"
-STORE: Final = "store"
-KAFKA: Final = "kafka"
-ANSWERED: Final = "completed"
-
-_MICROS_PER_S: Final = 1_000_000
-_COMPARED: Final = (
-    "request_id",
-    "organization_id",
-    "timestamp",
-    "status",
-    "outcome",
-    "tokens_input",
-    "tokens_output",
-    "cost_nanos",
+from router.exports.comparison import (
+    FIGURES,
+    INT64,
+    SPOOL,
+    Comparison,
+    Differences,
+    Figures,
+    Scope,
+    Tally,
 )
+from router.records.record_types import parse_timestamp_us
+
+DATABASE_ERRORS: Final = (sqlite3.Error,)
+"""What every method of :class:`Reconciliation` may raise, for example on a full disk."""
+
+_PAGE: Final = 5000
+_COMPARED: Final = ("request_id", "organization_id", "timestamp", "status", "outcome", *FIGURES)
 """Fields that are kept, so that a difference can be named; the digest covers all of them."""
-_ADDED: Final = ("tokens_input", "tokens_output", "cost_nanos")
+
+_SCHEMA: Final = """
+PRAGMA cache_size = -65536;
+PRAGMA journal_mode = OFF;
+CREATE TABLE copies (
+    record_id TEXT, source TEXT, is_second INTEGER, waiting_for TEXT, digest TEXT,
+    is_inside INTEGER, request_id TEXT, is_answer INTEGER,
+    tokens_input INTEGER, tokens_output INTEGER, cost_nanos INTEGER, facts TEXT
+);
+CREATE TABLE answers (
+    request_id TEXT, tokens_input INTEGER, tokens_output INTEGER, cost_nanos INTEGER
+);
+BEGIN
+"""
+# One transaction that never ends: nobody else reads the database, and it is gone with it.
+_INDEX: Final = "CREATE INDEX IF NOT EXISTS copies_by_record ON copies (record_id, source)"
+_ADD_COPY: Final = """
+INSERT INTO copies SELECT ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12
+WHERE NOT ?3 OR EXISTS (SELECT 1 FROM copies WHERE record_id = ?1)
+"""
+_SINKS_OF_COPIES: Final = "count(DISTINCT CASE WHEN source <> 'spool' THEN source END)"
+_MISSING: Final = f"""
+SELECT record_id FROM copies WHERE record_id > ?1 GROUP BY record_id
+HAVING {_SINKS_OF_COPIES} < ?2 ORDER BY record_id LIMIT ?3
+"""
+# The second pass reads the same frames of the spool again. Of several copies, `min(rowid)` makes
+# SQLite take the other columns from the first.
+_TALLIES: Final = """
+SELECT source, count(*), tokens_input, tokens_output, cost_nanos, min(rowid) FROM copies
+WHERE NOT (is_second AND source = 'spool') AND EXISTS (
+    SELECT 1 FROM copies other WHERE other.record_id = copies.record_id AND other.is_inside
+)
+GROUP BY record_id, source
+"""
+_SUSPICIOUS: Final = f"""
+SELECT record_id FROM copies GROUP BY record_id
+HAVING max(is_inside) AND (min(digest) <> max(digest) OR {_SINKS_OF_COPIES} < ?1)
+ORDER BY record_id
+"""
+_COPIES: Final = """
+SELECT source, is_second, waiting_for, digest, facts FROM copies
+WHERE record_id = ?1 ORDER BY source, is_second, rowid
+"""
+_BY_REQUEST: Final = """
+SELECT request_id, 1, 0, tokens_input, tokens_output, cost_nanos FROM answers
+UNION ALL
+SELECT request_id, 0, is_answer AND EXISTS (
+        SELECT 1 FROM copies other WHERE other.record_id = copies.record_id AND other.is_inside
+    ), tokens_input, tokens_output, cost_nanos
+FROM copies WHERE rowid IN (SELECT min(rowid) FROM copies GROUP BY record_id)
+ORDER BY 1
+"""
 
 
-@dataclass(frozen=True, slots=True)
-class Scope:
-    """Which records are compared."""
-
-    from_s: float | None = None
-    to_s: float | None = None
-    organization_id: str | None = None
-    api_key_id: str | None = None
-    margin_s: float = 0.0
-    """So much earlier and later a record may have begun that a client lists for the period."""
-
-    def holds(self, record: Mapping[str, Any], timestamp_us: int) -> bool | None:
-        """True within the period, False within the margin around it, else ``None``."""
-        if self.organization_id not in (None, record.get("organization_id")):
-            return None
-        if self.api_key_id not in (None, record.get("api_key_id")):
-            return None
-        if self._within(timestamp_us, 0.0):
-            return True
-        return False if self._within(timestamp_us, self.margin_s) else None
-
-    def _within(self, timestamp_us: int, margin_s: float) -> bool:
-        if self.from_s is not None and timestamp_us < _micros(self.from_s - margin_s):
-            return False
-        return self.to_s is None or timestamp_us < _micros(self.to_s + margin_s)
-
-
-class Sighting(NamedTuple):
-    """A record, met in one place."""
-
-    record_id: str
+class _Copy(NamedTuple):
     source: str
-    is_late: bool
-    """Met in the second look."""
+    is_second: int
     waiting_for: list[str]
-    """Met in the spool: the sinks that had not acknowledged it."""
     digest: str
-    is_inside: bool
-    values: list[Any]
-    """Those of ``_COMPARED``."""
-
-    def line(self) -> bytes:
-        """As it is sorted: all lines of a record are neighbours."""
-        return orjson.dumps(tuple(self))
-
-    def value(self, name: str) -> Any:
-        """A field of the record."""
-        return self.values[_COMPARED.index(name)]
+    facts: dict[str, Any]
 
 
-def sight(
-    payload: bytes,
-    source: str,
-    scope: Scope,
-    *,
-    is_late: bool = False,
-    waiting_for: Sequence[str] = (),
-) -> Sighting | None:
-    """A usage record that was met; ``None`` when it is not compared.
+class RequestRow(NamedTuple):
+    """A record, or an answer that a client lists."""
+
+    request_id: str
+    is_listed: int
+    """It is an answer of the client's list."""
+    is_due: int
+    """It is the record of an answer of the period, which a complete list has."""
+    figures: Figures
+
+
+class Reconciliation:
+    """Collects copies of records and a client's answers, and compares them."""
+
+    def __init__(self, scope: Scope, sinks: Sequence[str]) -> None:
+        self.scope = scope
+        self.is_second_pass = False
+        self._sinks = sinks
+        self._unreadable: Counter[str] = Counter()
+        # Without a name it is a file below TMPDIR that is unlinked as soon as it is open.
+        self._database = sqlite3.connect("", isolation_level=None)
+        self._database.executescript(_SCHEMA)
+
+    def close(self) -> None:
+        """Give the memory and the disk back."""
+        self._database.close()
+
+    def observe(self, payload: bytes, source: str, waiting_for: Sequence[str] = ()) -> None:
+        """Take a copy of a usage record; what is no usage record is counted.
+
+        ``waiting_for``: of a copy in the spool, the sinks that had not acknowledged it.
+        """
+        try:
+            values = _read_copy(payload, self.scope)
+        except ValueError:
+            # The second pass reads what is in the spool once more.
+            self._unreadable[source] += not (self.is_second_pass and source == SPOOL)
+            return
+        if values is not None:
+            record_id, *rest = values
+            waiting = orjson.dumps(list(waiting_for)).decode()
+            row = (record_id, source, self.is_second_pass, waiting, *rest)
+            self._database.execute(_ADD_COPY, row)
+
+    def add_answers(self, answers: Iterable[tuple[str, Figures]]) -> None:
+        """Take the answers that a client lists: request id and figures of each."""
+        rows = ((request_id, *figures) for request_id, figures in answers)
+        self._database.executemany("INSERT INTO answers VALUES (?, ?, ?, ?)", rows)
+
+    def missing_records(self) -> Iterator[list[str]]:
+        """Pages of ids of records that are not in every sink, also when they are under way."""
+        self._database.execute(_INDEX)
+        after = ""
+        while True:
+            rows = self._database.execute(_MISSING, (after, len(self._sinks), _PAGE)).fetchall()
+            if not rows:
+                return
+            yield [record_id for (record_id,) in rows]
+            after = rows[-1][0]
+
+    def begin_second_pass(self) -> None:
+        """Take what is observed from now on as observed again."""
+        self.is_second_pass = True
+
+    def compare(self, limit: int) -> Comparison:
+        """Compare the copies of each record; keep the first ``limit`` differences."""
+        self._database.execute(_INDEX)
+        found = Comparison(
+            {name: Tally(unreadable=self._unreadable[name]) for name in (SPOOL, *self._sinks)},
+            {name: Tally() for name in self._sinks},
+            Differences(limit),
+        )
+        for source, count, *figures, _ in self._database.execute(_TALLIES):
+            found.tallies[source].add(tuple(figures))
+            found.tallies[source].repeated += count - 1
+        for (record_id,) in self._database.execute(_SUSPICIOUS, (len(self._sinks),)):
+            self._explain(record_id, found)
+        return found
+
+    def by_request(self) -> Iterator[RequestRow]:
+        """Records and answers, sorted by request id."""
+        for request_id, is_listed, is_due, *figures in self._database.execute(_BY_REQUEST):
+            yield RequestRow(request_id, is_listed, is_due, tuple(figures))
+
+    def _explain(self, record_id: str, found: Comparison) -> None:
+        """Say of a record that is not equal in every sink what is the matter."""
+        copies = [
+            _Copy(source, is_second, orjson.loads(waiting), digest, orjson.loads(facts))
+            for source, is_second, waiting, digest, facts in self._database.execute(
+                _COPIES, (record_id,)
+            )
+        ]
+        facts = copies[0].facts
+        sources = {copy.source for copy in copies}
+        waiting = {
+            sink
+            for copy in copies
+            if copy.source == SPOOL and copy.is_second == self.is_second_pass
+            for sink in copy.waiting_for
+        }
+        missing = [sink for sink in self._sinks if sink not in sources]
+        lost = [sink for sink in missing if sink not in waiting]
+        about = {"record_id": record_id}
+        about |= {name: facts[name] for name in ("request_id", "organization_id", "timestamp")}
+        for sink in waiting.intersection(missing):
+            found.under_way[sink].add(tuple(facts[name] for name in FIGURES))
+        if lost:
+            places = {"seen_in": sorted(sources), "missing_from": lost}
+            found.differences.add("missing", **about, **places)
+        if len({copy.digest for copy in copies}) > 1:
+            found.differences.add("contents", **about, **_unlike(copies))
+
+
+def _read_copy(payload: bytes, scope: Scope) -> tuple[Any, ...] | None:
+    """The columns of a copy but for where it was found; ``None`` when it is not compared.
 
     Raises ``ValueError`` for what is no usage record.
     """
@@ -109,202 +222,36 @@ def sight(
     if not isinstance(record, dict):
         raise ValueError("not a JSON object")
     for name in ("record_id", "request_id", "timestamp"):
-        if not isinstance(record.get(name), str):
+        if not isinstance(record.get(name), str) or not record[name]:
             raise ValueError(f"{name}: missing or not a text")
-    for name in _ADDED:
-        if not isinstance(record.get(name), (int, type(None))):
-            raise ValueError(f"{name}: not a whole number")
+    figures = [record.get(name) for name in FIGURES]
+    if not all(one is None or (isinstance(one, int) and abs(one) <= INT64) for one in figures):
+        raise ValueError("a figure is not a whole number")
     is_inside = scope.holds(record, parse_timestamp_us(record["timestamp"]))
     if is_inside is None:
         return None
     canonical = orjson.dumps(record, option=orjson.OPT_SORT_KEYS)
-    return Sighting(
+    facts = {name: record.get(name) for name in _COMPARED}
+    status = facts["status"]
+    is_answer = facts["outcome"] == "completed" and status in range(200, 300)
+    return (
         record["record_id"],
-        source,
-        is_late,
-        list(waiting_for),
         hashlib.blake2b(canonical, digest_size=16).hexdigest(),
         is_inside,
-        [record.get(name) for name in _COMPARED],
+        record["request_id"],
+        is_answer,
+        *figures,
+        orjson.dumps(facts).decode(),
     )
 
 
-@dataclass(slots=True)
-class Tally:
-    """What the records of one place come to, each counted once."""
-
-    records: int = 0
-    repeated: int = 0
-    unreadable: int = 0
-    unpriced: int = 0
-    tokens_input: int = 0
-    tokens_output: int = 0
-    cost_nanos: int = 0
-
-    def add(self, seen: Sighting) -> None:
-        """Count a record."""
-        self.records += 1
-        self.tokens_input += seen.value("tokens_input") or 0
-        self.tokens_output += seen.value("tokens_output") or 0
-        cost = seen.value("cost_nanos")
-        self.unpriced += cost is None
-        self.cost_nanos += cost or 0
-
-    def plain(self) -> dict[str, Any]:
-        """As JSON can carry it, the cost also in USD."""
-        return {
-            "records": self.records,
-            "repeated": self.repeated,
-            "unreadable": self.unreadable,
-            "unpriced": self.unpriced,
-            "tokens_input": self.tokens_input,
-            "tokens_output": self.tokens_output,
-            "cost_nanos": self.cost_nanos,
-            "cost_usd": format_usd(self.cost_nanos),
-        }
-
-
-@dataclass(slots=True)
-class Differences:
-    """All are counted, the first ones are kept."""
-
-    limit: int
-    counts: Counter[str] = field(default_factory=Counter)
-    first: list[dict[str, Any]] = field(default_factory=list)
-
-    def add(self, kind: str, **facts: Any) -> None:
-        """Note a difference."""
-        self.counts[kind] += 1
-        if len(self.first) < self.limit:
-            self.first.append({"kind": kind, **facts})
-
-
-@dataclass(slots=True)
-class Judgement:
-    """What came of comparing the records of spool and sinks."""
-
-    tallies: dict[str, Tally]
-    under_way: dict[str, Tally]
-    """By sink: what is in the spool and not yet acknowledged."""
-    differences: Differences
-
-
-class Met(NamedTuple):
-    """All that was seen of one record that is compared."""
-
-    record_id: str
-    sightings: list[Sighting]
-
-    @property
-    def is_inside(self) -> bool:
-        """Whether it belongs to the period, wherever it says so."""
-        return any(seen.is_inside for seen in self.sightings)
-
-    @property
-    def sources(self) -> set[str]:
-        """Where it stands."""
-        return {seen.source for seen in self.sightings}
-
-
-def met_records(lines: Iterable[bytes]) -> Iterator[Met]:
-    """Records that were known after the first look, from sorted lines."""
-    decoded = (Sighting(*orjson.loads(line)) for line in lines)
-    for record_id, group in groupby(decoded, key=lambda seen: seen.record_id):
-        sightings = list(group)
-        if not all(seen.is_late for seen in sightings):
-            yield Met(record_id, sightings)
-
-
-def missing_somewhere(lines: Iterable[bytes], sinks: Sequence[str]) -> Iterator[str]:
-    """Records of which the second look has to tell what became of them."""
-    for met in met_records(lines):
-        if not met.sources.issuperset(sinks):
-            yield met.record_id
-
-
-def judge(
-    lines: Iterable[bytes],
-    sinks: Sequence[str],
-    *,
-    looks: int,
-    limit: int,
-    tell: Callable[[Met], None] | None = None,
-) -> Judgement:
-    """Compare the records of sorted lines; ``tell`` gets each of them, margin included."""
-    found = Judgement(
-        {name: Tally() for name in (SPOOL, *sinks)},
-        {name: Tally() for name in sinks},
-        Differences(limit),
-    )
-    for met in met_records(lines):
-        if tell is not None:
-            tell(met)
-        if met.is_inside:
-            _count(met, found)
-            _judge(met, sinks, found, looks)
-    return found
-
-
-def _count(met: Met, found: Judgement) -> None:
-    for source in sorted(met.sources & found.tallies.keys()):
-        # The second look at the spool meets the same frame again.
-        seen = [
-            one
-            for one in met.sightings
-            if one.source == source and not (one.is_late and source == SPOOL)
-        ]
-        if seen:
-            found.tallies[source].add(seen[0])
-            found.tallies[source].repeated += len(seen) - 1
-
-
-def _judge(met: Met, sinks: Sequence[str], found: Judgement, looks: int) -> None:
-    waiting = {
-        sink
-        for seen in met.sightings
-        if seen.source == SPOOL and (seen.is_late or looks == 1)
-        for sink in seen.waiting_for
-    }
-    missing = [sink for sink in sinks if sink not in met.sources]
-    for sink in missing:
-        if sink in waiting:
-            found.under_way[sink].add(met.sightings[0])
-    lost = [sink for sink in missing if sink not in waiting]
-    if lost:
-        found.differences.add(
-            "missing", **_about(met), seen_in=sorted(met.sources), missing_from=lost
-        )
-    if len({seen.digest for seen in met.sightings}) > 1:
-        found.differences.add("contents", **_about(met), **_unlike(met))
-
-
-def _about(met: Met) -> dict[str, Any]:
-    seen = met.sightings[0]
-    return {
-        "record_id": met.record_id,
-        **{name: seen.value(name) for name in ("request_id", "organization_id", "timestamp")},
-    }
-
-
-def _unlike(met: Met) -> dict[str, Any]:
-    """The fields in which a record differs, and what each place says."""
-    names = [
-        name
-        for place, name in enumerate(_COMPARED)
-        if any(seen.values[place] != met.sightings[0].values[place] for seen in met.sightings)
-    ]
+def _unlike(copies: Sequence[_Copy]) -> dict[str, Any]:
+    """The fields in which a record differs, and what each source says."""
+    first = copies[0].facts
+    names = [name for name in _COMPARED if any(copy.facts[name] != first[name] for copy in copies)]
     said: dict[str, list[dict[str, Any]]] = {}
-    for seen in met.sightings:
-        version = {name: seen.value(name) for name in names}
-        if version not in said.setdefault(seen.source, []):
-            said[seen.source].append(version)
+    for copy in copies:
+        version = {name: copy.facts[name] for name in names}
+        if version not in said.setdefault(copy.source, []):
+            said[copy.source].append(version)
     return {"fields": names or ["other"], "values": said if names else {}}
-
-
-def format_moment(seconds: float | None) -> str | None:
-    """A bound of the period."""
-    return None if seconds is None else format_timestamp(seconds)
-
-
-def _micros(seconds: float) -> int:
-    return round(seconds * _MICROS_PER_S)

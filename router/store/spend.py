@@ -12,7 +12,7 @@ import orjson
 from router.breaker import Unavailable
 from router.config.settings import Settings
 from router.errors import RouterError
-from router.exports.reconciliation import STORE
+from router.exports.comparison import STORE
 from router.limits.budgets.windows import LostWindow, Unit
 from router.records.record_types import parse_timestamp_us
 from router.spool.checkpoints import Checkpoints, checkpoint_path

@@ -1,4 +1,4 @@
-"""``records reconcile`` and ``usage export`` beside workers, an agent, a store and a broker."""
+"""``routerctl reconcile`` and ``usage export`` beside workers, an agent, a store and a broker."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Host(AgentProcess):
 
     def reconcile(self, *arguments: str) -> dict[str, Any]:
         """What the command finds."""
-        done = self.routerctl("records", "reconcile", "--json", *arguments)
+        done = self.routerctl("records", "reconcile", "-o", "json", *arguments)
         assert done.returncode in (0, 1), done.stderr
         assert done.stdout, done.stderr
         found: dict[str, Any] = json.loads(done.stdout)
@@ -147,7 +147,7 @@ def test_a_broker_that_is_away(host: Host, broker: MockBroker, hire: Hire) -> No
     host.start()
     host.await_sink("store")
     done = host.routerctl("records", "reconcile")
-    assert (done.returncode, done.stdout) == (1, "")
+    assert (done.returncode, done.stdout) == (3, "")
     assert done.stderr.startswith("Error: Kafka: ")
     assert host.reconcile("--no-kafka")["sources"]["store"]["records"] == 200
     broker.come_up()
@@ -215,7 +215,7 @@ def test_an_export_that_is_killed_goes_on(host: Host, hire: Hire, tmp_path: Path
                 ]
             )
     whole, target = tmp_path / "whole.csv", tmp_path / "broken.csv"
-    options = ("usage", "export", "--organization", "org-1", "--output")
+    options = ("usage", "export", "--organization", "org-1", "--file")
     assert host.routerctl(*options, str(whole)).returncode == 0
     cursor = tmp_path / "broken.csv.cursor"
     kills, known = 0, b""

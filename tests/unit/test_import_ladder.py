@@ -38,7 +38,7 @@ RUNGS: tuple[frozenset[str], ...] = (
 HEIGHT = {unit: height for height, rung in enumerate(RUNGS) for unit in rung}
 
 FLASK_OWNERS = frozenset({"router.api", "router.app"} | {f"router.{door}" for door in DOORS})
-SQL_OWNERS = frozenset({"router.store"})
+SQL_OWNERS = frozenset({"router.store", "router.exports.reconciliation"})
 OWNERS: Mapping[str, frozenset[str]] = {
     "flask": FLASK_OWNERS,
     "werkzeug": FLASK_OWNERS,

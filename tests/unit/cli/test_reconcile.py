@@ -129,7 +129,7 @@ def test_agreement(run: Run, store: RecordStore, tmp_path: Path) -> None:
     acknowledged(tmp_path, "kafka", ends[1])
     result = run(*BROKERS)
     assert (result.exit_code, result.stdout) == (0, TEXT)
-    body = found(run(*BROKERS, "--json"))
+    body = found(run(*BROKERS, "-o", "json"))
     assert body["sources"]["kafka"]["cost_nanos"] == 4_000_000_006
     assert body["under_way"]["store"]["records"] == 1
     assert (body["from"], body["to"]) == (
@@ -180,7 +180,7 @@ def test_what_was_acknowledged_and_is_not_there_is_lost(
     (tmp_path / "dead-letter").mkdir()
     letter = {"id": "r1", "reason": "status: not a number", "sink": "store"}
     (tmp_path / "dead-letter" / "store.jsonl").write_bytes(b'{"to\n' + orjson.dumps(letter))
-    body = found(run("--json"))
+    body = found(run("-o", "json"))
     [lost] = body["differences"]["first"]
     assert (lost["record_id"], lost["missing_from"]) == ("r1", ["store"])
     assert lost["refused"] == {"store": "status: not a number"}
@@ -205,7 +205,7 @@ def test_what_arrives_while_it_is_compared_is_no_difference(
 
     Topic.before = ship
     Topic.values = [orjson.dumps(call(2))]
-    body = found(run(*BROKERS, "--json"))
+    body = found(run(*BROKERS, "-o", "json"))
     assert body["differences"]["counts"] == {}
     assert [body["sources"][name]["records"] for name in ("store", "kafka")] == [3, 3]
 
@@ -216,7 +216,7 @@ def test_what_never_arrives_is_a_difference_at_the_second_look(
     """It left the spool, and is nowhere."""
     spool(tmp_path, call(1))
     Topic.before = lambda: (tmp_path / "spool" / "w" / segment_name(1)).unlink(missing_ok=True)
-    body = found(run(*BROKERS, "--json"))
+    body = found(run(*BROKERS, "-o", "json"))
     [lost] = body["differences"]["first"]
     assert (lost["seen_in"], lost["missing_from"]) == (["spool"], ["store", "kafka"])
 
@@ -226,7 +226,7 @@ def test_a_client_file_is_compared(run: Run, store: RecordStore, tmp_path: Path)
     store.write([call(1), call(2), call(3)])
     file = tmp_path / "client.csv"
     file.write_text("request_id,cost_usd\nq1,0.0015\nq2,0.0016\nq9,\n")
-    body = found(run("--client", str(file), "--json"))
+    body = found(run("--client", str(file), "-o", "json"))
     assert body["differences"]["counts"] == {"client_contents": 1, "unrecorded": 1}
     assert [one["request_id"] for one in body["differences"]["first"]] == ["q2", "q9"]
     assert body["sources"]["client"]["records"] == 3
@@ -238,7 +238,7 @@ def test_a_client_file_is_compared(run: Run, store: RecordStore, tmp_path: Path)
     assert "answered, not in the client's file: 1 records, 0.0015 USD" in result.stdout
 
     assert run("--client", "-", stdin="q1\nq2\n").exit_code == 0
-    body = found(run("--client", "-", "--client-complete", "--json", stdin="q1\nq2\n"))
+    body = found(run("--client", "-", "--client-complete", "-o", "json", stdin="q1\nq2\n"))
     assert body["differences"]["counts"] == {"unlisted": 1}
 
 
@@ -246,7 +246,7 @@ def test_a_client_may_list_what_lies_at_the_edge(run: Run, store: RecordStore) -
     """Its clock is another one; the period's own sums do not change by it."""
     store.write([call(1), call(2, timestamp=samples.START_S + 16 * 3600 + 60)])
     assert run("--client", "-", stdin="q1\nq2\n").exit_code == 0
-    body = found(run("--client", "-", "--json", stdin="q1\n"))
+    body = found(run("--client", "-", "-o", "json", stdin="q1\n"))
     assert body["sources"]["store"]["records"] == 1
     assert body["not_in_client_file"]["records"] == 0
 
@@ -255,7 +255,7 @@ def test_a_client_may_list_what_lies_at_the_edge(run: Run, store: RecordStore) -
 def test_a_client_file_that_cannot_be_read_is_a_sentence(run: Run, stdin: str) -> None:
     """With the entry."""
     result = run("--client", "-", stdin=stdin)
-    assert result.exit_code == 1
+    assert result.exit_code == 3
     assert result.stderr.startswith("Error: entry 1 of the client's file: ")
 
 
@@ -266,7 +266,7 @@ def test_what_cannot_be_read_is_no_agreement(run: Run, store: RecordStore, tmp_p
     path.write_bytes(path.read_bytes()[:-5] + b"xxxxx")
     path.with_name(segment_name(3)).write_bytes(header_frame("w", 3))
     Topic.values = [b"no record"]
-    body = found(run(*BROKERS, "--json"))
+    body = found(run(*BROKERS, "-o", "json"))
     assert body["sources"]["kafka"]["unreadable"] == 1
     assert body["sources"]["spool"]["unreadable"] == 1
     assert body["spool_damage"] == {"pieces": 1, "missing_segments": 1, "writers_too_new": 0}
@@ -283,7 +283,7 @@ def test_a_spool_of_a_newer_router_is_no_agreement(
     spool(tmp_path)
     header = orjson.dumps({"format": 99, "writer_id": "w", "segment": 1})
     (tmp_path / "spool" / "w" / segment_name(1)).write_bytes(encode_frame(HEADER, header))
-    assert found(run("--json"))["spool_damage"]["writers_too_new"] == 1
+    assert found(run("-o", "json"))["spool_damage"]["writers_too_new"] == 1
 
 
 def test_owners_and_periods_narrow_every_place(
@@ -293,7 +293,7 @@ def test_owners_and_periods_narrow_every_place(
     others = [call(1, organization_id="beta"), call(2, api_key_id="key_2"), call(3, timestamp=9.0)]
     for n, other in enumerate(others):
         store.write([other]) if n % 2 else Topic.values.append(orjson.dumps(other))
-    options = (*BROKERS, "--organization", "acme", "--key", "key_1", "--json")
+    options = (*BROKERS, "--organization", "acme", "--key", "key_1", "-o", "json")
     assert {one["records"] for one in found(run(*options))["sources"].values()} == {0}
     assert run(*BROKERS).exit_code == 1
 
@@ -302,11 +302,11 @@ def test_kafka_is_part_of_it_when_there_are_brokers(
     run: Run, store: RecordStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of the settings or of the command line; it can be left out."""
-    assert "kafka" not in found(run("--json"))["sources"]
+    assert "kafka" not in found(run("-o", "json"))["sources"]
     options = ("--brokers", "a:1, b:2", "--topic", "t", "--kafka-api-version", "2.3")
-    assert "kafka" in found(run(*options, "--json"))["sources"]
+    assert "kafka" in found(run(*options, "-o", "json"))["sources"]
     assert Topic.config == KafkaConfig(("a:1", "b:2"), usage_topic="t", api_version=(2, 3))
-    assert "kafka" not in found(run(*options, "--no-kafka", "--json"))["sources"]
+    assert "kafka" not in found(run(*options, "--no-kafka", "-o", "json"))["sources"]
     for wrong in (("--brokers", "a"), ("--brokers", "a:1", "--kafka-api-version", "new")):
         assert run(*wrong).exit_code == 2
 
@@ -320,10 +320,10 @@ def test_a_topic_without_its_oldest_is_told(run: Run, store: RecordStore) -> Non
 def test_no_place_is_left_behind(
     run: Run, store: RecordStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What was sorted is removed; what was compared is as it was."""
+    """The temporary database is gone; what was compared is as it was."""
     spool(tmp_path, call(1))
     store.write([call(2)])
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "sorting"))
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "sorting"))
     (tmp_path / "sorting").mkdir()
     before = {path: path.read_bytes() for path in tmp_path.rglob("*.seg")}
     assert run("--client", "-", stdin="q1\n").exit_code == 0

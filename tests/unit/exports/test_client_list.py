@@ -2,43 +2,45 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from typing import Any
 
 import orjson
 import pytest
 
-from router.exports.client_list import (
-    ClientFileError,
-    ClientLine,
-    ClientTally,
-    client_line,
-    match_client,
-    read_client_lines,
-    record_line,
-)
-from router.exports.reconciliation import STORE, Differences, Met, Scope, sight
+from router.exports.client_list import ClientFileError, ClientTally, match_client, read_answers
+from router.exports.comparison import STORE, Differences, Figures, Scope
+from router.exports.reconciliation import Reconciliation
 from tests.unit.records import samples
 from tests.unit.records.samples import START_S
 
 NOTHING = (None, None, None)
 
 
+Answer = tuple[str, Figures]
+SCOPE = Scope(from_s=START_S - 3600, margin_s=3600)
+
+
 def record(request_id: str, *, inside: bool = True, **changes: Any) -> bytes:
-    payload = orjson.dumps(samples.usage(request_id=request_id, **changes))
-    scope = Scope() if inside else Scope(from_s=START_S + 1, margin_s=5.0)
-    seen = sight(payload, STORE, scope)
-    assert seen is not None
-    return record_line(Met(seen.record_id, [seen]))
+    timestamp = START_S if inside else START_S - 3601
+    return orjson.dumps(samples.usage(request_id=request_id, timestamp=timestamp, **changes))
 
 
-def answer(request_id: str, *figures: int | None) -> bytes:
+def answer(request_id: str, *figures: int | None) -> Answer:
     told = (*figures, None, None, None)
-    return client_line(ClientLine(request_id, (told[0], told[1], told[2])))
+    return request_id, (told[0], told[1], told[2])
 
 
-def matched(*lines: bytes, complete: bool = False) -> tuple[ClientTally, Differences]:
+def matched(*lines: bytes | Answer, complete: bool = False) -> tuple[ClientTally, Differences]:
     differences = Differences(100)
-    return match_client(sorted(lines), differences, is_complete=complete), differences
+    with closing(Reconciliation(SCOPE, (STORE,))) as records:
+        for line in lines:
+            if isinstance(line, bytes):
+                records.observe(line, STORE)
+            else:
+                records.add_answers([line])
+        rows = records.by_request()
+        return match_client(rows, differences, is_complete=complete), differences
 
 
 # --- the file -------------------------------------------------------------------------------
@@ -65,13 +67,13 @@ def matched(*lines: bytes, complete: bool = False) -> tuple[ClientTally, Differe
 def test_the_form_of_the_file_is_seen_by_its_head(text: str, expected: list[Any]) -> None:
     """JSON Lines, CSV, or one id on each line; USD become whole nano-USD exactly."""
     lines = text.splitlines(keepends=True)
-    assert [tuple(line) for line in read_client_lines(lines)] == expected
+    assert list(read_answers(lines)) == expected
 
 
 def test_the_form_can_be_said() -> None:
     """An id may look like anything."""
     lines = ['{"request_id"', "request_id,"]
-    assert [one.request_id for one in read_client_lines(lines, "lines")] == lines
+    assert [request_id for request_id, _ in read_answers(lines, "lines")] == lines
 
 
 @pytest.mark.parametrize(
@@ -87,12 +89,13 @@ def test_the_form_can_be_said() -> None:
         ('{"request_id":"a","cost_usd":"NaN"}', 1),
         ("request_id,cost_nanos\na,1\nb,0.5", 2),
         ("request_id,cost_nanos\n,1", 1),
+        ("request_id,cost_nanos\na,9223372036854775808", 1),
     ],
 )
 def test_an_entry_that_cannot_be_read_is_named(text: str, entry: int) -> None:
     """A file that is half understood would be a half comparison."""
     with pytest.raises(ClientFileError, match=f"^entry {entry} of"):
-        list(read_client_lines(text.splitlines(keepends=True)))
+        list(read_answers(text.splitlines(keepends=True)))
 
 
 # --- the comparison -------------------------------------------------------------------------

@@ -1,25 +1,18 @@
-"""Which records are missing or differ, told from everything that was met."""
+"""Which records are missing or differ, told from everything that was observed."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Sequence
-from typing import Any
+from contextlib import closing
+from typing import Any, NamedTuple
 
 import orjson
 import pytest
 
-from router.exports.reconciliation import (
-    KAFKA,
-    SPOOL,
-    STORE,
-    Judgement,
-    Met,
-    Scope,
-    judge,
-    missing_somewhere,
-    sight,
-)
+from router.exports.client_list import match_client
+from router.exports.comparison import KAFKA, SPOOL, STORE, Comparison, Scope
+from router.exports.reconciliation import Reconciliation
 from router.records.record_types import degraded_usage
 from tests.unit.records import samples
 from tests.unit.records.samples import START_S
@@ -32,25 +25,42 @@ def call(number: int, **changes: Any) -> dict[str, Any]:
     return samples.usage(record_id=f"r{number}", request_id=f"q{number}", **changes)
 
 
+class Copy(NamedTuple):
+    payload: bytes
+    source: str
+    late: bool
+    waiting_for: Sequence[str]
+
+
 def met(
-    record: dict[str, Any],
-    *sources: str,
-    late: bool = False,
-    waiting_for: Sequence[str] = (),
-    scope: Scope = EVERYTHING,
-) -> list[bytes]:
-    """A record as it was met in some places."""
-    found = []
-    for source in sources:
-        waiting = waiting_for if source == SPOOL else ()
-        seen = sight(orjson.dumps(record), source, scope, is_late=late, waiting_for=waiting)
-        assert seen is not None
-        found.append(seen.line())
-    return found
+    record: dict[str, Any], *sources: str, late: bool = False, waiting_for: Sequence[str] = ()
+) -> list[Copy]:
+    """A record as it was observed in some sources, ``late`` in the second pass."""
+    payload = orjson.dumps(record)
+    return [
+        Copy(payload, source, late, waiting_for if source == SPOOL else ()) for source in sources
+    ]
 
 
-def judged(lines: Iterable[bytes], *, looks: int = 1, limit: int = 100) -> Judgement:
-    return judge(sorted(lines), SINKS, looks=looks, limit=limit)
+def collected(
+    copies: Iterable[Copy], *, looks: int = 1, scope: Scope = EVERYTHING
+) -> Reconciliation:
+    records = Reconciliation(scope, SINKS)
+    copies = sorted(copies, key=lambda copy: copy.late)
+    for copy in copies:
+        if copy.late and not records.is_second_pass:
+            records.begin_second_pass()
+        records.observe(copy.payload, copy.source, copy.waiting_for)
+    if looks == 2 and not records.is_second_pass:
+        records.begin_second_pass()
+    return records
+
+
+def judged(
+    copies: Iterable[Copy], *, looks: int = 1, limit: int = 100, scope: Scope = EVERYTHING
+) -> Comparison:
+    with closing(collected(copies, looks=looks, scope=scope)) as records:
+        return records.compare(limit)
 
 
 def test_the_same_everywhere_is_agreement() -> None:
@@ -179,10 +189,24 @@ def test_what_began_after_the_first_look_is_not_judged() -> None:
 
 def test_the_second_look_is_for_what_is_missing() -> None:
     """In any sink, also when it is under way."""
-    lines = sorted(
-        [*met(call(1), *SINKS), *met(call(2), STORE), *met(call(3), SPOOL, waiting_for=SINKS)]
-    )
-    assert list(missing_somewhere(lines, SINKS)) == ["r2", "r3"]
+    copies = [*met(call(1), *SINKS), *met(call(2), STORE), *met(call(3), SPOOL, waiting_for=SINKS)]
+    with closing(collected(copies)) as records:
+        assert list(records.missing_records()) == [["r2", "r3"]]
+
+
+def test_missing_records_come_in_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There may be more than fit into memory; what is observed meanwhile disturbs nothing."""
+    monkeypatch.setattr("router.exports.reconciliation._PAGE", 2)
+    copies = [copy for number in range(5) for copy in met(call(number), STORE)]
+    with closing(collected(copies, looks=2)) as records:
+        pages = []
+        for page in records.missing_records():
+            pages.append(page)
+            for record_id in page:
+                [copy] = met(call(int(record_id[1:])), KAFKA)
+                records.observe(copy.payload, copy.source)
+        assert pages == [["r0", "r1"], ["r2", "r3"], ["r4"]]
+        assert records.compare(9).differences.counts == {}
 
 
 # --- which records --------------------------------------------------------------------------
@@ -204,18 +228,21 @@ def test_the_second_look_is_for_what_is_missing() -> None:
 )
 def test_a_scope_has_a_period_and_an_owner(scope: Scope, place: bool | None) -> None:
     """The beginning belongs to it, the end does not."""
-    seen = sight(orjson.dumps(call(1)), STORE, scope)
-    assert (None if seen is None else seen.is_inside) is place
+    with closing(collected(met(call(1), STORE), scope=scope)) as records:
+        assert [bool(row.is_due) for row in records.by_request()] == (
+            [] if place is None else [place]
+        )
 
 
 def test_what_is_in_the_margin_is_told_and_not_judged() -> None:
     """A client may list it; the period does not have it."""
     scope = Scope(from_s=START_S + 1, margin_s=10.0)
-    told: list[Met] = []
-    lines = met(call(1), STORE, scope=scope)
-    found = judge(lines, SINKS, looks=1, limit=9, tell=told.append)
+    with closing(collected(met(call(1), STORE), scope=scope)) as records:
+        records.add_answers([("q1", (None, None, None))])
+        found = records.compare(9)
+        client = match_client(records.by_request(), found.differences, is_complete=True)
     assert (found.differences.counts, found.tallies[STORE].records) == ({}, 0)
-    assert [one.record_id for one in told] == ["r1"]
+    assert (client.listed.records, client.unlisted.records) == (1, 0)
 
 
 @pytest.mark.parametrize(
@@ -228,12 +255,15 @@ def test_what_is_in_the_margin_is_told_and_not_judged() -> None:
         b'{"record_id":"r","request_id":"q","timestamp":"yesterday"}',
         b'{"record_id":"r","request_id":"q","timestamp":"2027-01-15T08:00:00.000000Z",'
         b'"cost_nanos":[]}',
+        b'{"record_id":"r","request_id":"q","timestamp":"2027-01-15T08:00:00.000000Z",'
+        b'"cost_nanos":9223372036854775808}',
     ],
 )
-def test_what_is_no_record_is_refused(payload: bytes) -> None:
-    """The caller counts it."""
-    with pytest.raises(ValueError, match=r"."):
-        sight(payload, KAFKA, EVERYTHING)
+def test_what_is_no_record_is_counted(payload: bytes) -> None:
+    """And compared with nothing."""
+    found = judged([Copy(payload, KAFKA, late=False, waiting_for=())])
+    assert (found.tallies[KAFKA].unreadable, found.tallies[KAFKA].records) == (1, 0)
+    assert found.differences.counts == {}
 
 
 def test_a_degraded_record_is_one() -> None:
@@ -255,7 +285,7 @@ def test_differences_beyond_the_limit_are_counted() -> None:
 def test_every_loss_is_found_and_nothing_else(seed: int) -> None:
     """Random losses, repetitions and changes among records with awkward ids."""
     chance = random.Random(seed)
-    lines: list[bytes] = []
+    lines: list[Copy] = []
     expected: set[tuple[str, str]] = set()
     for number in range(60):
         name = chance.choice(("", '"', "a", "a!", "ä\n", "\\")) + str(number % 40)
@@ -271,15 +301,14 @@ def test_every_loss_is_found_and_nothing_else(seed: int) -> None:
                 lines += met(record, *[sink] * copies)
             if fate == "lost":
                 expected.add(("missing", record_id))
-    known = {orjson.loads(line)[0] for line in lines}
-    per_record = {
-        name: {orjson.loads(line)[4] for line in lines if orjson.loads(line)[0] == name}
-        for name in known
-    }
+    per_record: dict[str, set[bytes]] = {}
+    for line in lines:
+        record_id = orjson.loads(line.payload)["record_id"]
+        per_record.setdefault(record_id, set()).add(line.payload)
     expected = {
         (kind, name)
         for kind, name in expected
-        if name in known and (kind == "missing" or len(per_record[name]) > 1)
+        if name in per_record and (kind == "missing" or len(per_record[name]) > 1)
     }
     found = judged(lines, limit=1000).differences
     assert {(one["kind"], one["record_id"]) for one in found.first} == expected
