@@ -5,19 +5,20 @@ from __future__ import annotations
 import hashlib
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from router.cli import output as out
 from router.cli.time_range import check_period, filter_options, period_options
 from router.clock import Clock
 from router.config.settings import load_settings
 
 if TYPE_CHECKING:
-    from router.exports.export_file import ExportFile, Progress
+    from router.exports.export_file import ExportFile
     from router.store.record_store import RecordStore
 
 PAGE: Final = 5000
@@ -31,53 +32,53 @@ def usage() -> None:
     """Export usage records, or report what they come to.
 
     Both read the record store; what waits in the spool is not in it yet.
+
+    \b
+    Example: routerctl usage report --group-by model
     """
 
 
-@usage.command("export")
+@usage.command(
+    "export",
+    cls=out.CommandWithOldOptions,
+    old_options={"--format": "--output", "--output": "--file"},
+)
 @period_options("the first record")
 @filter_options("model", "key", "backend")
-@click.option(
-    "--format",
-    "shape",
-    type=click.Choice(["csv", "jsonl", "parquet"]),
-    default="csv",
-    show_default=True,
-    help="Parquet needs api-router[parquet].",
+@out.output_option("csv", "jsonl", "parquet")
+@out.file_option(
+    "Appears when it is complete; replaced if it is there. '-': standard output.", required=True
 )
-@click.option(
-    "--output",
-    type=click.Path(dir_okay=False, path_type=Path),
-    required=True,
-    metavar="FILE",
-    help="Appears when it is complete; replaced if it is there. '-': standard output.",
-)
-@click.option("--restart", is_flag=True, help="Do not go on with what broke off.")
+@click.option("--restart", is_flag=True, help="Do not continue an export that broke off.")
 def export(
     from_s: float | None,
     to_s: float | None,
     organization: str | None,
-    shape: str,
-    output: Path,
+    output: str,
+    file: Path,
     restart: bool,
     **filters: str | None,
 ) -> None:
     """Write every usage record of a period to a file, oldest first.
 
     The file holds what is stored when the export begins. If the export breaks off, the same
-    command goes on where it stopped, and the file is the same as without the break.
+    command continues where it stopped, and the file is the same as without the break. Parquet
+    needs api-router[parquet].
+
+    \b
+    Example: routerctl usage export --from 2026-11-01 --to 2026-12-01 -o parquet --file nov.parquet
     """
-    from router.exports.export_file import ExportFile
+    from router.exports.export_file import ExportFile, ExportRefused
 
     check_period(from_s, to_s)
-    to_stdout = os.fspath(output) == "-"
-    if shape == "parquet":
+    to_stdout = os.fspath(file) == "-"
+    if output == "parquet":
         if to_stdout:
-            raise click.BadParameter("Parquet needs a file", param_hint="--output")
+            raise click.BadParameter("Parquet needs a file", param_hint="--file")
         _require_pyarrow()
     url = load_settings().store_url
-    asked = {
-        "format": shape,
+    request = {
+        "format": output,
         "from_s": from_s,
         "to_s": to_s,
         "organization": organization,
@@ -86,22 +87,27 @@ def export(
         "store": hashlib.sha256(url.encode()).hexdigest(),
     }
     if to_stdout:
-        with _explained(), _opened(url) as store:
-            count = _print_all(store, asked)
+        with _reading(url) as store:
+            count = _print_all(store, request)
         click.echo(f"{count} records", err=True)
         return
-    with _explained(output), _opened(url) as store, ExportFile(output) as file:
+    with _reading(url) as store, ExportFile(file) as target:
         try:
-            _export(store, file, asked, restart=restart)
+            _export(store, target, request, restart=restart)
+        except ExportRefused as error:
+            raise click.ClickException(str(error)) from None
+        except OSError as error:
+            error.filename = error.filename or os.fspath(file)
+            raise
         except KeyboardInterrupt:
             raise click.ClickException(
-                f"broken off after {file.progress.records} records:"
-                " the same command goes on from there"
+                f"broken off after {target.progress.records} records:"
+                " the same command continues from there"
             ) from None
-        click.echo(f"{output}: {file.progress.records} records", err=True)
+        click.echo(f"{file}: {target.progress.records} records", err=True)
 
 
-@usage.command("report")
+@usage.command("report", cls=out.CommandWithOldOptions, old_options={"--format": "--output"})
 @period_options(f"{_REPORT_DAYS} days ago, at 00:00 UTC")
 @filter_options("model", "key", "backend")
 @click.option(
@@ -111,26 +117,22 @@ def export(
     metavar="NAMES",
     help=f"Any of {', '.join(_GROUPS)}, separated by commas; '' for the total only.",
 )
-@click.option(
-    "--format",
-    "shape",
-    type=click.Choice(["table", "csv", "json"]),
-    default="table",
-    show_default=True,
-    help="How to print.",
-)
+@out.output_option()
 def report(
     from_s: float | None,
     to_s: float | None,
     organization: str | None,
     group_by: str,
-    shape: str,
+    output: str,
     **filters: str | None,
 ) -> None:
-    """Print requests, errors, tokens, cost and latency, by whatever they shall be told apart.
+    """Print requests, errors, tokens, cost and latency by group.
 
     Errors are calls that backends failed. Latencies are of calls that were not rejected. Days and
     hours are those of UTC.
+
+    \b
+    Example: routerctl usage report --from 2026-11-01 --group-by organization,day
     """
     from router.cli import usage_report
 
@@ -140,108 +142,79 @@ def report(
         from_s = (to_s // _DAY_S - _REPORT_DAYS) * _DAY_S
     check_period(from_s, to_s)
     names = _group_names(group_by)
-    with _explained(), _opened(load_settings().store_url) as store:
+    with _reading(load_settings().store_url) as store:
         found = usage_report.read(store, organization, names, (from_s, to_s), _given(filters))
-    click.echo(usage_report.SHAPES[shape](found), nl=False)
+    usage_report.print_report(found, output)
 
 
 def _export(
-    store: RecordStore, file: ExportFile, asked: Mapping[str, Any], *, restart: bool
+    store: RecordStore, file: ExportFile, request: Mapping[str, Any], *, restart: bool
 ) -> None:
+    """Write the pages that are left; a bar shows them on a terminal."""
     from router.exports.usage_columns import CSV_HEADER, write_parquet
 
-    shape = asked["format"]
     progress = file.begin(
-        asked,
+        request,
         lambda: {"newest_id": store.newest_usage_id()},
-        header=CSV_HEADER if shape == "csv" else b"",
+        header=CSV_HEADER if request["format"] == "csv" else b"",
         restart=restart,
     )
     if progress.records:
-        click.echo(f"goes on after {progress.records} records", err=True)
-    _append_all(store, file, progress)
-    file.finish(write_parquet if shape == "parquet" else None)
-
-
-def _append_all(store: RecordStore, file: ExportFile, progress: Progress) -> None:
-    """Write the pages that are left; a bar shows them on a terminal."""
-    from tqdm import tqdm
-
-    chosen = _chosen(progress.asked, progress.bounds["newest_id"])
-    on_terminal = sys.stderr.isatty()
-    with tqdm(
-        total=store.count_usage(**chosen) if on_terminal else None,
-        initial=progress.records,
-        disable=not on_terminal,
-        unit=" records",
-        file=sys.stderr,
-    ) as bar:
+        click.echo(f"continues after {progress.records} records", err=True)
+    chosen = _chosen(request, progress.bounds["newest_id"])
+    total = store.count_usage(**chosen) if sys.stderr.isatty() else None
+    encode = _encoder(request["format"])
+    with out.progress_bar("records", total, done=progress.records) as advance:
         for page in store.read_records(**chosen, after=progress.after, batch=PAGE):
-            lines = [document for _, document in page]
-            file.append(_content(progress.asked["format"], lines), page[-1][0], len(page))
-            bar.update(len(page))
+            file.append(encode([document for _, document in page]), page[-1][0], len(page))
+            advance(len(page))
+    file.finish(write_parquet if request["format"] == "parquet" else None)
 
 
-def _print_all(store: RecordStore, asked: Mapping[str, Any]) -> int:
+def _print_all(store: RecordStore, request: Mapping[str, Any]) -> int:
     """The same as a file would hold, to standard output; how many records."""
     from router.exports.usage_columns import CSV_HEADER
 
-    out = sys.stdout.buffer
-    count = 0
-    chosen = _chosen(asked, store.newest_usage_id())
-    if asked["format"] == "csv":
-        out.write(CSV_HEADER)
-    for page in store.read_records(**chosen, batch=PAGE):
-        out.write(_content(asked["format"], [document for _, document in page]))
+    stdout = sys.stdout.buffer
+    count, encode = 0, _encoder(request["format"])
+    if request["format"] == "csv":
+        stdout.write(CSV_HEADER)
+    for page in store.read_records(**_chosen(request, store.newest_usage_id()), batch=PAGE):
+        stdout.write(encode([document for _, document in page]))
         count += len(page)
-    out.flush()
+    stdout.flush()
     return count
 
 
-def _chosen(asked: Mapping[str, Any], newest_id: Any) -> dict[str, Any]:
+def _chosen(request: Mapping[str, Any], newest_id: Any) -> dict[str, Any]:
     return {
-        "organization_id": asked["organization"],
-        "from_s": asked["from_s"],
-        "to_s": asked["to_s"],
-        "filters": asked["filters"],
+        "organization_id": request["organization"],
+        "from_s": request["from_s"],
+        "to_s": request["to_s"],
+        "filters": request["filters"],
         "newest_id": newest_id,
     }
 
 
-def _content(shape: str, lines: list[bytes]) -> bytes:
+def _encoder(file_format: str) -> Callable[[list[bytes]], bytes]:
+    """What makes the lines of a file of stored records."""
     import orjson
 
-    from router.exports.usage_columns import csv_lines
+    from router.exports import usage_columns
 
-    if shape == "csv":
-        return csv_lines(map(orjson.loads, lines))
-    return b"\n".join(lines) + b"\n"
+    if file_format == "csv":
+        return lambda lines: usage_columns.csv_lines(map(orjson.loads, lines))
+    return lambda lines: b"\n".join(lines) + b"\n"
 
 
 @contextmanager
-def _opened(url: str) -> Iterator[RecordStore]:
+def _reading(url: str) -> Iterator[RecordStore]:
+    """The store; what keeps it from answering ends the command with one line."""
     from router.store.record_store import RecordStore
-
-    with RecordStore(url, read_only=True) as store:
-        yield store
-
-
-@contextmanager
-def _explained(output: Path | None = None) -> Iterator[None]:
-    """What an operator can mend ends without a traceback; what was exported so far is kept."""
-    from router.exports.export_file import ExportRefused
     from router.store.store_errors import StoreError
 
-    try:
-        yield
-    except (StoreError, ExportRefused) as error:
-        raise click.ClickException(str(error)) from None
-    except BrokenPipeError:
-        raise  # whoever read our output has enough
-    except OSError as error:
-        path = error.filename or output
-        why = error.strerror or str(error)
-        raise click.ClickException(f"{path}: {why}" if path else why) from None
+    with out.finding_out(StoreError), RecordStore(url, read_only=True) as store:
+        yield store
 
 
 def _require_pyarrow() -> None:
@@ -249,7 +222,7 @@ def _require_pyarrow() -> None:
 
     if find_spec("pyarrow") is None:
         raise click.ClickException(
-            "--format parquet needs the package pyarrow: install api-router[parquet]"
+            "--output parquet needs the package pyarrow: install api-router[parquet]"
         )
 
 

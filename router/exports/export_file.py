@@ -31,7 +31,7 @@ class ExportRefused(Exception):
 class Progress:
     """How far an export has come, and of what."""
 
-    asked: Mapping[str, Any]
+    request: Mapping[str, Any]
     """What was asked for, as JSON can carry it; who goes on must ask for the same."""
     bounds: Mapping[str, Any]
     """What was found when it began, and holds until it is complete."""
@@ -65,7 +65,7 @@ class ExportFile:
 
     def begin(
         self,
-        asked: Mapping[str, Any],
+        request: Mapping[str, Any],
         bounds: Callable[[], Mapping[str, Any]],
         *,
         header: bytes = b"",
@@ -78,13 +78,13 @@ class ExportFile:
         """
         file = self._lock()
         known = None if restart else self._load()
-        if known is not None and known.asked != asked:
+        if known is not None and known.request != request:
             raise ExportRefused(
                 f"{self._partial} is what is left of an export with other options:"
                 " repeat it with those, or begin anew with --restart"
             )
         if known is None or os.fstat(file.fileno()).st_size < known.size:
-            known = Progress(dict(asked), dict(bounds()))
+            known = Progress(dict(request), dict(bounds()))
         file.truncate(known.size)
         file.seek(known.size)
         self.progress = known

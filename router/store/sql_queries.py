@@ -116,6 +116,8 @@ class UsageTotals:
 
 
 _FIGURES: Final = tuple(UsageTotals.__dataclass_fields__)[1:]
+ADDITIVE: Final = tuple(name for name in _FIGURES if name not in PERCENTILES)
+"""Figures whose sum over some groups is the figure of all of them."""
 
 
 def columns_of(group_by: Iterable[str]) -> list[str]:

@@ -196,6 +196,17 @@ def test_an_export_of_a_damaged_trail_is_written_and_fails(
     assert (checked.exit_code, checked.stdout) == (1, f"{message}\n")
 
 
+def test_former_options_say_the_present_ones(run: Run, store: RecordStore, tmp_path: Path) -> None:
+    """They work for one release."""
+    file = tmp_path / "trail.jsonl"
+    result = run("export", "--output", str(file))
+    assert result.exit_code == 0
+    assert "'--output' is deprecated and will be removed: use '--file'" in result.stderr
+    result = run("verify", str(file), "--output", "text")
+    assert (result.exit_code, result.stdout.split(",")[0]) == (0, "whole: 20 events of 2 writers")
+    assert "use '--output table'" in result.stderr
+
+
 # --- verify -------------------------------------------------------------------------------------
 
 

@@ -152,6 +152,13 @@ exact agreement
 """
 
 
+def test_a_former_option_says_the_present_one(run: Run) -> None:
+    """It works for one release."""
+    result = run("--json")
+    assert found(result)["agreement"]
+    assert "'--json' is deprecated and will be removed: use '--output json'" in result.stderr
+
+
 def test_what_is_missing_is_named(run: Run, store: RecordStore) -> None:
     """Where it is, where it is not; exit code 1."""
     store.write([call(1), call(2)])

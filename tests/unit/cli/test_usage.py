@@ -75,7 +75,7 @@ def test_json_lines_are_the_records_themselves(
 ) -> None:
     """Every field of every record, oldest first."""
     target = tmp_path / "usage.jsonl"
-    result = run("export", "--format", "jsonl", "--output", str(target))
+    result = run("export", "--output", "jsonl", "--file", str(target))
     assert succeeded(result) == ""
     assert result.stderr == f"{target}: {len(calls)} records\n"
     found = [json.loads(line) for line in target.read_text().splitlines()]
@@ -87,7 +87,7 @@ def test_csv_has_exact_figures_and_no_formulas(
 ) -> None:
     """Whole nano-USD beside decimal USD; what nobody knows is empty, not 0."""
     target = tmp_path / "usage.csv"
-    succeeded(run("export", "--output", str(target)))
+    succeeded(run("export", "--file", str(target)))
     rows = rows_of(target)
     assert [row["record_id"] for row in rows] == [call["record_id"] for call in calls]
     for row, call in zip(rows, calls, strict=True):
@@ -109,7 +109,7 @@ def test_parquet_keeps_types_and_money(
     """Decimals stay decimals, moments moments, lists lists."""
     parquet = pytest.importorskip("pyarrow.parquet", reason="PYARROW IS NOT INSTALLED")
     target = tmp_path / "usage.parquet"
-    succeeded(run("export", "--format", "parquet", "--output", str(target)))
+    succeeded(run("export", "--output", "parquet", "--file", str(target)))
     rows = parquet.read_table(target).to_pylist()
     for row, call in zip(rows, calls, strict=True):
         cost = call.get("cost_nanos")
@@ -125,7 +125,7 @@ def test_parquet_without_its_package_names_the_extra(
 ) -> None:
     """Before anything is written."""
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    result = run("export", "--format", "parquet", "--output", str(tmp_path / "x.parquet"))
+    result = run("export", "--output", "parquet", "--file", str(tmp_path / "x.parquet"))
     assert result.exit_code == 1
     assert "install api-router[parquet]" in result.stderr
     assert list(tmp_path.glob("x.*")) == []
@@ -152,7 +152,7 @@ def test_an_export_can_be_narrowed(
     chosen: Callable[[Mapping[str, Any]], bool],
 ) -> None:
     """By who, what and when."""
-    succeeded(run("export", *options, "--output", str(tmp_path / "x.csv")))
+    succeeded(run("export", *options, "--file", str(tmp_path / "x.csv")))
     expected = [call["record_id"] for call in calls if chosen(call)]
     assert expected
     assert [row["record_id"] for row in rows_of(tmp_path / "x.csv")] == expected
@@ -172,7 +172,7 @@ def test_a_broken_export_goes_on_and_is_the_same(
         pytest.importorskip("pyarrow", reason="PYARROW IS NOT INSTALLED")
     monkeypatch.setattr(command, "PAGE", 7)
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    options = ("export", "--format", shape, "--output")
+    options = ("export", "--output", shape, "--file")
     succeeded(run(*options, str(whole)))
     read, breaks = RecordStore.read_records, 0
 
@@ -207,11 +207,11 @@ def test_an_export_with_other_options_does_not_go_on(
 
     with monkeypatch.context() as patch:
         patch.setattr("router.exports.usage_columns.csv_lines", fail)
-        assert run("export", "--output", str(target)).exit_code == 1
-    result = run("export", "--model", "gpt-4o", "--output", str(target))
+        assert run("export", "--file", str(target)).exit_code == 1
+    result = run("export", "--model", "gpt-4o", "--file", str(target))
     assert result.exit_code == 1
     assert "--restart" in result.stderr
-    succeeded(run("export", "--model", "gpt-4o", "--restart", "--output", str(target)))
+    succeeded(run("export", "--model", "gpt-4o", "--restart", "--file", str(target)))
     assert {row["model"] for row in rows_of(target)} == {"gpt-4o"}
 
 
@@ -228,17 +228,46 @@ def test_a_period_that_is_none_is_refused(
 ) -> None:
     """As a wrong command line."""
     for name in ("export", "report"):
-        more = ("--output", str(tmp_path / "x")) if name == "export" else ()
+        more = ("--file", str(tmp_path / "x")) if name == "export" else ()
         assert run(name, *options, *more).exit_code == 2
 
 
 def test_without_a_store_there_is_a_sentence(tmp_path: Path) -> None:
     """No traceback when no agent has ever run here."""
     env = {"ROUTER_DATA_DIR": str(tmp_path), "ROUTER_RECORD_STORE": None}
-    for arguments in (["export", "--output", str(tmp_path / "x")], ["report"]):
+    for arguments in (["export", "--file", str(tmp_path / "x")], ["report"]):
         result = CliRunner().invoke(cli, ["usage", *arguments], env=env)
-        assert result.exit_code == 1
+        assert result.exit_code == 3
         assert result.stderr.startswith("Error: the record store: ")
+
+
+def test_former_options_say_the_present_ones(
+    run: Run, tmp_path: Path, calls: list[dict[str, Any]]
+) -> None:
+    """They work for one release."""
+    target = tmp_path / "usage.jsonl"
+    result = run("export", "--format", "jsonl", "--output", str(target))
+    succeeded(result)
+    assert "'--format' is deprecated and will be removed: use '--output'" in result.stderr
+    assert "'--output' is deprecated and will be removed: use '--file'" in result.stderr
+    assert len(target.read_bytes().splitlines()) == len(calls)
+    result = run("report", "--format", "json")
+    assert json.loads(succeeded(result))["group_by"] == ["organization", "model"]
+    assert "use '--output'" in result.stderr
+
+
+def test_a_full_disk_is_one_line_with_the_file(
+    run: Run, tmp_path: Path, calls: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The failing call itself does not know the file's name."""
+
+    def refuse(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("router.exports.export_file.os.fsync", refuse)
+    target = tmp_path / "usage.csv"
+    result = run("export", "--file", str(target))
+    assert (result.exit_code, result.stderr) == (3, f"Error: {target}: No space left on device\n")
 
 
 # --- report ---------------------------------------------------------------------------------
@@ -253,7 +282,7 @@ bücher         1       1         0        120          30      0.00            
 --------------------------------------------------------------------------------------------------
 TOTAL          3       1         0        360          90  1,236.500000001     200     300     300
 
-calls with estimated tokens, as no backend said: 1
+calls with estimated tokens, as no backend reported them: 1
 """
 
 
@@ -301,7 +330,7 @@ def test_wide_characters_keep_their_columns(run: Run, store: RecordStore) -> Non
 def test_json_and_csv_have_the_figures_of_the_api(run: Run, store: RecordStore, few: None) -> None:
     """One row for each group, exact; CSV leaves the total to whoever adds up."""
     found = json.loads(
-        succeeded(run("report", "--group-by", "model,day", "--format", "json", *PERIOD))
+        succeeded(run("report", "--group-by", "model,day", "--output", "json", *PERIOD))
     )
     assert (found["from"], found["to"]) == ("2027-01-15T00:00:00Z", "2027-01-16T00:00:00Z")
     assert found["group_by"] == ["model", "day"]
@@ -309,7 +338,7 @@ def test_json_and_csv_have_the_figures_of_the_api(run: Run, store: RecordStore, 
     assert found["total"]["cost_nanos"] == 1_236_500_000_001
     assert found["total"]["cost_usd"] == "1236.500000001"
     assert found["total"]["latency_ms_p95"] == 300.0
-    printed = succeeded(run("report", "--group-by", "model,day", "--format", "csv", *PERIOD))
+    printed = succeeded(run("report", "--group-by", "model,day", "--output", "csv", *PERIOD))
     rows = list(csv.DictReader(io.StringIO(printed, newline="")))
     assert [row["model"] for row in rows] == ["a", "bücher"]
     assert [row["cost_usd"] for row in rows] == ["1236.500000001", "0.00"]
@@ -327,7 +356,7 @@ def test_the_total_is_the_sum_of_its_rows(
         return found
 
     monkeypatch.setattr(RecordStore, "usage", answer)
-    found = json.loads(succeeded(run("report", "--format", "json", *PERIOD)))
+    found = json.loads(succeeded(run("report", "--output", "json", *PERIOD)))
     for name in ("requests", "cost_nanos", "tokens_input"):
         assert found["total"][name] == sum(row[name] for row in found["data"])
 
@@ -336,7 +365,7 @@ def test_the_total_alone(run: Run, few: None) -> None:
     """No groups: one row."""
     table = succeeded(run("report", "--group-by", "", *PERIOD)).splitlines()
     assert table[-3].split()[0] == "3"
-    printed = succeeded(run("report", "--group-by", "", "--format", "csv", *PERIOD))
+    printed = succeeded(run("report", "--group-by", "", "--output", "csv", *PERIOD))
     [row] = csv.DictReader(io.StringIO(printed, newline=""))
     assert row["requests"] == "3"
 
@@ -351,7 +380,7 @@ def test_the_default_period_is_the_last_30_days(
     store.write(
         [samples.usage(timestamp=moment) for moment in (first_s - 1, first_s, now_s - 1, now_s)]
     )
-    found = json.loads(succeeded(run("report", "--format", "json")))
+    found = json.loads(succeeded(run("report", "--output", "json")))
     assert (found["from"], found["to"]) == ("2026-12-26T00:00:00Z", "2027-01-25T08:00:00Z")
     assert found["total"]["requests"] == 2
 
@@ -377,8 +406,8 @@ def test_a_dash_is_standard_output(
     """The very bytes that a file would hold, and no file named '-'."""
     monkeypatch.chdir(tmp_path)
     target = tmp_path / "usage"
-    succeeded(run("export", "--format", shape, "--output", str(target)))
-    result = run("export", "--format", shape, "--output", "-")
+    succeeded(run("export", "--output", shape, "--file", str(target)))
+    result = run("export", "--output", shape, "--file", "-")
     succeeded(result)
     assert result.stdout_bytes == target.read_bytes()
     assert result.stderr == f"{len(calls)} records\n"
@@ -388,7 +417,7 @@ def test_a_dash_is_standard_output(
 def test_parquet_needs_a_file(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its end is written before its beginning."""
     monkeypatch.chdir(tmp_path)
-    result = run("export", "--format", "parquet", "--output", "-")
+    result = run("export", "--output", "parquet", "--file", "-")
     assert (result.exit_code, "Parquet needs a file" in result.stderr) == (2, True)
     assert not (tmp_path / "-").exists()
 
@@ -407,4 +436,4 @@ def test_a_store_of_another_user_is_one_line(run: Run, monkeypatch: pytest.Monke
 
     monkeypatch.setattr(RecordStore, "usage", refuse)
     result = run("report")
-    assert (result.exit_code, result.stderr) == (1, "Error: /data/records.db: Permission denied\n")
+    assert (result.exit_code, result.stderr) == (3, "Error: /data/records.db: Permission denied\n")
