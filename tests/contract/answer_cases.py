@@ -226,7 +226,7 @@ CALL_CASES: dict[str, list[Case]] = {
     ],
     "400": [
         lambda world, path: post(world.stand(), path, model=7),
-        lambda world, path: failing(world, path, error_rate=1, error_status=400),
+        lambda world, path: failing(world, path, error_status=400),
         lambda world, path: world.stand().call(
             "POST", path, body=b"{}", headers={"Content-Length": "9"}
         ),
@@ -238,15 +238,15 @@ CALL_CASES: dict[str, list[Case]] = {
         lambda world, path: within(
             world, path, lambda stand: post(stand, path), budgets=(budget("requests", 1),)
         ),
-        lambda world, path: failing(world, path, error_rate=1, error_status=402),
+        lambda world, path: failing(world, path, error_status=402),
     ],
     "409": [
         at_once,
-        lambda world, path: failing(world, path, error_rate=1, error_status=409),
+        lambda world, path: failing(world, path, error_status=409),
     ],
     "422": [
         lambda world, path: twice(world, path, model="unpriced"),
-        lambda world, path: failing(world, path, error_rate=1, error_status=422),
+        lambda world, path: failing(world, path, error_status=422),
     ],
     "401": [
         lambda world, path: world.stand().call("POST", path, key=None, json={}),
@@ -261,26 +261,26 @@ CALL_CASES: dict[str, list[Case]] = {
     ],
     "404": [
         lambda world, path: post(world.stand(), path, model="nowhere"),
-        lambda world, path: failing(world, path, error_rate=1, error_status=404),
+        lambda world, path: failing(world, path, error_status=404),
     ],
     "408": [
         timed_out,
-        lambda world, path: failing(world, path, error_rate=1, error_status=408),
+        lambda world, path: failing(world, path, error_status=408),
     ],
     "413": [
-        lambda world, path: failing(world, path, error_rate=1, error_status=413),
+        lambda world, path: failing(world, path, error_status=413),
         lambda world, path: world.stand(settings=replace(world.settings, max_body_bytes=1024)).call(
             "POST", path, body=b" " * 1025
         ),
     ],
     "415": [
-        lambda world, path: failing(world, path, error_rate=1, error_status=415),
+        lambda world, path: failing(world, path, error_status=415),
         lambda world, path: world.stand().call(
             "POST", path, body=b"x", headers={"Content-Type": "text/plain"}
         ),
     ],
     "429": [
-        lambda world, path: failing(world, path, error_rate=1, error_status=429, retry_after_s=30),
+        lambda world, path: failing(world, path, error_status=429, retry_after_s=30),
         lambda world, path: within(world, path, rate_limit=RateLimit(0, 0)),
         lambda world, path: within(world, path, rate_limit=RateLimit(None, concurrent=0)),
         lambda world, path: within(world, path, model_rate_limits={"gpt-4o": RateLimit(0, 0)}),
@@ -290,13 +290,13 @@ CALL_CASES: dict[str, list[Case]] = {
         ),
     ],
     "4XX": [
-        lambda world, path: failing(world, path, error_rate=1, error_status=418),
-        lambda world, path: failing(world, path, error_rate=1, error_status=410),
+        lambda world, path: failing(world, path, error_status=418),
+        lambda world, path: failing(world, path, error_status=410),
     ],
     "500": [lambda world, path: post(world.stand(forwarder=FailingForwarder(KeyError())), path)],
     "502": [
-        lambda world, path: failing(world, path, error_rate=1, error_status=500),
-        lambda world, path: failing(world, path, error_rate=1, error_status=401),
+        lambda world, path: failing(world, path, error_status=500),
+        lambda world, path: failing(world, path, error_status=401),
         lambda world, path: failing(world, path, failure="bad_json"),
         lambda world, path: failing(world, path, failure="garbage"),
     ],

@@ -28,15 +28,15 @@ from router.config.loader import load_serialized
 from router.config.settings import Settings
 from router.config.state.state_writer import StateWriter
 from router.limits.worker_limits import Limits
-from router.mock_backend.server import MockBackend
 from router.services import Services, build_limits, build_services
 from router.telemetry.logs import CallLog
 from router.telemetry.metrics import Metrics
 from tests.contract.checker import Contract
 from tests.fakes import records
-from tests.fakes.anthropic_api import AnthropicApi
-from tests.fakes.backends import Backends, PlainBackend
+from tests.fakes.backend.anthropic_api import AnthropicApi
+from tests.fakes.backend.openai_api import OpenAIApi
 from tests.fakes.frozen_redis import FrozenRedis, frozen_redis
+from tests.fakes.stand_backends import Backends
 from tests.fakes.wsgi import Headers, OpenReply, Reply, open_reply
 
 PEPPER = "a pepper for the tests of 32 bytes"
@@ -168,9 +168,7 @@ class RouterStand:
 
     def received(self) -> int:
         """Number of requests that reached any backend."""
-        found = self.backends
-        mocks = sum(len(each.requests()) for each in (found.first, found.second))
-        return mocks + len(found.anthropic.requests) + len(found.plain.server.requests)
+        return sum(len(backend.requests) for backend in self.backends.each)
 
 
 def chat_body(model: str = "gpt-4o", text: str = "hello there", **more: Any) -> dict[str, Any]:
@@ -281,15 +279,14 @@ def running_world(data_dir: Path) -> Iterator[World]:
         rate_limit_rps=1_000_000,
         rate_limit_burst=1_000_000,
     )
-    plain = PlainBackend()
     with (
-        MockBackend("first", api_key=BACKEND_KEY) as first,
-        MockBackend("second") as second,
+        OpenAIApi("first", api_key=BACKEND_KEY) as first,
+        OpenAIApi("second") as second,
+        OpenAIApi("plain") as plain,
         AnthropicApi(api_key=BACKEND_KEY) as anthropic,
-        plain.server,
         frozen_redis(data_dir, clock) as redis,
     ):
-        backends = Backends(first, second, anthropic, plain)
+        backends = Backends(first, second, plain, anthropic)
         document = backends.document(hashed, credential_file)
         StateWriter(settings.state_dir, clock).apply(load_serialized(document))
         services = build_services(settings, clock=clock, runner=redis)

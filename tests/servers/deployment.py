@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from router.mock_backend.server import MockBackend
-from tests.fakes.anthropic_api import AnthropicApi
+from tests.fakes.backend.anthropic_api import AnthropicApi
+from tests.fakes.backend.openai_api import OpenAIApi
 from tests.servers.router_process import NewKey, RouterProcess, free_port
 
 ORGANIZATION = "acme"
@@ -87,8 +87,8 @@ class Deployment:
     """A running router, its backends and two of its keys."""
 
     router: RouterProcess
-    backend: MockBackend
-    second: MockBackend
+    backend: OpenAIApi
+    second: OpenAIApi
     claude: AnthropicApi
     document: Any
     credentials: dict[str, str]
@@ -101,12 +101,7 @@ class Deployment:
         """The backends as they were at the start."""
         self.backend.reset()
         self.second.reset()
-        self.claude.requests.clear()
-        self.claude.overloaded = False
-        self.claude.error_after_deltas = None
-        self.claude.cut_after_deltas = None
-        self.claude.pause_s = 0.0
-        self.claude.client_gone.clear()
+        self.claude.reset()
 
 
 @contextmanager
@@ -119,8 +114,8 @@ def deploy(
         "CLAUDE_CREDENTIAL": f"sk-ant-canary-{secrets.token_hex(12)}",
     }
     with (
-        MockBackend(name="a", api_key=credentials["MOCK_CREDENTIAL"]) as backend,
-        MockBackend(name="b") as second,
+        OpenAIApi(name="a", api_key=credentials["MOCK_CREDENTIAL"]) as backend,
+        OpenAIApi(name="b") as second,
         AnthropicApi(api_key=credentials["CLAUDE_CREDENTIAL"]) as claude,
     ):
         router = RouterProcess(
@@ -131,7 +126,7 @@ def deploy(
         )
         content = document(
             backend.url,
-            claude_url=claude.url,
+            claude_url=f"{claude.url}/v1",
             second_url=second.url,
             dead_url=f"http://127.0.0.1:{free_port()}",
         )

@@ -21,10 +21,10 @@ from router.config.state.state_reader import StateReader
 from router.limits.budgets.ledger import Ledger
 from router.limits.budgets.windows import WindowState
 from router.limits.configured import window_specs
-from router.mock_backend.server import MockBackend
 from router.redis.address import parse_address
 from router.redis.client import RedisClient
 from router.redis.connection import ConnectionOptions
+from tests.fakes.backend.openai_api import OpenAIApi
 from tests.servers.router_process import RouterProcess, clean_environment, free_port
 
 MODEL = "gpt-4o"
@@ -64,7 +64,7 @@ class LimitedRouters:
     """Instances that share a Redis; the first is the one that single calls go to."""
 
     routers: list[RouterProcess]
-    backend: MockBackend
+    backend: OpenAIApi
     redis_url: str
     _clients: ExitStack = field(default_factory=ExitStack)
 
@@ -101,7 +101,7 @@ class LimitedRouters:
         return state
 
     def backend_calls(self) -> int:
-        return len(self.backend.requests())
+        return len(self.backend.requests)
 
 
 @contextmanager
@@ -122,7 +122,7 @@ def limited_routers(
         unlimited = {"requests_per_second": None}
         given.setdefault(one["organization"], {"id": one["organization"], "rate_limit": unlimited})
     with ExitStack() as stack:
-        backend = stack.enter_context(MockBackend(name="a"))
+        backend = stack.enter_context(OpenAIApi(name="a"))
         price = {
             "input_usd_per_million_tokens": "0",
             "output_usd_per_million_tokens": str(NANOS_A_TOKEN // 1000),

@@ -225,7 +225,7 @@ def test_secrets_in_headers(canaries: Canaries, presented: str) -> None:
             else:
                 answer = canaries.send(post(CHAT_LINE, (*head, odd), body))
             assert answer.status < 500
-    assert canaries.deployed.backend.stats().total > 0 or presented == "nobody"
+    assert len(canaries.deployed.backend.requests) > 0 or presented == "nobody"
 
 
 def test_secrets_in_request_lines(canaries: Canaries) -> None:
@@ -333,15 +333,16 @@ def test_no_secret_reached_a_backend(canaries: Canaries) -> None:
     """P17: a backend sees its own credential, in the one header for it, and nothing else."""
     backend = canaries.deployed.backend
     credential = canaries.deployed.credentials["MOCK_CREDENTIAL"]
-    assert len(backend.requests()) > 50
-    for request in backend.requests():
+    assert len(backend.requests) > 50
+    for request in backend.requests:
         assert request.values("authorization") == [f"Bearer {credential}"]
         rest = [pair for pair in request.headers if pair[0].lower() != "authorization"]
         seen = repr((request.target, rest)).encode() + request.body
         assert canaries.found_in(seen) == []
     for sent in canaries.deployed.claude.requests:
-        assert sent.headers.pop("x-api-key") == canaries.deployed.credentials["CLAUDE_CREDENTIAL"]
-        assert canaries.found_in(repr((sent.path, sent.headers)).encode() + sent.body) == []
+        assert sent.values("x-api-key") == [canaries.deployed.credentials["CLAUDE_CREDENTIAL"]]
+        rest = [pair for pair in sent.headers if pair[0].lower() != "x-api-key"]
+        assert canaries.found_in(repr((sent.target, rest)).encode() + sent.body) == []
 
 
 def test_no_secret_on_disk(canaries: Canaries) -> None:

@@ -89,7 +89,7 @@ def test_a_stream_whose_client_left_is_read_to_its_end(strict: Deployment) -> No
 
     assert line["outcome"] == "client_aborted"
     assert (line["usage_source"], line["tokens_output"]) == ("reported", 20)
-    assert strict.backend.stats().aborted == 0
+    assert strict.backend.aborted == 0
 
 
 def test_a_buffered_call_whose_client_left_is_finished(strict: Deployment) -> None:
@@ -99,13 +99,13 @@ def test_a_buffered_call_whose_client_left_is_finished(strict: Deployment) -> No
     headers = {"X-API-Key": strict.key.key, "X-Request-ID": request_id}
     fields = {"model": CHAT, "messages": HELLO}
     with StreamingClient(strict.router.port, "/v1/chat/completions", fields, headers) as client:
-        strict.backend.wait_for(lambda stats: stats.in_flight == 1)
+        strict.backend.wait_for(lambda fake: fake.in_flight == 1)
         client.leave()
         line = strict.router.line_of(request_id)
 
     assert line["usage_source"] == "reported"
     assert line["cost_nanos"] > 0
-    assert strict.backend.stats().aborted == 0
+    assert strict.backend.aborted == 0
 
 
 def test_a_client_that_stops_reading_is_given_up(strict: Deployment) -> None:
@@ -114,7 +114,7 @@ def test_a_client_that_stops_reading_is_given_up(strict: Deployment) -> None:
     strict.backend.set(tokens_output=10_000)
     clients = [stream(strict, small_window=True, choices=5) for _ in range(2)]
     try:
-        strict.backend.wait_for(lambda stats: stats.in_flight == 2)
+        strict.backend.wait_for(lambda fake: fake.in_flight == 2)
         started_s = time.monotonic()
         wait_until(
             lambda: all(strict.router.lines_of(client.request_id) for client in clients),

@@ -59,7 +59,7 @@ def routers(
 @pytest.fixture
 def limited(routers: LimitedRouters) -> LimitedRouters:
     routers.backend.reset()
-    routers.backend.forget_requests()
+    routers.backend.requests.clear()
     return routers
 
 
@@ -127,7 +127,7 @@ def test_the_openai_dialect_has_a_header_for_it(limited: LimitedRouters) -> None
 def test_a_failed_call_may_be_made_again(limited: LimitedRouters) -> None:
     """Its id is free: what did not succeed is not kept."""
     fields = body()
-    limited.backend.set(error_rate=1, error_status=500)
+    limited.backend.set(error_status=500)
     assert limited.call("once", fields).status >= 500
     limited.backend.reset()
     answer = limited.call("once", fields)

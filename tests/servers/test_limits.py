@@ -108,7 +108,7 @@ def check_refusal(answer: Any, status: int, code: str, limit_type: str) -> Any:
 
 def test_rate_limit_exceeded(limited: LimitedRouters) -> None:
     """T019, R9: 429 after the burst; whoever waits as long as it says, and calls alone, passes."""
-    limited.backend.forget_requests()
+    limited.backend.requests.clear()
     answers = [limited.call("burst-key") for _ in range(8)]
     refused = [answer for answer in answers if answer.status == 429]
     assert [answer.status for answer in answers] == [200] * 5 + [429] * 3
@@ -125,7 +125,7 @@ def test_rate_limit_exceeded(limited: LimitedRouters) -> None:
 @pytest.mark.parametrize("used", ["spent-key", "blocked-key"])
 def test_budget_exceeded(limited: LimitedRouters, used: str) -> None:
     """T019: 402 and no backend call; a budget that ends tells when, one that does not, nothing."""
-    limited.backend.forget_requests()
+    limited.backend.requests.clear()
     answer = limited.call(used)
     found = check_refusal(answer, 402, "BUDGET_EXCEEDED", "budget")
     assert found["current_usage"] == 0

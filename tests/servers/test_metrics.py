@@ -236,7 +236,7 @@ def test_gauges_tell_what_is_now(metered: Deployment) -> None:
     ]
     for thread in threads:
         thread.start()
-    metered.backend.wait_for(lambda stats: stats.in_flight == 4)
+    metered.backend.wait_for(lambda fake: fake.in_flight == 4)
     wait_until(
         lambda: gauge(metered.router.metrics(), "api_router_requests_in_flight") >= 4,
         2,

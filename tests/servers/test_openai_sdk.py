@@ -86,7 +86,7 @@ def test_an_alias_reaches_the_backend_under_the_canonical_name(
     """What a client calls a model is the router's business alone."""
     client.chat.completions.create(model=ALIAS, messages=HELLO)
 
-    assert f'"model":"{CHAT}"'.encode() in deployed.backend.requests()[0].body.replace(b" ", b"")
+    assert f'"model":"{CHAT}"'.encode() in deployed.backend.requests[0].body.replace(b" ", b"")
 
 
 def test_unknown_fields_pass_both_ways(client: OpenAI, deployed: Deployment) -> None:
@@ -95,7 +95,7 @@ def test_unknown_fields_pass_both_ways(client: OpenAI, deployed: Deployment) -> 
         model=CHAT, messages=HELLO, extra_body={"brand_new": {"deep": [1, None]}}
     )
 
-    assert b'"brand_new"' in deployed.backend.requests()[0].body
+    assert b'"brand_new"' in deployed.backend.requests[0].body
     assert reply.system_fingerprint == "fp_a"
 
 
@@ -106,7 +106,7 @@ def test_a_wrong_key_is_an_authentication_error(deployed: Deployment, key: str) 
         stranger.chat.completions.create(model=CHAT, messages=HELLO)
 
     assert caught.value.code == "invalid_api_key"
-    assert deployed.backend.stats().total == 0
+    assert len(deployed.backend.requests) == 0
 
 
 def test_an_unknown_model_is_not_found(client: OpenAI, deployed: Deployment) -> None:
@@ -118,7 +118,7 @@ def test_an_unknown_model_is_not_found(client: OpenAI, deployed: Deployment) -> 
 
     assert caught.value.code == "model_not_found"
     assert caught.value.param == "model"
-    assert deployed.backend.stats().total == 0
+    assert len(deployed.backend.requests) == 0
 
 
 def test_a_bad_request_names_the_field(client: OpenAI, deployed: Deployment) -> None:
@@ -129,12 +129,12 @@ def test_a_bad_request_names_the_field(client: OpenAI, deployed: Deployment) -> 
         )
 
     assert caught.value.param == "max_tokens"
-    assert deployed.backend.stats().total == 0
+    assert len(deployed.backend.requests) == 0
 
 
 def test_a_backends_own_refusal_reaches_the_client(client: OpenAI, deployed: Deployment) -> None:
     """What the backend says of the request stays as it said it."""
-    deployed.backend.set(error_rate=1, error_status=422)
+    deployed.backend.set(error_status=422)
     with pytest.raises(openai.UnprocessableEntityError):
         client.chat.completions.create(model=CHAT, messages=HELLO)
 
@@ -147,7 +147,7 @@ def test_a_forbidden_model_is_a_permission_error(deployed: Deployment) -> None:
         assert [model.id for model in narrow.models.list()] == [EMBEDDING]
 
     assert caught.value.code == "model_not_allowed"
-    assert deployed.backend.stats().total == 0
+    assert len(deployed.backend.requests) == 0
 
 
 def test_a_backend_that_is_down_is_a_503(client: OpenAI) -> None:
@@ -161,7 +161,7 @@ def test_a_backend_that_is_down_is_a_503(client: OpenAI) -> None:
 
 def test_a_busy_backend_is_a_rate_limit_error(client: OpenAI, deployed: Deployment) -> None:
     """R10: the backend's 429 stays one, with its `Retry-After`."""
-    deployed.backend.set(error_rate=1, error_status=429, retry_after_s=7)
+    deployed.backend.set(error_status=429, retry_after_s=7)
     with pytest.raises(openai.RateLimitError) as caught:
         client.chat.completions.create(model=CHAT, messages=HELLO)
 
@@ -196,6 +196,6 @@ def test_a_stream_that_is_left_is_recorded_as_left(client: OpenAI, deployed: Dep
         model=CHAT, messages=HELLO, stream=True, extra_headers={"X-Request-ID": request_id}
     ) as stream:
         next(iter(stream))
-    deployed.backend.wait_for(lambda stats: stats.aborted == 1)
+    deployed.backend.wait_for(lambda fake: fake.aborted == 1)
 
     assert deployed.router.line_of(request_id)["outcome"] == "client_aborted"

@@ -20,7 +20,7 @@ from router.api.dialects.native import MAX_METADATA_BYTES
 from router.config.schema.parts import MAX_WEIGHT
 from router.records.record_schemas import audit_event_schema, usage_record_schema
 from router.upstream.reply_stream import StreamFault
-from tests.fakes.anthropic_api import compose
+from tests.fakes.backend.anthropic_messages import compose
 from tests.servers.deployment import (
     CHAT,
     CLAUDE,
@@ -344,7 +344,7 @@ def test_a_client_that_leaves_before_its_body_is_whole(desk: Desk, rudely: bool)
         decision_reason=None,
         model=None,
     )
-    assert desk.deployment.backend.requests() == []
+    assert desk.deployment.backend.requests == []
 
 
 @EACH_SHAPE
@@ -353,7 +353,7 @@ def test_a_client_that_leaves_before_the_backend_has_answered(desk: Desk, shape:
     desk.deployment.backend.set(failure="black_hole")
     request_id = str(uuid.uuid4())
     with desk.open(shape.path, shape.fields(request_id), request_id):
-        desk.deployment.backend.wait_for(lambda stats: stats.in_flight == 1)
+        desk.deployment.backend.wait_for(lambda fake: fake.in_flight == 1)
     record = only_record(desk, request_id)
     assert_facts(
         record,
@@ -374,7 +374,7 @@ def test_a_client_that_leaves_after_the_head(desk: Desk, shape: Shape, rudely: b
     desk.deployment.backend.set(first_token_ms=5_000)
     request_id = str(uuid.uuid4())
     with desk.open(shape.path, shape.fields(request_id), request_id) as client:
-        desk.deployment.backend.wait_for(lambda stats: stats.in_flight == 1)
+        desk.deployment.backend.wait_for(lambda fake: fake.in_flight == 1)
         time.sleep(0.1)  # the backend's head is out; ours goes with its first event
         client.leave(rudely=rudely)
         assert_facts(
@@ -483,15 +483,15 @@ class Trouble:
 
 BEFORE_ANSWERING = {
     "refused": Trouble({}, 503, "upstream_error", None, DEAD),
-    "closed unread": Trouble({"failure": "refuse"}, 502, "upstream_error", None),
+    "closed": Trouble({"failure": "close"}, 502, "upstream_error", None),
     "reset before the status": Trouble({"failure": "reset"}, 502, "upstream_error", None),
     "no HTTP": Trouble({"failure": "garbage"}, 502, "upstream_error", None),
     "silent": Trouble({"failure": "black_hole"}, 504, "timeout", None, SECOND),
-    "an error": Trouble({"error_rate": 1, "error_status": 500}, 502, "upstream_error", 500),
-    "busy": Trouble({"error_rate": 1, "error_status": 429}, 429, "upstream_error", 429),
-    "away": Trouble({"error_rate": 1, "error_status": 503}, 503, "upstream_error", 503),
-    "refuses the call": Trouble({"error_rate": 1, "error_status": 422}, 422, "upstream_error", 422),
-    "refuses us": Trouble({"error_rate": 1, "error_status": 401}, 502, "upstream_error", 401),
+    "an error": Trouble({"error_status": 500}, 502, "upstream_error", 500),
+    "busy": Trouble({"error_status": 429}, 429, "upstream_error", 429),
+    "away": Trouble({"error_status": 503}, 503, "upstream_error", 503),
+    "refuses the call": Trouble({"error_status": 422}, 422, "upstream_error", 422),
+    "refuses us": Trouble({"error_status": 401}, 502, "upstream_error", 401),
 }
 
 
@@ -655,7 +655,7 @@ def test_a_call_that_the_second_backend_serves(
     desk: Desk, name: str, model: str, first: str, status: int | None
 ) -> None:
     """U5, U6: one record with both attempts; only the one that served is charged."""
-    desk.deployment.second.set(error_rate=1, error_status=503)
+    desk.deployment.second.set(error_status=503)
     shape, request_id = SHAPES[name], str(uuid.uuid4())
     reply = desk.post(shape.path, shape.fields(request_id, model), request_id)
     assert (reply.status, reply.headers["X-Routing-Decision"]) == (200, "FAILOVER")

@@ -114,7 +114,7 @@ def test_streams_past_the_deadline_are_ended_and_settled(tmp_path: Path) -> None
         deployed.backend.set(latency_ms=60_000)
         waiting = str(uuid.uuid4())
         opened.enter_context(open_stream(deployed, waiting))
-        deployed.backend.wait_for(lambda stats: stats.in_flight == 9)
+        deployed.backend.wait_for(lambda fake: fake.in_flight == 9)
 
         started_s = time.monotonic()
         code = router.stop()
@@ -130,7 +130,7 @@ def test_streams_past_the_deadline_are_ended_and_settled(tmp_path: Path) -> None
             body = client.read_rest()
             assert not body.endswith(b"0\r\n\r\n"), "it looks as if the stream had ended"
             assert b"[DONE]" not in body
-        deployed.backend.wait_for(lambda stats: stats.in_flight == 0)
+        deployed.backend.wait_for(lambda fake: fake.in_flight == 0)
         # Not killed: they had time to write down what they cut off.
         events = [line["event"] for line in router.log()]
         assert sum(event.startswith("Worker exiting") for event in events) == 2

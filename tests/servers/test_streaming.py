@@ -179,7 +179,7 @@ def test_a_client_that_leaves_a_stream(
     )
     request_id, client = stream(deployed, native=native)
     with client:
-        deployed.backend.wait_for(lambda stats: stats.in_flight == 1)
+        deployed.backend.wait_for(lambda fake: fake.in_flight == 1)
         if moment == "between chunks" and native:
             time.sleep(0.2)  # the chunk that names the role becomes no event in this dialect
         elif moment != "before the first byte":
@@ -188,7 +188,7 @@ def test_a_client_that_leaves_a_stream(
             for _ in range(20):
                 client.read_event()
         left_s = client.leave(rudely=rudely)
-    deployed.backend.wait_for(lambda stats: stats.aborted == 1)
+    deployed.backend.wait_for(lambda fake: fake.aborted == 1)
 
     assert time.monotonic() - left_s < GONE_S
     line = deployed.router.line_of(request_id)
@@ -206,9 +206,9 @@ def test_a_client_that_leaves_a_buffered_call(deployed: Deployment, rudely: bool
     headers = {"X-API-Key": deployed.key.key, "X-Request-ID": request_id}
     fields = {"model": CHAT, "messages": HELLO}
     with StreamingClient(deployed.router.port, "/v1/chat/completions", fields, headers) as client:
-        deployed.backend.wait_for(lambda stats: stats.in_flight == 1)
+        deployed.backend.wait_for(lambda fake: fake.in_flight == 1)
         left_s = client.leave(rudely=rudely)
-    deployed.backend.wait_for(lambda stats: stats.aborted == 1)
+    deployed.backend.wait_for(lambda fake: fake.aborted == 1)
 
     assert time.monotonic() - left_s < GONE_S
     assert deployed.router.line_of(request_id)["outcome"] == "client_aborted"
@@ -230,10 +230,10 @@ def test_streams_that_are_left_leave_nothing_behind(deployed: Deployment) -> Non
         with client:
             client.read_head()
             client.leave(rudely=number % 2 == 0)
-    deployed.backend.wait_for(lambda stats: stats.aborted == ABORTS)
+    deployed.backend.wait_for(lambda fake: fake.aborted == ABORTS)
 
     wait_until(lambda: descriptors() <= before, 5, "the descriptors are given back")
-    deployed.backend.wait_for(lambda stats: stats.connections_open == 0)
+    deployed.backend.wait_for(lambda fake: fake.open_connections == 0)
     lines = [line for line in router.calls() if line["request_id"] in set(ids)]
     assert len(lines) == ABORTS
     assert {line["outcome"] for line in lines} == {"client_aborted"}

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.fakes.anthropic_api import compose
+from tests.fakes.backend.anthropic_messages import compose
 from tests.servers.deployment import CHAT, CLAUDE, EMBEDDING, Deployment
 from tests.servers.router_process import Line, Reply
 
@@ -151,7 +151,7 @@ def test_an_anthropic_backend_cannot_embed(deployed: Deployment) -> None:
         {"split_writes": True},
         {"line_ending": "crlf", "comments": True},
         {"line_ending": "crlf", "comments": True, "split_writes": True},
-        {"usage_style": "none", "failure": "no_usage"},
+        {"failure": "no_usage"},
     ],
     ids=str,
 )

@@ -395,9 +395,9 @@ ENDINGS: dict[str, Callable[[RouterStand], object]] = {
     "answered": lambda stand: stand.chat(),
     "streamed": lambda stand: stand.chat(stream=True),
     "nobody there": lambda stand: stand.chat("dead"),
-    "backend fails": behaving(error_rate=1, error_status=500),
-    "backend refuses": behaving(error_rate=1, error_status=422),
-    "backend busy": behaving(error_rate=1, error_status=429),
+    "backend fails": behaving(error_status=500),
+    "backend refuses": behaving(error_status=422),
+    "backend busy": behaving(error_status=429),
     "too late": behaving("impatient", failure="black_hole"),
     "nonsense": behaving(failure="bad_json"),
     "stream breaks": behaving(failure="cut_stream", cut_after_chunks=2),
@@ -526,7 +526,7 @@ def test_what_was_not_answered_frees_its_id(world: World, failed: str) -> None:
     stand = limited(world, budgets=(budget("requests", 1),))
     body = native_body(stream=failed == "client")
     if failed == "backend":
-        stand.backends.first.set(error_rate=1, error_status=500)
+        stand.backends.first.set(error_status=500)
         assert stand.call("POST", "/v1/inference", json=body).status == 502
         stand.backends.first.reset()
     elif failed == "client":

@@ -272,7 +272,7 @@ def test_no_credential_of_the_client_reaches_a_backend(stand: RouterStand) -> No
     }
     reply = stand.call("POST", "/v1/chat/completions", body=body, headers=headers)
     assert reply.status == 200
-    [request] = stand.backends.first.requests()
+    [request] = stand.backends.first.requests
     sent = {name.lower(): value for name, value in request.headers}
     assert key not in repr(request)
     assert sent["authorization"].startswith("Bearer sk-")

@@ -51,7 +51,7 @@ def end_at_a_dead_backend(stand: RouterStand) -> None:
 
 
 def end_in_an_error_of_the_backend(stand: RouterStand) -> None:
-    stand.backends.first.set(error_rate=1, error_status=500)
+    stand.backends.first.set(error_status=500)
     stand.chat()
 
 
@@ -128,7 +128,7 @@ def test_a_client_that_leaves_takes_the_backend_off_its_work(
     opened = stand.open("POST", path, json=body)
     sent = sum(len(next(opened)) for _ in range(chunks))
     opened.close()
-    stand.backends.first.wait_for(lambda stats: stats.aborted == 1)
+    stand.backends.first.wait_for(lambda fake: fake.aborted == 1)
     line = stand.line
     assert (line["outcome"], line["bytes_sent"]) == ("client_aborted", sent)
     assert line["usage_source"] == "estimated"
@@ -153,7 +153,7 @@ def test_an_abandoned_stream_can_be_read_to_its_end(world: World) -> None:
         line = stand.line
         assert (line["outcome"], line["usage_source"]) == ("client_aborted", "reported")
         assert line["tokens_output"] == 4
-        assert stand.backends.first.stats().aborted == 0
+        assert stand.backends.first.aborted == 0
 
 
 def test_a_defect_is_settled(world: World) -> None:
@@ -175,7 +175,7 @@ def test_a_defect_after_the_backend_has_answered(
     monkeypatch.setattr(pipeline, "deliver", fail)
     stand.backends.first.set(token_interval_ms=20, tokens_output=200)
     reply = stand.call("POST", CHAT, json=STREAM)
-    stand.backends.first.wait_for(lambda stats: stats.aborted == 1)
+    stand.backends.first.wait_for(lambda fake: fake.aborted == 1)
     assert reply.status == 500
     assert (stand.line["status"], stand.line["bytes_sent"]) == (500, len(reply.body))
     assert settled(stand) == 1.0
@@ -309,10 +309,10 @@ def test_the_duration_of_a_stream_is_that_of_all_of_it(stand: RouterStand) -> No
 @pytest.mark.parametrize(
     ("behaviour", "model", "error"),
     [
-        ({"error_rate": 1, "error_status": 429}, "gpt-4o", "status_429"),
-        ({"error_rate": 1, "error_status": 503}, "gpt-4o", "status_5xx"),
-        ({"error_rate": 1, "error_status": 422}, "gpt-4o", "status_4xx"),
-        ({"error_rate": 1, "error_status": 403}, "gpt-4o", "credential"),
+        ({"error_status": 429}, "gpt-4o", "status_429"),
+        ({"error_status": 503}, "gpt-4o", "status_5xx"),
+        ({"error_status": 422}, "gpt-4o", "status_4xx"),
+        ({"error_status": 403}, "gpt-4o", "credential"),
         ({"failure": "reset"}, "gpt-4o", "transport"),
         ({"failure": "garbage"}, "gpt-4o", "transport"),
         ({"failure": "black_hole"}, "impatient", "timeout"),
@@ -367,7 +367,7 @@ def test_usage_that_nobody_reported_is_estimated(
 
 def test_an_error_is_not_charged(stand: RouterStand) -> None:
     """U10: what the backend says of its failure is no output."""
-    stand.backends.first.set(error_rate=1, error_status=500)
+    stand.backends.first.set(error_status=500)
     stand.chat()
     assert "cost_nanos" not in stand.line
     assert stand.metric("cost_nanousd_total") == 0.0

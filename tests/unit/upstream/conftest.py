@@ -12,17 +12,17 @@ import pytest
 from router.upstream import session as module
 from router.upstream.connection_pool import ConnectionPool
 from router.upstream.session import BackendSession
-from tests.fakes.raw_server import RawServer, Script
+from tests.fakes.backend.server import FakeServer, Script
 from tests.unit.upstream.builders import NO_TLS, new_pool
 
 
 @pytest.fixture
-def serve() -> Iterator[Callable[..., RawServer]]:
+def serve() -> Iterator[Callable[..., FakeServer]]:
     """Start servers that play the given scripts."""
-    servers: list[RawServer] = []
+    servers: list[FakeServer] = []
 
-    def start(*scripts: Script, **options: Any) -> RawServer:
-        server = RawServer(*scripts, **options)
+    def start(*scripts: Script, **options: Any) -> FakeServer:
+        server = FakeServer(*scripts, **options)
         servers.append(server)
         return server
 
@@ -36,7 +36,7 @@ def pool_to() -> Iterator[Callable[..., ConnectionPool]]:
     """Make pools; a slot that is still taken when the test is over was leaked."""
     pools: list[ConnectionPool] = []
 
-    def make(server: RawServer, **options: Any) -> ConnectionPool:
+    def make(server: FakeServer, **options: Any) -> ConnectionPool:
         pool = new_pool(server.endpoint, **options)
         pools.append(pool)
         return pool

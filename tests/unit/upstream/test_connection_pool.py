@@ -15,8 +15,7 @@ from router.errors import RouterError
 from router.upstream import connection_pool as module
 from router.upstream.connection_pool import ConnectionPool
 from router.upstream.transport import TransportError
-from tests.fakes.raw_server import (
-    RawServer,
+from tests.fakes.backend.scripts import (
     answer,
     answer_and_end,
     answer_and_hang,
@@ -26,6 +25,7 @@ from tests.fakes.raw_server import (
     reply,
     silent,
 )
+from tests.fakes.backend.server import FakeServer
 from tests.unit.upstream.builders import (
     REPLY_BYTES,
     begin,
@@ -34,7 +34,7 @@ from tests.unit.upstream.builders import (
     new_pool,
 )
 
-Serve = Callable[..., RawServer]
+Serve = Callable[..., FakeServer]
 PoolTo = Callable[..., ConnectionPool]
 
 OPEN_STREAM = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + chunk(b"first")

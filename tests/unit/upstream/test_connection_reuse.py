@@ -9,9 +9,7 @@ import pytest
 
 from router.upstream.connection_pool import ConnectionPool
 from router.upstream.transport import TransportError
-from tests.fakes.raw_server import (
-    Peer,
-    RawServer,
+from tests.fakes.backend.scripts import (
     answer,
     answer_and_end,
     answer_and_reset,
@@ -19,9 +17,10 @@ from tests.fakes.raw_server import (
     chunked,
     reply,
 )
+from tests.fakes.backend.server import FakeServer, Peer
 from tests.unit.upstream.builders import REPLY_BYTES, begin, deadlines, exchange_body, head
 
-Serve = Callable[..., RawServer]
+Serve = Callable[..., FakeServer]
 PoolTo = Callable[..., ConnectionPool]
 
 

@@ -25,10 +25,7 @@ from router.errors import (
 from router.upstream import forwarder as module
 from router.upstream.retry_budget import RetryBudget
 from router.upstream.session import BackendSession
-from tests.fakes.raw_server import (
-    Peer,
-    RawServer,
-    Script,
+from tests.fakes.backend.scripts import (
     answer,
     answer_and_end,
     answer_and_hang,
@@ -39,6 +36,7 @@ from tests.fakes.raw_server import (
     silent,
     trickle,
 )
+from tests.fakes.backend.server import FakeServer, Peer, Script
 from tests.unit.upstream.builders import (
     completion,
     forward,
@@ -47,7 +45,7 @@ from tests.unit.upstream.builders import (
     new_forwarder,
 )
 
-Serve = Callable[..., RawServer]
+Serve = Callable[..., FakeServer]
 
 GOOD = answer(reply(completion()))
 CANARY = "sk-canary-4711"

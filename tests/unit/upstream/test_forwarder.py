@@ -16,15 +16,8 @@ from router.config.document import Backend
 from router.errors import BackendBusy, BackendFailed, BackendRejected, BackendUnavailable
 from router.upstream.forwarder import MAX_ERROR_BYTES, MAX_RETRY_AFTER_S
 from router.upstream.session import BackendSession
-from tests.fakes.raw_server import (
-    RawServer,
-    answer,
-    answer_and_hang,
-    chunk,
-    chunked,
-    event_stream,
-    reply,
-)
+from tests.fakes.backend.scripts import answer, answer_and_hang, chunk, chunked, event_stream, reply
+from tests.fakes.backend.server import FakeServer
 from tests.unit.upstream.builders import (
     completion,
     forward,
@@ -33,7 +26,7 @@ from tests.unit.upstream.builders import (
     new_forwarder,
 )
 
-Serve = Callable[..., RawServer]
+Serve = Callable[..., FakeServer]
 
 DONE = b"data: [DONE]\n\n"
 

@@ -13,10 +13,7 @@ from router.upstream import reply_stream as module
 from router.upstream.connection_pool import ConnectionPool
 from router.upstream.reply_stream import ReplyStream
 from router.upstream.transport import Deadlines
-from tests.fakes.raw_server import (
-    Peer,
-    RawServer,
-    Script,
+from tests.fakes.backend.scripts import (
     answer,
     answer_and_end,
     answer_and_hang,
@@ -25,9 +22,10 @@ from tests.fakes.raw_server import (
     event_stream,
     reply,
 )
+from tests.fakes.backend.server import FakeServer, Peer, Script
 from tests.unit.upstream.builders import begin, deadlines, exchange_body
 
-Serve = Callable[..., RawServer]
+Serve = Callable[..., FakeServer]
 PoolTo = Callable[..., ConnectionPool]
 
 FIRST = b'data: {"choices": [{"index": 0, "delta": {"content": "hello"}}]}\n\n'
@@ -44,7 +42,7 @@ def open_stream(
     return ReplyStream(begin(pool, waits), CompletionStream(strip_usage=strip), drain=drain)
 
 
-def closed_within(server: RawServer, seconds: float) -> bool:
+def closed_within(server: FakeServer, seconds: float) -> bool:
     """Whether the backend sees the router's end of the first connection in time."""
     deadline_s = time.monotonic() + seconds
     while time.monotonic() < deadline_s:

@@ -12,13 +12,14 @@ import requests
 from router.upstream.session import BackendRequest, BackendSession
 from router.upstream.targets import endpoint_of
 from router.upstream.transport import Exchange, TransportError
-from tests.fakes.raw_server import RawServer, answer, reply, silent
+from tests.fakes.backend.scripts import answer, reply, silent
+from tests.fakes.backend.server import FakeServer
 from tests.unit.upstream.builders import REPLY_BYTES, deadlines, head
 
-Serve = Callable[..., RawServer]
+Serve = Callable[..., FakeServer]
 
 
-def request_to(server: RawServer, body: bytes = b"{}") -> BackendRequest:
+def request_to(server: FakeServer, body: bytes = b"{}") -> BackendRequest:
     return BackendRequest(
         endpoint=server.endpoint,
         url=server.url + "/v1/chat/completions",
@@ -28,7 +29,7 @@ def request_to(server: RawServer, body: bytes = b"{}") -> BackendRequest:
     )
 
 
-def call(session: BackendSession, server: RawServer) -> tuple[int, bytes]:
+def call(session: BackendSession, server: FakeServer) -> tuple[int, bytes]:
     exchange = session.exchange(request_to(server))
     return exchange.status, exchange.read_all(REPLY_BYTES)
 

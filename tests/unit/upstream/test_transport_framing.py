@@ -15,8 +15,7 @@ from router.upstream.transport import (
     RECEIVE_BYTES,
     TransportError,
 )
-from tests.fakes.raw_server import (
-    RawServer,
+from tests.fakes.backend.scripts import (
     answer,
     answer_and_end,
     answer_and_reset,
@@ -24,6 +23,7 @@ from tests.fakes.raw_server import (
     chunked,
     reply,
 )
+from tests.fakes.backend.server import FakeServer
 from tests.unit.upstream.builders import (
     REPLY_BYTES,
     begin,
@@ -32,7 +32,7 @@ from tests.unit.upstream.builders import (
     replay,
 )
 
-Serve = Callable[..., RawServer]
+Serve = Callable[..., FakeServer]
 PoolTo = Callable[..., ConnectionPool]
 
 OK = b"HTTP/1.1 200 OK\r\n"

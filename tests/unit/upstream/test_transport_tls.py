@@ -16,17 +16,8 @@ from router.upstream import transport
 from router.upstream.connection_pool import ConnectionPool
 from router.upstream.session import trusted_context
 from router.upstream.transport import TransportError
-from tests.fakes.raw_server import (
-    Peer,
-    RawServer,
-    Script,
-    answer,
-    answer_and_hang,
-    chunk,
-    deaf,
-    reply,
-    silent,
-)
+from tests.fakes.backend.scripts import answer, answer_and_hang, chunk, deaf, reply, silent
+from tests.fakes.backend.server import FakeServer, Peer, Script
 from tests.unit.upstream.builders import (
     REPLY_BYTES,
     begin,
@@ -36,7 +27,7 @@ from tests.unit.upstream.builders import (
     new_pool,
 )
 
-Serve = Callable[..., RawServer]
+Serve = Callable[..., FakeServer]
 PoolTo = Callable[..., ConnectionPool]
 
 SLACK_S = 0.5

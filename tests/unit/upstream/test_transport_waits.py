@@ -12,18 +12,8 @@ import pytest
 from router.errors import BackendTimeout, ClientGone
 from router.upstream.connection_pool import ConnectionPool
 from router.upstream.transport import Deadlines, Exchange, TransportError
-from tests.fakes.raw_server import (
-    Peer,
-    RawServer,
-    Script,
-    answer,
-    answer_and_hang,
-    chunk,
-    deaf,
-    reply,
-    silent,
-    trickle,
-)
+from tests.fakes.backend.scripts import answer, answer_and_hang, chunk, deaf, reply, silent, trickle
+from tests.fakes.backend.server import FakeServer, Peer, Script
 from tests.unit.upstream.builders import (
     REPLY_BYTES,
     ScriptedSocket,
@@ -34,7 +24,7 @@ from tests.unit.upstream.builders import (
     new_pool,
 )
 
-Serve = Callable[..., RawServer]
+Serve = Callable[..., FakeServer]
 PoolTo = Callable[..., ConnectionPool]
 
 SLACK_S = 0.2

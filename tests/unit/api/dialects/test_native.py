@@ -18,7 +18,7 @@ COST_NANOS = 2 * 2_500 + 4 * 10_000
 
 def sent(stand: RouterStand) -> dict[str, Any]:
     """The one body that the first backend has received."""
-    [request] = stand.backends.first.requests()
+    [request] = stand.backends.first.requests
     found: dict[str, Any] = json.loads(request.body)
     return found
 
@@ -53,7 +53,7 @@ def test_the_body_names_the_request(stand: RouterStand) -> None:
     reply = stand.call("POST", "/v1/inference", json=body, headers={"X-Request-ID": "other"})
     assert reply.header("X-Request-ID") == REQUEST_ID.lower()
     assert stand.line["request_id"] == REQUEST_ID.lower()
-    [request] = stand.backends.first.requests()
+    [request] = stand.backends.first.requests
     assert request.header("X-Request-ID") == REQUEST_ID.lower()
 
 

@@ -43,7 +43,7 @@ DONE = event(b"[DONE]")
 def test_a_request_passes_byte_for_byte(stand: RouterStand, path: str, body: bytes) -> None:
     """P2: where nothing has to change, nothing does."""
     assert stand.call("POST", path, body=body).status == 200
-    [request] = stand.backends.first.requests()
+    [request] = stand.backends.first.requests
     assert request.body == body
     assert request.target == path
 
@@ -62,7 +62,7 @@ def test_names_of_models(stand: RouterStand, asked: str, sent: str) -> None:
     """Aliases and variants: the backend gets its own name, and every other field as it was."""
     body = json.loads(ODD) | {"model": asked}
     assert stand.call("POST", CHAT, json=body).status == 200
-    [request] = stand.backends.first.requests()
+    [request] = stand.backends.first.requests
     assert json.loads(request.body) == body | {"model": sent}
     canonical = "gpt-4o" if sent == "gpt-4o" else "renamed"
     assert stand.line["model"] == canonical
@@ -71,7 +71,7 @@ def test_names_of_models(stand: RouterStand, asked: str, sent: str) -> None:
 def test_usage_is_asked_for_in_every_stream(stand: RouterStand) -> None:
     """Without it no stream could be priced; other options stay."""
     stand.chat(stream=True, stream_options={"odd": 1}, zz=[1])
-    [request] = stand.backends.first.requests()
+    [request] = stand.backends.first.requests
     assert json.loads(request.body) == {
         **chat_body(stream=True, zz=[1]),
         "stream_options": {"odd": 1, "include_usage": True},
@@ -82,7 +82,7 @@ def test_a_stream_that_asks_itself_is_not_rewritten(stand: RouterStand) -> None:
     """P2: the client's own bytes again."""
     body = b'{"stream_options":{"include_usage" :true},"stream":true,' + ODD[2:]
     assert stand.call("POST", CHAT, body=body).status == 200
-    [request] = stand.backends.first.requests()
+    [request] = stand.backends.first.requests
     assert request.body == body
 
 

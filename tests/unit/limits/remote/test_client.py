@@ -35,9 +35,7 @@ from router.limits.budgets.windows import (
 from router.limits.remote.client import CHECKS_ONLY_S, BudgetClient
 from router.limits.remote.contract import openapi
 from router.limits.remote.session import MAX_REPLY_BYTES, BudgetSession
-from tests.fakes.raw_server import (
-    Peer,
-    RawServer,
+from tests.fakes.backend.scripts import (
     answer,
     answer_and_end,
     answer_and_hang,
@@ -49,6 +47,7 @@ from tests.fakes.raw_server import (
     silent,
     trickle,
 )
+from tests.fakes.backend.server import FakeServer, Peer
 
 CLOCK = FrozenClock(2_000_000_000.0)
 DAY = Period(1_999_987_200_000, 2_000_073_600_000)
@@ -373,7 +372,7 @@ def connect() -> Iterator[Callable[..., BudgetClient]]:
     opened: list[Any] = []
 
     def make(*scripts: Any, timeout_s: float = TIMEOUT_S, **options: Any) -> BudgetClient:
-        server = RawServer(*scripts)
+        server = FakeServer(*scripts)
         session = BudgetSession(timeout_s=timeout_s, **options)
         client = BudgetClient(server.url, session, clock=CLOCK)
         client.server = server  # type: ignore[attr-defined]
@@ -466,7 +465,7 @@ def test_a_service_that_misbehaves_is_away_in_time(connect: Any, script: Any, re
 
 def test_nobody_there_is_told_apart() -> None:
     """What was never sent need not be taken back."""
-    with RawServer(silent) as server:
+    with FakeServer(silent) as server:
         url = server.url
     client = BudgetClient(url, BudgetSession(timeout_s=TIMEOUT_S), clock=CLOCK)
     with pytest.raises(NotReserved) as raised:
@@ -538,7 +537,7 @@ def test_certificates_are_verified(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     for issuer, trusted in ((authority, True), (stranger, False)):
         tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         issuer.issue_cert("127.0.0.1").configure_cert(tls)
-        with RawServer(answer(GOOD), tls=tls) as server:
+        with FakeServer(answer(GOOD), tls=tls) as server:
             client = BudgetClient(server.url, BudgetSession(timeout_s=5), clock=CLOCK)
             if trusted:
                 assert isinstance(reserve(client), Reservation)
@@ -557,7 +556,7 @@ def test_a_trickle_over_tls_is_bounded_too(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
     tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     authority.issue_cert("127.0.0.1").configure_cert(tls)
-    with RawServer(trickle(GOOD, 0.02), tls=tls) as server:
+    with FakeServer(trickle(GOOD, 0.02), tls=tls) as server:
         client = BudgetClient(server.url, BudgetSession(timeout_s=0.4), clock=CLOCK)
         started_s = time.monotonic()
         with pytest.raises(NotReserved) as raised:

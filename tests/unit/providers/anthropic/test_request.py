@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from router.errors import InvalidRequest
 from router.providers.anthropic.messages_api import AnthropicProvider
 from router.providers.anthropic.request import DROPPED, REFUSED, TRANSLATED, write_request
-from tests.fakes.anthropic_api import check_request
+from tests.fakes.backend.anthropic_requests import check_request
 
 HELLO = [{"role": "user", "content": "Hello"}]
 WEATHER = {

@@ -16,7 +16,8 @@ from router.providers.anthropic.reply import read_reply
 from router.providers.anthropic.request import write_request
 from router.providers.anthropic.stream import MessagesStream
 from router.providers.sse import MAX_EVENT_BYTES
-from tests.fakes.anthropic_api import check_request, compose, encode_event, stream_events
+from tests.fakes.backend.anthropic_messages import compose, encode_event, stream_events
+from tests.fakes.backend.anthropic_requests import check_request
 
 START = {
     "type": "message_start",

@@ -1,24 +1,27 @@
-"""A live TCP server that plays a script on each connection and records what it received.
+"""A live server that plays a script on each connection and records what it received.
 
-It knows no HTTP beyond finding the end of a request, so it can answer in ways that no HTTP server
-would. A script is a function of one :class:`Peer`; ``answer``, ``silent`` and their like make the
-usual ones. The n-th connection plays the n-th script, and the last script serves all that follow.
+A script is a function of one :class:`Peer`; :mod:`tests.fakes.backend.scripts` makes the usual
+ones. The n-th connection plays the n-th script, and the last script serves all that follow.
 """
 
 from __future__ import annotations
 
-import re
+import select
 import socket
 import ssl
 import struct
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
-from typing import Final
+from typing import Any, Final, TypeVar
 
-_CONTENT_LENGTH: Final = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
+from tests.fakes.backend.received import Request, request_size
+
 _JOIN_S: Final = 5.0
+# Linux tells of a client that closed even while bytes of it are unread.
+_PEER_CLOSED: Final = getattr(select, "POLLRDHUP", 0) | select.POLLHUP | select.POLLERR
 
 
 class PeerGone(Exception):
@@ -28,19 +31,21 @@ class PeerGone(Exception):
 class Peer:
     """One accepted connection, as its script sees it."""
 
-    def __init__(self, server: RawServer, sock: socket.socket) -> None:
+    def __init__(self, server: FakeServer, sock: socket.socket) -> None:
         self._server = server
         self._sock = sock
         self._unread = b""
+        self._gone = select.poll()
+        self._gone.register(sock, _PEER_CLOSED)
         self.received = bytearray()
         """Every byte that arrived, decrypted."""
-        self.requests: list[bytes] = []
+        self.requests: list[Request] = []
         self.closed_s: float | None = None
         """When the other side was seen to close, on the monotonic clock."""
 
-    def read_request(self) -> bytes:
+    def read_request(self) -> Request:
         """The next request with its body; raises :class:`PeerGone` at the end of the stream."""
-        while (size := _request_size(self._unread)) is None:
+        while (size := request_size(self._unread)) is None:
             self._unread += self.read_some()
         missing = size - len(self._unread)
         parts = [self._unread]
@@ -48,10 +53,23 @@ class Peer:
             parts.append(self.read_some())
             missing -= len(parts[-1])
         whole = b"".join(parts)
-        request, self._unread = whole[:size], whole[size:]
+        request, self._unread = Request(whole[:size]), whole[size:]
         self.requests.append(request)
-        self._server.requests.append(request)
+        self._server.record(request)
         return request
+
+    @contextmanager
+    def answering(self) -> Iterator[None]:
+        """Count a request as in flight until its answer is out, or as aborted."""
+        self._server.count("in_flight")
+        try:
+            yield
+        except PeerGone:
+            if not self._server.stopping:
+                self._server.count("aborted")
+            raise
+        finally:
+            self._server.count("in_flight", -1)
 
     def read_some(self) -> bytes:
         """Whatever has arrived; raises :class:`PeerGone` at the end of the stream."""
@@ -60,8 +78,7 @@ class Peer:
         except OSError:
             data = b""
         if not data:
-            self.closed_s = self.closed_s or time.monotonic()
-            raise PeerGone
+            self._leave()
         self.received += data
         return data
 
@@ -70,8 +87,7 @@ class Peer:
         try:
             self._sock.sendall(data)
         except OSError:
-            self.closed_s = self.closed_s or time.monotonic()
-            raise PeerGone from None
+            self._leave()
 
     def trickle(self, data: bytes, every_s: float) -> None:
         """Send one byte after the other."""
@@ -80,9 +96,9 @@ class Peer:
             self.pause(every_s)
 
     def pause(self, seconds: float) -> None:
-        """Do nothing for a while; raises :class:`PeerGone` when the server is told to stop."""
-        if self._server.stopping.wait(seconds):
-            raise PeerGone
+        """Do nothing for a while; raises :class:`PeerGone` as soon as the other side closes."""
+        if self._gone.poll(seconds * 1000):
+            self._leave()
 
     def wait_closed(self) -> None:
         """Read on until the other side has closed."""
@@ -120,17 +136,22 @@ class Peer:
         self._sock.close()
 
     def abandon(self) -> None:
-        """Wake the script if it waits for bytes."""
+        """Wake the script from whatever it waits for."""
         try:
             self._sock.shutdown(socket.SHUT_RDWR)
         except OSError:
             pass
 
+    def _leave(self) -> None:
+        self.closed_s = self.closed_s or time.monotonic()
+        raise PeerGone
+
 
 Script = Callable[[Peer], None]
+_Self = TypeVar("_Self", bound="FakeServer")
 
 
-class RawServer:
+class FakeServer:
     """Listens on a port of its own on 127.0.0.1 from the first moment to ``close``."""
 
     def __init__(self, *scripts: Script, tls: ssl.SSLContext | None = None) -> None:
@@ -138,11 +159,17 @@ class RawServer:
         self._tls = tls
         self._threads: list[threading.Thread] = []
         self._failures: list[BaseException] = []
-        self.stopping = threading.Event()
+        self._changed = threading.Condition()
+        self.stopping = False
         self.peers: list[Peer] = []
-        self.requests: list[bytes] = []
+        self.requests: list[Request] = []
         """Whole requests in the order of their arrival, over all connections."""
-        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.in_flight = 0
+        """Requests whose answer is not out yet; of scripts that say so (``Peer.answering``)."""
+        self.aborted = 0
+        """Requests whose client left before it had the whole answer."""
+        self.open_connections = 0
+        self._listener = socket.create_server(("127.0.0.1", 0), backlog=512)
         self.port: int = self._listener.getsockname()[1]
         self._acceptor = threading.Thread(target=self._accept, daemon=True)
         self._acceptor.start()
@@ -167,9 +194,34 @@ class RawServer:
         """How many connections were accepted."""
         return len(self.peers)
 
+    def record(self, request: Request) -> None:
+        """Remember a request, and wake who waits for one."""
+        with self._changed:
+            self.requests.append(request)
+            self._changed.notify_all()
+
+    def count(self, name: str, change: int = 1) -> None:
+        """Move ``in_flight``, ``aborted`` or ``open_connections``."""
+        with self._changed:
+            setattr(self, name, getattr(self, name) + change)
+            self._changed.notify_all()
+
+    def wait_for(self, condition: Callable[[Any], bool], timeout_s: float = 5.0) -> None:
+        """Wait until the counts meet a condition; TimeoutError when they do not."""
+        with self._changed:
+            if not self._changed.wait_for(lambda: condition(self), timeout_s):
+                counts = f"{self.in_flight=} {self.aborted=} {self.open_connections=}"
+                raise TimeoutError(f"after {timeout_s:g} s still {counts}")
+
+    def reset(self) -> None:
+        """Forget what was received."""
+        with self._changed:
+            self.requests.clear()
+            self.aborted = 0
+
     def close(self) -> None:
         """End every connection; raises what a script has raised."""
-        self.stopping.set()
+        self.stopping = True
         try:
             self._listener.shutdown(socket.SHUT_RDWR)  # close() alone does not wake accept()
         except OSError:
@@ -183,7 +235,7 @@ class RawServer:
         if self._failures:
             raise self._failures[0]
 
-    def __enter__(self) -> RawServer:
+    def __enter__(self: _Self) -> _Self:
         return self
 
     def __exit__(
@@ -195,7 +247,7 @@ class RawServer:
         self.close()
 
     def _accept(self) -> None:
-        while not self.stopping.is_set():
+        while not self.stopping:
             try:
                 sock, _ = self._listener.accept()
             except OSError:
@@ -204,6 +256,7 @@ class RawServer:
             script = self._scripts[min(len(self.peers), len(self._scripts) - 1)]
             peer = Peer(self, sock)
             self.peers.append(peer)
+            self.count("open_connections")
             thread = threading.Thread(target=self._play, args=(script, peer), daemon=True)
             self._threads.append(thread)
             thread.start()
@@ -219,120 +272,4 @@ class RawServer:
             self._failures.append(error)
         finally:
             peer.close()
-
-
-def _request_size(data: bytes) -> int | None:
-    """Bytes of the first request in ``data``; ``None`` while its head is not complete."""
-    end = data.find(b"\r\n\r\n")
-    if end < 0:
-        return None
-    found = _CONTENT_LENGTH.search(data, 0, end + 2)
-    return end + 4 + (int(found[1]) if found else 0)
-
-
-# --- scripts --------------------------------------------------------------------------------
-
-
-def answer(*replies: bytes) -> Script:
-    """Answer each request with the next reply, the last of them again and again."""
-
-    def play(peer: Peer) -> None:
-        count = 0
-        while True:
-            peer.read_request()
-            peer.send(replies[min(count, len(replies) - 1)])
-            count += 1
-
-    return play
-
-
-def answer_and_end(data: bytes) -> Script:
-    """Answer one request with these bytes, then close in good order."""
-
-    def play(peer: Peer) -> None:
-        peer.read_request()
-        peer.send(data)
-        peer.end()
-        peer.wait_closed()
-
-    return play
-
-
-def answer_and_reset(data: bytes) -> Script:
-    """Answer one request with these bytes, then break the connection."""
-
-    def play(peer: Peer) -> None:
-        peer.read_request()
-        peer.send(data)
-        if data:
-            peer.pause(0.05)  # a reset at once would overtake the bytes
-        peer.reset()
-
-    return play
-
-
-def answer_and_hang(data: bytes) -> Script:
-    """Answer one request with these bytes, then do nothing until the other side closes."""
-
-    def play(peer: Peer) -> None:
-        peer.read_request()
-        peer.send(data)
-        peer.wait_closed()
-
-    return play
-
-
-def trickle(data: bytes, every_s: float, *, at_once: bytes = b"") -> Script:
-    """Answer one request byte by byte, after what is sent at once."""
-
-    def play(peer: Peer) -> None:
-        peer.read_request()
-        peer.send(at_once)
-        peer.trickle(data, every_s)
-        peer.wait_closed()
-
-    return play
-
-
-def silent(peer: Peer) -> None:
-    """Take whatever arrives and never answer."""
-    peer.wait_closed()
-
-
-def deaf(peer: Peer) -> None:
-    """Accept, and do not read a single byte."""
-    peer.pause(60.0)
-
-
-def refuse(peer: Peer) -> None:
-    """Accept, and break the connection at once."""
-    peer.reset()
-
-
-# --- replies --------------------------------------------------------------------------------
-
-
-def reply(
-    body: bytes = b"{}", status: int = 200, *, headers: tuple[str, ...] = (), length: bool = True
-) -> bytes:
-    """A whole HTTP/1.1 reply; ``headers`` are lines such as ``Retry-After: 7``."""
-    lines = [f"HTTP/1.1 {status} Whatever", *headers]
-    if length:
-        lines.append(f"Content-Length: {len(body)}")
-    return "\r\n".join([*lines, "", ""]).encode("latin-1") + body
-
-
-def chunked(*chunks: bytes, status: int = 200, headers: tuple[str, ...] = ()) -> bytes:
-    """A whole reply whose body comes in these chunks."""
-    head = reply(b"", status, headers=(*headers, "Transfer-Encoding: chunked"), length=False)
-    return head + b"".join(chunk(data) for data in chunks) + chunk(b"")
-
-
-def chunk(data: bytes) -> bytes:
-    """One chunk on the wire; an empty one ends the body."""
-    return f"{len(data):x}\r\n".encode("ascii") + data + b"\r\n"
-
-
-def event_stream(*events: bytes) -> bytes:
-    """A whole reply that is a stream of server-sent events, each a chunk."""
-    return chunked(*events, headers=("Content-Type: text/event-stream",))
+            self.count("open_connections", -1)

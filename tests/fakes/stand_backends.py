@@ -1,4 +1,4 @@
-"""The backends of a router in a test: two mocks, a fake, a scripted one; a document for all."""
+"""The backends of a router in a test, and a document in which each model shows one thing."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from router.mock_backend.server import MockBackend
-from tests.fakes.anthropic_api import AnthropicApi
-from tests.fakes.raw_server import Peer, RawServer
+from tests.fakes.backend.anthropic_api import AnthropicApi
+from tests.fakes.backend.openai_api import OpenAIApi
 
 CLOSED_PORT = "http://127.0.0.1:1/v1"
 _PRICES = {
@@ -19,67 +18,25 @@ _PRICES = {
 }
 
 
-class PlainBackend:
-    """A backend that answers everything with the bytes it was given last."""
-
-    def __init__(self) -> None:
-        self.server = RawServer(self._play)
-        self._answer = b""
-        self._ends = False
-
-    def reset(self) -> None:
-        self._answer, self._ends = b"", False
-        self.server.requests.clear()
-
-    def will_answer(
-        self, body: bytes, *, status: int = 200, content_type: str = "application/json"
-    ) -> None:
-        """A whole answer."""
-        head = f"HTTP/1.1 {status} X\r\nContent-Type: {content_type}\r\n"
-        self._answer = f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
-        self._ends = False
-
-    def will_stream(self, *chunks: bytes, whole: bool = True) -> None:
-        """A chunked event stream; one that is not ``whole`` breaks off after the last chunk."""
-        head = b"HTTP/1.1 200 X\r\nContent-Type: text/event-stream\r\n"
-        body = b"".join(b"%x\r\n%s\r\n" % (len(chunk), chunk) for chunk in chunks)
-        end = b"0\r\n\r\n" if whole else b""
-        self._answer = head + b"Transfer-Encoding: chunked\r\n\r\n" + body + end
-        self._ends = not whole
-
-    def will_end_after(self, data: bytes) -> None:
-        """These very bytes and the end of the connection."""
-        self._answer, self._ends = data, True
-
-    @property
-    def bodies(self) -> list[bytes]:
-        """The bodies of what it has received."""
-        return [request.partition(b"\r\n\r\n")[2] for request in self.server.requests]
-
-    def _play(self, peer: Peer) -> None:
-        ends = False
-        while not ends:
-            peer.read_request()
-            ends = self._ends
-            peer.send(self._answer)
-        peer.end()
-
-
 @dataclass(frozen=True)
 class Backends:
-    """The servers that the router forwards to; `second` is there for failover."""
+    """The servers that the router forwards to."""
 
-    first: MockBackend
-    second: MockBackend
+    first: OpenAIApi
+    second: OpenAIApi
+    """For failover."""
+    plain: OpenAIApi
+    """For answers that a test writes itself."""
     anthropic: AnthropicApi
-    plain: PlainBackend
+
+    @property
+    def each(self) -> tuple[OpenAIApi | AnthropicApi, ...]:
+        return self.first, self.second, self.plain, self.anthropic
 
     def reset(self) -> None:
         """Back to good behaviour, with nothing received."""
-        self.first.reset()
-        self.second.reset()
-        self.anthropic.requests.clear()
-        self.plain.reset()
+        for backend in self.each:
+            backend.reset()
 
     def document(
         self, keys: Mapping[str, Mapping[str, Any]], credential_file: Path
@@ -122,11 +79,11 @@ class Backends:
                 {
                     "id": "anthropic",
                     "kind": "anthropic",
-                    "base_url": self.anthropic.url,
+                    "base_url": f"{self.anthropic.url}/v1",
                     "models": {"claude": "claude-test"},
                     "credential": f"file:{credential_file}",
                 },
-                {"id": "plain", "kind": "openai", "base_url": f"{self.plain.server.url}/v1"},
+                {"id": "plain", "kind": "openai", "base_url": f"{self.plain.url}/v1"},
                 {"id": "locked", **first, "credential": "file:/nowhere/to/be/found"},
             ],
             "policies": [
