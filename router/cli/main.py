@@ -101,7 +101,7 @@ COMMANDS: Final[Mapping[str, Entry | LazyGroup]] = {
             "contracts": Entry(
                 "router.cli.dev_commands", "contracts", "Write or check contracts/."
             ),
-            "mock-backend": Entry("router.mock_backend.command", "command", "Run a mock backend."),
+            "mock-backend": Entry("router.demo.backend", "command", "Run a mock backend."),
         },
     ),
 }

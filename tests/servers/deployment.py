@@ -22,7 +22,7 @@ CLAUDE_VARIANT = "claude-sonnet-4-5"
 DEAD = "gpt-dead"
 """A model whose only backend is a port on which nobody listens."""
 SECOND = "gpt-second"
-"""A model that the second mock backend serves, which is given little time."""
+"""A model that the second backend serves, which is given little time."""
 IMPATIENT = {"connect_s": 0.5, "first_byte_s": 0.9, "idle_s": 0.9, "total_s": 1.8}
 
 HELLO = [{"role": "user", "content": "Tell me of the sea"}]
@@ -108,7 +108,7 @@ class Deployment:
 def deploy(
     directory: Path, *, workers: int = 2, python_options: tuple[str, ...] = (), **settings: str
 ) -> Iterator[Deployment]:
-    """A router with mock backends of its own, until the block ends."""
+    """A router with fake backends of its own, until the block ends."""
     credentials = {
         "MOCK_CREDENTIAL": f"sk-canary-{secrets.token_hex(12)}",
         "CLAUDE_CREDENTIAL": f"sk-ant-canary-{secrets.token_hex(12)}",

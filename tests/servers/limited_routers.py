@@ -1,4 +1,4 @@
-"""Routers with limits: one or more instances, one Redis, one mock backend, keys that are known."""
+"""Routers with limits: one or more instances, one Redis, one fake backend, keys that are known."""
 
 from __future__ import annotations
 

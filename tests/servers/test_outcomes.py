@@ -54,7 +54,7 @@ _SCHEMAS = {
 
 
 def words(text: str) -> int:
-    """Tokens as the mock backend reports them."""
+    """Tokens as the fake backend reports them."""
     return len(text.split())
 
 
