@@ -192,7 +192,9 @@ def _digest(data: bytes) -> bytes:
     return hashlib.blake2b(data, digest_size=32).digest()
 
 
-@click.command("mock-backend")
+@click.command(
+    "mock-backend", epilog="\b\nExample:\n  routerctl dev mock-backend --port 9001 --latency-ms 40"
+)
 @click.option("--host", default="127.0.0.1", show_default=True, help="Where to listen.")
 @click.option("--port", default=9001, show_default=True, help="0 takes a free one.")
 @click.option("--name", default="mock", show_default=True, help="Shows in system_fingerprint.")
