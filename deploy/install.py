@@ -36,7 +36,7 @@ def main() -> None:
 def create(venv: Path) -> None:
     """A virtual environment with pip; some systems ship Python without what ``venv`` needs."""
     version = ".".join(map(str, sys.version_info[:3]))
-    print(f"Creating {venv} with Python {version}", flush=True)
+    _say(f"Creating {venv} with Python {version}\n")
     if _succeeds("-m", "venv", "--clear", str(venv)):
         return
     if not _succeeds("-m", "pip", "--version"):
@@ -65,8 +65,8 @@ def install(what: str, arguments: list[str]) -> None:
 
 
 def _pip(what: str, arguments: list[str], log: Path, *, may_not_fit: bool = False) -> bool:
-    """False if nothing fits this machine and ``may_not_fit``; any other failure ends the program."""
-    print(f"Installing {what}", flush=True)
+    """False if nothing fits this machine and ``may_not_fit``; other failures end the program."""
+    _say(f"Installing {what}\n")
     environment = {"PIP_RETRIES": "2", **os.environ, "PIP_NO_INPUT": "1"}
     options = ["--disable-pip-version-check", "--constraint", str(LOCK)]
     command = [sys.executable, "-m", "pip", "install", *options, *arguments]
@@ -101,7 +101,7 @@ class _Progress:
 
     def __init__(self) -> None:
         self._is_terminal = sys.stdout.isatty()
-        self._kind = ""
+        self._seen: set[str] = set()
         self._count = 0
 
     def __enter__(self) -> _Progress:
@@ -109,7 +109,7 @@ class _Progress:
 
     def __exit__(self, *_: object) -> None:
         if self._is_terminal:
-            print("\r\033[K", end="", flush=True)
+            _say("\r\033[K")
 
     def show(self, words: list[str]) -> None:
         """``words`` of a line of pip."""
@@ -118,10 +118,15 @@ class _Progress:
         self._count += words[0] == "Collecting"
         if self._is_terminal:
             step = f"  {self._count} packages: {words[0]} {words[1]}"
-            print(f"\r\033[K{step[: shutil.get_terminal_size().columns - 1]}", end="", flush=True)
-        elif words[0] != self._kind:
-            print(f"  {words[0].lower()} {words[1]} ...", flush=True)
-        self._kind = words[0]
+            _say(f"\r\033[K{step[: shutil.get_terminal_size().columns - 1]}")
+        elif words[0] not in self._seen:
+            _say(f"  {words[0].lower()} ...\n")
+        self._seen.add(words[0])
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()
 
 
 def _succeeds(*arguments: str) -> bool:

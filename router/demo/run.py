@@ -159,8 +159,8 @@ def _start_redis(parts: ExitStack, settings: Settings, directory: Path) -> str:
     except EmbeddedRedisError as error:
         raise DemoError(str(error)) from None
     engine = embedded.engine
-    kept = "in memory" if engine == "fakeredis" else f"data in {directory / 'redis'}"
-    return f"a private {engine} ({kept})"
+    kept = "memory" if engine == "fakeredis" else str(directory / "redis")
+    return f"{engine}, a private server with its data in {kept}"
 
 
 def _document(urls: dict[str, str]) -> str:

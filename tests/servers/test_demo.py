@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from router.demo.backend import DemoBackend
-from router.redis.embedded import ENGINES
+from router.redis.embedded import ENGINES, EmbeddedRedis
 from tests.servers.router_process import (
     children,
     clean_environment,
@@ -181,10 +181,11 @@ def test_the_banner_is_all_that_the_terminal_shows(demo: Demo) -> None:
 def test_the_banner_says_where_limits_are_counted(demo: Demo) -> None:
     """The server that it names is the one whose data lies in the demo's directory."""
     demo.curl_line()
-    found = re.search(r"counted in a private ([\w-]+) \(([^)]+)\)", demo.text)
+    found = re.search(r"counted in ([\w-]+), a private server with its data in (.+)\.", demo.text)
     assert found is not None, demo.text
     assert found[1] in ENGINES
-    assert (demo.directory / "redis" / "redis.sock").is_socket() or found[2] == "in memory"
+    assert found[2] in ("memory", str(demo.directory / "redis"))
+    assert EmbeddedRedis(demo.directory / "redis").is_running
 
 
 def test_a_second_demo_does_not_disturb_the_first(demo: Demo) -> None:
