@@ -40,9 +40,9 @@ The router is up at {url} with two demo backends. Try:
     -H 'X-API-Key: dev-test-key' -H 'Content-Type: application/json' \\
     -d '{{"model": "gpt-4o", "messages": [{{"role": "user", "content": "Hello"}}]}}'
 
-dev-test-key may do 5 calls a second, 20 at once: a loop of these gets 429 RATE_LIMIT_EXCEEDED.
-dev-budget-key gets 402 BUDGET_EXCEEDED, dev-quota-key 402 QUOTA_EXCEEDED. What was used and what it
-cost, a second later:
+dev-test-key may make 5 calls a second, 20 at once; more of them get 429. The keys dev-budget-key
+and dev-quota-key get 402: their budget and their quota are used up. What was used and what it cost,
+a second later:
 
   curl -s '{url}/v1/usage?group_by=model' -H 'X-API-Key: dev-test-key'
   ROUTER_DATA_DIR={directory} {routerctl} usage report

@@ -25,7 +25,7 @@ from router.api.error_specs import (
     limit_facts,
     message_of,
 )
-from router.api.scope import Scope
+from router.api.scope import Scope, new_uuid
 from router.call import Call, Operation
 from router.errors import BackendFailed, BackendRejected, BodyTooLarge, InvalidRequest
 from router.providers.sse import SseSplitter, data_of
@@ -63,11 +63,11 @@ class NativeDialect:
     }
 
     def read(self, scope: Scope, operation: Operation, fields: dict[str, Any], body: bytes) -> Call:
-        """A native body as a chat call; its ``request_id`` becomes the id of the whole request."""
+        """A native body as a chat call; a ``request_id`` becomes the id of the whole request."""
         unknown = next((name for name in fields if name not in FIELDS), None)
         if unknown is not None:
             raise InvalidRequest(f"unknown field '{unknown[:64]}'", field=unknown[:64])
-        scope.request_id = _request_id(fields)
+        scope.request_id = _request_id(scope, fields)
         name = scope.requested_model = required_name(fields, "model")
         messages = _messages(fields)
         stream = optional_flag(fields, "stream")
@@ -83,7 +83,8 @@ class NativeDialect:
             fields={**parameters, "model": name, "messages": messages, "stream": stream},
             body=None,
             stream=stream,
-            idempotency_id=scope.request_id,
+            # An id that the router made cannot be sent again.
+            idempotency_id=None if fields.get("request_id") is None else scope.request_id,
             metadata=metadata,
         )
 
@@ -130,7 +131,10 @@ def native_body(error: Exception, *, trace_id: str) -> dict[str, Any]:
     return body if field is None else {**body, "details": {"field": field}}
 
 
-def _request_id(fields: dict[str, Any]) -> str:
+def _request_id(scope: Scope, fields: dict[str, Any]) -> str:
+    """The client's id; a call without one keeps its ``X-Request-ID`` or gets a new id."""
+    if fields.get("request_id") is None:
+        return scope.request_id if _UUID.fullmatch(scope.request_id) else new_uuid()
     request_id = required_name(fields, "request_id")
     if not _UUID.fullmatch(request_id):
         raise InvalidRequest("'request_id' must be a UUID", field="request_id")

@@ -135,7 +135,7 @@ _LABEL: Final = fields.String(validate=validate.Length(max=MAX_METADATA_CHARS))
 class InferenceRequest(Schema):
     """The body of a native call; unknown fields are refused."""
 
-    request_id = fields.String(required=True, validate=validate.Regexp(_UUID))
+    request_id = fields.String(allow_none=True, validate=validate.Regexp(_UUID))
     model = _model()
     payload = fields.Raw(required=True)
     content_type = fields.String(allow_none=True, validate=validate.OneOf(CONTENT_TYPES))

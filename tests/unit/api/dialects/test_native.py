@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import uuid
 from typing import Any
 
 import pytest
@@ -57,6 +58,32 @@ def test_the_body_names_the_request(stand: RouterStand) -> None:
     assert request.header("X-Request-ID") == REQUEST_ID.lower()
 
 
+@pytest.mark.parametrize("absent", [{}, {"request_id": None}])
+@pytest.mark.parametrize("header", ["other", None])
+def test_a_body_without_an_id_gets_one(
+    stand: RouterStand, absent: dict[str, None], header: str | None
+) -> None:
+    """A new UUID, the same in reply, log and record; two such calls are two calls."""
+    body = {"model": "gpt-4o", "payload": "hello", **absent}
+    headers = {} if header is None else {"X-Request-ID": header}
+    replies = [stand.call("POST", "/v1/inference", json=body, headers=headers) for _ in range(2)]
+    ids = [reply.json["request_id"] for reply in replies]
+    assert [uuid.UUID(one).version for one in ids] == [7, 7]
+    assert ids[0] != ids[1]
+    assert [reply.header("X-Request-ID") for reply in replies] == ids
+    assert [line["request_id"] for line in stand.lines] == ids
+    assert len(stand.backends.first.requests()) == 2
+
+
+def test_a_uuid_of_the_header_names_a_body_without_an_id(stand: RouterStand) -> None:
+    """What a proxy in front has logged is found again."""
+    body = {"model": "gpt-4o", "payload": "hello"}
+    reply = stand.call(
+        "POST", "/v1/inference", json=body, headers={"X-Request-ID": REQUEST_ID.lower()}
+    )
+    assert reply.json["request_id"] == REQUEST_ID.lower()
+
+
 def test_a_text_becomes_one_message(stand: RouterStand) -> None:
     """Parameters go along as they are; labels stay here."""
     stand.inference(
@@ -102,7 +129,6 @@ def test_a_json_payload(stand: RouterStand, payload: Any, messages: list[Any]) -
 @pytest.mark.parametrize(
     ("changes", "field"),
     [
-        ({"request_id": None}, "request_id"),
         ({"request_id": "no-uuid"}, "request_id"),
         ({"request_id": REQUEST_ID + "\n"}, "request_id"),
         ({"model": None}, "model"),
