@@ -185,7 +185,9 @@ def test_the_banner_says_where_limits_are_counted(demo: Demo) -> None:
     assert found is not None, demo.text
     assert found[1] in ENGINES
     assert found[2] in ("memory", str(demo.directory / "redis"))
-    assert EmbeddedRedis(demo.directory / "redis").is_running
+    redis = EmbeddedRedis(demo.directory / "redis")
+    assert redis.is_running
+    redis.leave()
 
 
 def test_a_second_demo_does_not_disturb_the_first(demo: Demo) -> None:
