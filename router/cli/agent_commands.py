@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from router.cli.output import example, finding_out
+from router.cli.output import Command, finding_out
 from router.cli.sink_choice import note_sinks
 from router.cli.time_range import kafka_api_version_option
 from router.cli.trail_pepper import trail_pepper
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from router.agent.service import Agent, AgentConfig
 
 
-@click.command("agent", epilog=example("ROUTER_AGENT=external routerctl agent"))
+@click.command("agent", cls=Command, example="ROUTER_AGENT=external routerctl agent")
 @click.option(
     "--master-pid",
     type=click.IntRange(min=1),

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from router.cli.ledger_session import redis_client, sums_of_records
-from router.cli.output import CannotFindOut, example
+from router.cli.output import CannotFindOut, Command
 from router.config.settings import Settings, load_settings
 
 if TYPE_CHECKING:
@@ -24,7 +24,9 @@ _STOP_S = 5.0
 
 
 @click.command(
-    "budget-service", epilog=example("BUDGET_SERVICE_BIND=127.0.0.1:8082 routerctl budget-service")
+    "budget-service",
+    cls=Command,
+    example="BUDGET_SERVICE_BIND=127.0.0.1:8082 routerctl budget-service",
 )
 @click.option(
     "--no-records",

@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 import click
 
-from router.cli.ledger_session import LedgerSession, ledger_session
+from router.cli.ledger_session import LedgerSession, ledger_session, sums_of_records
 from router.cli.operator_audit import OperatorAuditLog
 from router.cli.output import (
     CannotFindOut,
     Column,
-    CommandWithOldOptions,
+    Noun,
     count,
-    example,
     output_option,
     print_facts,
     print_rows,
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
     from router.limits.budgets.windows import Adjustment, WindowSpec, WindowState
     from router.records.record_types import AuditAction
 
-Command = TypeVar("Command", bound=Callable[..., Any])
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 _COLUMNS: Final = (
     Column("organization"),
@@ -45,11 +44,10 @@ _ALL_COLUMNS: Final = (
     *_COLUMNS,
     *map(Column, ("timezone", "begins", "remaining", "thresholds", "counted")),
 )
-_OLD_OPTIONS: Final = {"--output text": "--output table"}
 _organization = click.argument("organization", metavar="ORGANIZATION")
 
 
-@click.group("budgets")
+@click.group("budgets", cls=Noun)
 def budgets() -> None:
     """Show what is settled and reserved of budgets and quotas, and correct it by hand.
 
@@ -60,9 +58,7 @@ def budgets() -> None:
 
 @budgets.command(
     "list",
-    cls=CommandWithOldOptions,
-    old_options=_OLD_OPTIONS,
-    epilog=example("routerctl budgets list --organization acme"),
+    example="routerctl budgets list --organization acme",
 )
 @click.option("--organization", metavar="ID", help="Of this one only.")
 @output_option()
@@ -74,7 +70,7 @@ def list_budgets(organization: str | None, output: str) -> None:
         rows = [
             _facts(one.organization_id, state)
             for one in configured
-            for state in session.read(one.organization_id, one.windows)
+            for state in session.ledger.read(one.organization_id, one.windows)
         ]
     print_rows(output, _COLUMNS, rows, empty="no budgets")
     if output == "table" and not all(row["counted"] for row in rows):
@@ -83,9 +79,7 @@ def list_budgets(organization: str | None, output: str) -> None:
 
 @budgets.command(
     "show",
-    cls=CommandWithOldOptions,
-    old_options=_OLD_OPTIONS,
-    epilog=example("routerctl budgets show acme --key batch"),
+    example="routerctl budgets show acme --key batch",
 )
 @_organization
 @click.option("--key", "key_id", metavar="ID", help="Only what holds for calls with this key.")
@@ -97,7 +91,7 @@ def show(organization: str, key_id: str | None, output: str) -> None:
     if key_id is not None:
         windows = [window for window in windows if window.subject in ("", key_id)]
     with ledger_session(settings) as session:
-        rows = [_facts(organization, state) for state in session.read(organization, windows)]
+        rows = [_facts(organization, state) for state in session.ledger.read(organization, windows)]
     if output != "table":
         print_rows(output, _ALL_COLUMNS, rows)
         return
@@ -107,7 +101,7 @@ def show(organization: str, key_id: str | None, output: str) -> None:
         print_facts(output, {name: value for name, value in row.items() if value is not None})
 
 
-def _correction(command: Command) -> Command:
+def _correction(command: Function) -> Function:
     """The arguments that both corrections have."""
     for option in (
         click.option(
@@ -126,7 +120,7 @@ def _correction(command: Command) -> Command:
 
 @budgets.command(
     "adjust",
-    epilog=example("routerctl budgets adjust acme spend --amount -12.50 --reason 'refund'"),
+    example="routerctl budgets adjust acme spend --amount -12.50 --reason 'refund'",
 )
 @_correction
 @click.option(
@@ -142,9 +136,7 @@ def adjust(organization: str, budget: str, key_id: str | None, amount: str, **wh
     _correct(settings, organization, window, _amount(amount, window), **why)
 
 
-@budgets.command(
-    "reset", epilog=example("routerctl budgets reset acme spend --reason 'new contract'")
-)
+@budgets.command("reset", example="routerctl budgets reset acme spend --reason 'new contract'")
 @_correction
 def reset(organization: str, budget: str, key_id: str | None, **why: Any) -> None:
     """Begin this period of BUDGET of ORGANIZATION again with 0 settled.
@@ -241,18 +233,23 @@ def _correct(
     reason: str,
     correction_id: str | None,
 ) -> None:
-    """Write the correction into the audit trail, then make it: without a trail there is none."""
+    """Write the correction into the audit trail, then make it: without a trail there is none.
+
+    Adds ``amount`` to what is settled, or sets that to 0 if ``amount`` is ``None``.
+    """
+    from router.limits.budgets.maintenance import correction_key
+
     if not reason.strip():
         raise click.BadParameter("must say something", param_hint="--reason")
     facts = {"reason": reason, "correction_id": correction_id or str(uuid.uuid4())}
+    action: AuditAction = "LIMIT_RESET" if amount is None else "BUDGET_ADJUSTED"
     log = OperatorAuditLog(settings)
     done = None
     with ledger_session(settings) as session:
-        if not session.was_corrected(organization_id, facts["correction_id"]):
-            state, reached = session.rebuild(organization_id, window)
-            log.note_thresholds(organization_id, reached)
-            meant = (state.settled, 0 if amount is None else max(0, state.settled + amount))
-            action: AuditAction = "LIMIT_RESET" if amount is None else "BUDGET_ADJUSTED"
+        key = correction_key(organization_id, facts["correction_id"])
+        if not session.client.command("EXISTS", key, key=key):
+            before = _rebuilt(settings, session, log, organization_id, window).settled
+            meant = (before, 0 if amount is None else max(0, before + amount))
             log.note_correction(organization_id, window, action, settled=meant, **facts)
             done = _make(session, organization_id, window, amount, facts)
             log.note_thresholds(organization_id, done.threshold_events)
@@ -263,8 +260,25 @@ def _correct(
     if settled != meant:
         # Calls were settled in between: the trail has what was meant, and now what was done.
         log.note_correction(organization_id, window, action, settled=settled, **facts)
-    before, after = (_shown_amount(value, window) for value in settled)
-    click.echo(f"{window.name}: settled {before} -> {after} (correction {facts['correction_id']})")
+    old, new = (_shown_amount(value, window) for value in settled)
+    click.echo(f"{window.name}: settled {old} -> {new} (correction {facts['correction_id']})")
+
+
+def _rebuilt(
+    settings: Settings,
+    session: LedgerSession,
+    log: OperatorAuditLog,
+    organization_id: str,
+    window: WindowSpec,
+) -> WindowState:
+    """The window, rebuilt from the records if Redis has lost it."""
+    from router.limits.budgets.rebuilding import RebuildingLedger
+
+    with sums_of_records(settings) as sum_records:
+        ledger = RebuildingLedger(session.ledger, session.maintenance, sum_records=sum_records)
+        [state], reached = ledger.read(organization_id, [window])
+    log.note_thresholds(organization_id, reached)
+    return state
 
 
 def _make(
@@ -278,7 +292,9 @@ def _make(
     from router.limits.budgets.windows import WindowLost
 
     try:
-        return session.correct(organization_id, window, amount, **facts)
+        if amount is None:
+            return session.maintenance.reset(organization_id, window, **facts)
+        return session.maintenance.adjust(organization_id, window, amount, **facts)
     except Unavailable as error:
         raise CannotFindOut(
             f"no answer ({error}): nobody knows whether it was made; the same command with"

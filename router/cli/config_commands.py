@@ -11,9 +11,8 @@ import click
 
 from router.cli.operator_audit import OperatorAuditLog, operator_audit_log, without_secret
 from router.cli.output import (
-    CommandWithOldOptions,
+    Noun,
     end_with_difference,
-    example,
     output_option,
     print_csv,
     print_json,
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
     from router.config.document import LoadedDocument
     from router.config.state.state_writer import StateWriter
 
-Command = TypeVar("Command", bound=Callable[..., Any])
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 _MARKS: Final = {"added": ("+", "green"), "changed": ("~", "yellow"), "removed": ("-", "red")}
 _NAMED_IN_TITLE: Final = {"policies": ("organization", "model")}
@@ -38,7 +37,7 @@ _document = click.argument(
 )
 
 
-def _key_rules(command: Command) -> Command:
+def _key_rules(command: Function) -> Function:
     prune = click.option("--prune-keys", is_flag=True, help="Remove keys that are not listed.")
     reactivate = click.option(
         "--reactivate-keys", is_flag=True, help="Let the document make revoked keys valid again."
@@ -46,12 +45,12 @@ def _key_rules(command: Command) -> Command:
     return prune(reactivate(command))
 
 
-@click.group("config")
+@click.group("config", cls=Noun)
 def config() -> None:
     """Validate, compare, apply or export the configuration document."""
 
 
-@config.command("validate", epilog=example("routerctl config validate router.yaml"))
+@config.command("validate", example="routerctl config validate router.yaml")
 @_document
 def validate(document: Path) -> None:
     """Report every mistake of DOCUMENT, one a line, as 'apply' would; change nothing.
@@ -63,7 +62,7 @@ def validate(document: Path) -> None:
     click.echo(f"{document} is valid: {_summary(loaded)}")
 
 
-@config.command("diff", epilog=example("routerctl config diff router.yaml"))
+@config.command("diff", example="routerctl config diff router.yaml")
 @_document
 @_key_rules
 @output_option()
@@ -86,7 +85,7 @@ def diff(document: Path, prune_keys: bool, reactivate_keys: bool, output: str) -
         end_with_difference()
 
 
-@config.command("apply", epilog=example("routerctl config apply router.yaml"))
+@config.command("apply", example="routerctl config apply router.yaml")
 @_document
 @click.option("--dry-run", is_flag=True, hidden=True)
 @_key_rules
@@ -124,9 +123,8 @@ def apply(document: Path, dry_run: bool, prune_keys: bool, reactivate_keys: bool
 
 @config.command(
     "export",
-    cls=CommandWithOldOptions,
     old_options={"--format": "--output"},
-    epilog=example("routerctl config export > backup.yaml"),
+    example="routerctl config export > backup.yaml",
 )
 @output_option("yaml", "json")
 def export(output: str) -> None:

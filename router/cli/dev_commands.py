@@ -6,19 +6,19 @@ from pathlib import Path
 
 import click
 
-from router.cli.output import end_with_difference, example
+from router.cli.output import Noun, end_with_difference
 
 _directory = click.argument(
     "directory", type=click.Path(file_okay=False, path_type=Path), default=Path("contracts")
 )
 
 
-@click.group("contracts")
+@click.group("contracts", cls=Noun)
 def contracts() -> None:
     """Write or check the OpenAPI document and the JSON Schemas."""
 
 
-@contracts.command("write", epilog=example("routerctl dev contracts write"))
+@contracts.command("write", example="routerctl dev contracts write")
 @_directory
 def write(directory: Path) -> None:
     """Write the contracts to DIRECTORY (default: contracts)."""
@@ -28,7 +28,7 @@ def write(directory: Path) -> None:
     click.echo(f"wrote {directory}")
 
 
-@contracts.command("check", epilog=example("routerctl dev contracts check"))
+@contracts.command("check", example="routerctl dev contracts check")
 @_directory
 def check(directory: Path) -> None:
     """Report where DIRECTORY (default: contracts) differs from the code: exit code 1."""

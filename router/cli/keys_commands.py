@@ -12,8 +12,7 @@ import click
 from router.cli.operator_audit import OperatorAuditLog, operator_audit_log
 from router.cli.output import (
     Column,
-    CommandWithOldOptions,
-    example,
+    Noun,
     output_option,
     print_facts,
     print_json,
@@ -41,7 +40,6 @@ _COLUMNS: Final = (
     Column("models", show=lambda value: "all" if value is None else shown(value)),
     Column("name"),
 )
-_OLD_OPTIONS: Final = {"--output text": "--output table"}
 
 
 def _duration(_ctx: click.Context, _parameter: click.Parameter, value: str | None) -> float | None:
@@ -64,7 +62,7 @@ def _moment(_ctx: click.Context, _parameter: click.Parameter, value: str | None)
         raise click.BadParameter(str(error)) from None
 
 
-@click.group("keys")
+@click.group("keys", cls=Noun)
 def keys() -> None:
     """Create, list and revoke API keys.
 
@@ -74,9 +72,7 @@ def keys() -> None:
 
 @keys.command(
     "create",
-    cls=CommandWithOldOptions,
-    old_options=_OLD_OPTIONS,
-    epilog=example("routerctl keys create --organization acme --expires-in 90d --name 'batch'"),
+    example="routerctl keys create --organization acme --expires-in 90d --name 'batch'",
 )
 @click.option("--organization", required=True, metavar="ID", help="Who pays.")
 @click.option("--env", default="live", show_default=True, help="Label within the key: live, test.")
@@ -135,9 +131,7 @@ def create(
 
 @keys.command(
     "list",
-    cls=CommandWithOldOptions,
-    old_options=_OLD_OPTIONS,
-    epilog=example("routerctl keys list -o json"),
+    example="routerctl keys list -o json",
 )
 @output_option()
 def list_keys(output: str) -> None:
@@ -146,7 +140,7 @@ def list_keys(output: str) -> None:
     print_rows(output, _COLUMNS, rows, empty="no keys")
 
 
-@keys.command("revoke", epilog=example("routerctl keys revoke key_0123456789abcdef"))
+@keys.command("revoke", example="routerctl keys revoke key_0123456789abcdef")
 @click.argument("key_id", metavar="ID")
 def revoke(key_id: str) -> None:
     """Revoke a key: every worker refuses it from its next call on."""
@@ -156,7 +150,7 @@ def revoke(key_id: str) -> None:
     click.echo(f"revoked {key_id}")
 
 
-@keys.command("signing-secret", epilog=example("routerctl keys signing-secret batch"))
+@keys.command("signing-secret", example="routerctl keys signing-secret batch")
 @click.argument("key_id", metavar="ID")
 def signing_secret(key_id: str) -> None:
     """Print the secret with which the holder of a key signs requests."""

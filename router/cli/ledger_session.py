@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
@@ -13,76 +13,29 @@ from router.cli.output import CannotFindOut
 from router.config.settings import EMBEDDED_REDIS, Settings, SettingsError
 
 if TYPE_CHECKING:
+    from router.limits.budgets.ledger import Ledger
+    from router.limits.budgets.maintenance import LedgerMaintenance
     from router.limits.budgets.rebuilding import SumRecords
-    from router.limits.budgets.windows import (
-        Adjustment,
-        ThresholdEvent,
-        WindowSpec,
-        WindowState,
-    )
     from router.redis.client import RedisClient
 
 _TIMEOUT_S = 2.0
 """An operator would rather wait than hear that Redis is slow."""
 
 
-class LedgerSession:
-    """Reads and corrects windows; every method raises ``Unavailable`` if Redis does not answer."""
+class LedgerSession(NamedTuple):
+    """What a command needs of Redis; every method of these raises ``Unavailable`` without Redis."""
 
-    def __init__(self, settings: Settings, client: RedisClient) -> None:
-        from router.limits.budgets.ledger import Ledger
-        from router.limits.budgets.maintenance import LedgerMaintenance
-
-        self._settings = settings
-        self._client = client
-        self._ledger = Ledger(client)
-        self._maintenance = LedgerMaintenance(client)
-
-    def read(self, organization_id: str, windows: Sequence[WindowSpec]) -> Sequence[WindowState]:
-        """The windows as Redis has them; a lost one stays lost until a call rebuilds it."""
-        return self._ledger.read(organization_id, windows) if windows else ()
-
-    def rebuild(
-        self, organization_id: str, window: WindowSpec
-    ) -> tuple[WindowState, Sequence[ThresholdEvent]]:
-        """The window, rebuilt from the records if Redis lost it, and the thresholds it reached."""
-        from router.limits.budgets.rebuilding import Rebuilder, RebuildingLedger
-
-        with sums_of_records(self._settings) as sum_records:
-            book = RebuildingLedger(self._ledger, Rebuilder(self._maintenance, sum_records))
-            [state], reached = book.read(organization_id, [window])
-        return state, reached
-
-    def was_corrected(self, organization_id: str, correction_id: str) -> bool:
-        """Whether the correction with this id was made before."""
-        from router.limits.budgets.maintenance import correction_key
-
-        key = correction_key(organization_id, correction_id)
-        return self._client.command("EXISTS", key, key=key) == 1
-
-    def correct(
-        self,
-        organization_id: str,
-        window: WindowSpec,
-        amount: int | None,
-        *,
-        reason: str,
-        correction_id: str,
-    ) -> Adjustment:
-        """Add ``amount`` to what is settled, or set it to 0 where it is ``None``.
-
-        Raises ``WindowLost`` for a window that Redis does not know.
-        """
-        facts = {"reason": reason, "correction_id": correction_id}
-        if amount is None:
-            return self._maintenance.reset(organization_id, window, **facts)
-        return self._maintenance.adjust(organization_id, window, amount, **facts)
+    client: RedisClient
+    ledger: Ledger
+    maintenance: LedgerMaintenance
 
 
 @contextmanager
 def ledger_session(settings: Settings) -> Iterator[LedgerSession]:
     """A session with the Redis of these settings; no answer from it is :class:`CannotFindOut`."""
     from router.breaker import Unavailable
+    from router.limits.budgets.ledger import Ledger
+    from router.limits.budgets.maintenance import LedgerMaintenance
 
     if settings.budget_service_endpoint is not None:
         raise click.ClickException(
@@ -91,7 +44,7 @@ def ledger_session(settings: Settings) -> Iterator[LedgerSession]:
     timeout_s = max(_TIMEOUT_S, settings.redis_timeout_s)
     with redis_client(settings, timeout_s=timeout_s) as client:
         try:
-            yield LedgerSession(settings, client)
+            yield LedgerSession(client, Ledger(client), LedgerMaintenance(client))
         except Unavailable as error:
             raise CannotFindOut(f"no answer from {client.address} ({error})") from None
 

@@ -13,7 +13,7 @@ from typing import Any, Final, NamedTuple
 
 import click
 
-from router.cli.output import DIFFERS, UNKNOWN, USAGE, warn_deprecated
+from router.cli.output import DIFFERS, UNKNOWN, USAGE, CannotFindOut, warn_deprecated
 from router.config.config_errors import (
     ConfigurationError,
     DocumentError,
@@ -118,17 +118,15 @@ OLD_NAMES: Final = {
 
 
 class OperatorError(click.ClickException):
-    """What went wrong, a line for each problem, and the exit code for it."""
+    """Problems that an operator can fix, a line for each."""
 
-    def __init__(self, problems: list[str], exit_code: int, prefix: str = "Error: ") -> None:
-        super().__init__("\n".join(problems))
+    def __init__(self, lines: list[str], exit_code: int) -> None:
+        super().__init__("\n".join(lines))
         self.exit_code = exit_code  # type: ignore[misc]
-        self._lines = [f"{prefix}{problem}" for problem in problems]
 
     def show(self, file: Any = None) -> None:
         """Print the lines to standard error."""
-        for line in self._lines:
-            click.echo(line, file=file, err=file is None)
+        click.echo(self.message, file=file, err=file is None)
 
 
 class RootGroup(LazyGroup):
@@ -149,15 +147,16 @@ class RootGroup(LazyGroup):
         try:
             return super().invoke(ctx)
         except DocumentError as error:
-            raise OperatorError(error.problems, DIFFERS, prefix="") from None
-        except SettingsError as error:
-            raise OperatorError(error.problems, USAGE) from None
-        except (PepperError, StateUnavailable) as error:
-            raise OperatorError(error.problems, UNKNOWN) from None
-        except ConfigurationError as error:
             raise OperatorError(error.problems, DIFFERS) from None
+        except (SettingsError, ConfigurationError) as error:
+            code = DIFFERS
+            if isinstance(error, SettingsError):
+                code = USAGE
+            elif isinstance(error, (PepperError, StateUnavailable)):
+                code = UNKNOWN
+            raise OperatorError([f"Error: {problem}" for problem in error.problems], code) from None
         except RouterError as error:
-            raise OperatorError([error.message], UNKNOWN) from None
+            raise CannotFindOut(error.message) from None
 
 
 def _show_version(ctx: click.Context, _parameter: click.Parameter, wanted: bool) -> None:

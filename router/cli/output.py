@@ -19,7 +19,7 @@ from typing import Any, Final, Literal, NoReturn, TypeVar
 
 import click
 
-Command = TypeVar("Command", bound=Callable[..., Any])
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 DIFFERS: Final = 1
 """The exit code of an answer that is "no": something differs, is damaged or was refused."""
@@ -59,7 +59,7 @@ def finding_out(*errors: type[Exception]) -> Iterator[None]:
 # --- options --------------------------------------------------------------------------------
 
 
-def output_option(*formats: str) -> Callable[[Command], Command]:
+def output_option(*formats: str) -> Callable[[Function], Function]:
     """``-o/--output``, one of ``formats`` (default: table, json, csv), the first by default.
 
     The command gets it as ``output``.
@@ -74,7 +74,7 @@ def output_option(*formats: str) -> Callable[[Command], Command]:
     )
 
 
-def file_option(purpose: str, *, required: bool = False) -> Callable[[Command], Command]:
+def file_option(purpose: str, *, required: bool = False) -> Callable[[Function], Function]:
     """``--file``, a path to write; the command gets it as ``file``, a ``Path`` or ``None``."""
     return click.option(
         "--file",
@@ -85,29 +85,30 @@ def file_option(purpose: str, *, required: bool = False) -> Callable[[Command], 
     )
 
 
-def example(*commands: str) -> str:
-    """The end of a command's help: command lines to copy, one a line."""
-    return "\b\nExample:\n" + "\n".join(f"  {command}" for command in commands)
-
-
 def warn_deprecated(old: str, new: str) -> None:
     """Say on standard error, in one line, what replaces a former name."""
     click.echo(f"'{old}' is deprecated and will be removed: use '{new}'", err=True)
 
 
-class CommandWithOldOptions(click.Command):
-    """A command whose former options still work and name their successors on standard error.
+class Command(click.Command):
+    """A command with an example in its help, whose former options still work.
 
-    ``old_options`` maps a former option, or one with a value, to its replacement: ``{"--format":
-    "--output", "--json": "--output json", "--output text": "--output table"}``. A former option
-    that is also a present one is replaced only where its value is not one of its choices.
+    Each use of a former option names its successor on standard error. ``old_options`` maps them,
+    alone or with a value: ``{"--format": "--output", "--json": "--output json"}``. One that is also
+    a present option is replaced only where its value is not one of the present choices.
     """
 
     def __init__(
-        self, *args: Any, old_options: Mapping[str, str] | None = None, **kwargs: Any
+        self,
+        *args: Any,
+        example: str = "",
+        old_options: Mapping[str, str] | None = None,
+        **settings: Any,
     ) -> None:
-        super().__init__(*args, **kwargs)
-        self._old_options = old_options or {}
+        super().__init__(*args, **settings)
+        if example:
+            self.epilog = f"\b\nExample:\n  {example}"
+        self._old_options = {"--output text": "--output table", **(old_options or {})}
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Parse what the present spelling of ``args`` would be."""
@@ -136,6 +137,15 @@ class CommandWithOldOptions(click.Command):
             if name in option.opts and isinstance(option.type, click.Choice):
                 return option.type.choices
         return ()
+
+
+class Noun(click.Group):
+    """A group of verbs."""
+
+    command_class = Command
+
+
+CommandWithOldOptions = Command
 
 
 # --- values ---------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from typing import IO, Final
 import click
 
 from router.cli.keys_commands import find_signing_secret
-from router.cli.output import CommandWithOldOptions, example, output_option, print_json
+from router.cli.output import Command, output_option, print_json
 from router.clock import Clock
 from router.config.settings import load_settings, resolve_credential
 
@@ -19,12 +19,10 @@ _NONCE_BYTES: Final = 16
 
 @click.command(
     "sign",
-    cls=CommandWithOldOptions,
+    cls=Command,
     old_options={"--format": "--output"},
-    epilog=example(
-        "routerctl requests sign --key-id batch --path /v1/chat/completions"
-        " --body-file call.json -o curl"
-    ),
+    example="routerctl requests sign --key-id batch --path /v1/chat/completions"
+    " --body-file call.json -o curl",
 )
 @click.option("--key-id", metavar="ID", help="Derive the secret of this stored key, on its host.")
 @click.option(

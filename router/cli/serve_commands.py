@@ -6,11 +6,11 @@ import sys
 
 import click
 
-from router.cli.output import example
+from router.cli.output import Command
 from router.config.settings import load_settings
 
 
-@click.command("serve", epilog=example("ROUTER_DATA_DIR=/var/lib/api-router routerctl serve"))
+@click.command("serve", cls=Command, example="ROUTER_DATA_DIR=/var/lib/api-router routerctl serve")
 def serve() -> None:
     """Run the gateway, as 'gunicorn -c gunicorn.conf.py' does. TERM drains and exits."""
     load_settings()  # mistakes in the environment, before gunicorn wraps them in a traceback
@@ -20,7 +20,7 @@ def serve() -> None:
     run()
 
 
-@click.command("demo", epilog=example("ROUTER_DATA_DIR=data/demo routerctl demo"))
+@click.command("demo", cls=Command, example="ROUTER_DATA_DIR=data/demo routerctl demo")
 def demo() -> None:
     """Run two demo backends and a router with the demo document, and print a line to try."""
     load_settings()

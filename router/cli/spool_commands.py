@@ -13,9 +13,8 @@ import click
 
 from router.cli.output import (
     CannotFindOut,
-    CommandWithOldOptions,
+    Noun,
     end_with_difference,
-    example,
     finding_out,
     output_option,
     progress_bar,
@@ -37,10 +36,9 @@ _REPORT_AGE_S: Final = 5.0
 """An agent reports once a second; an older report is that of an agent that has ended."""
 _FIRST_TERM_S: Final = 1.0
 _AGENT_EXIT_S: Final = 30.0
-_OLD_OPTIONS: Final = {"--output text": "--output table"}
 
 
-@click.group("spool")
+@click.group("spool", cls=Noun)
 def spool() -> None:
     """Show or check the records that wait in the data directory, or have them shipped.
 
@@ -50,9 +48,7 @@ def spool() -> None:
 
 @spool.command(
     "status",
-    cls=CommandWithOldOptions,
-    old_options=_OLD_OPTIONS,
-    epilog=example("routerctl spool status -o json"),
+    example="routerctl spool status -o json",
 )
 @output_option()
 def status(output: str) -> None:
@@ -69,9 +65,7 @@ def status(output: str) -> None:
 
 @spool.command(
     "verify",
-    cls=CommandWithOldOptions,
-    old_options=_OLD_OPTIONS,
-    epilog=example("routerctl spool verify && echo whole"),
+    example="routerctl spool verify && echo whole",
 )
 @output_option()
 def verify(output: str) -> None:
@@ -89,7 +83,7 @@ def verify(output: str) -> None:
         end_with_difference()
 
 
-@spool.command("drain", epilog=example("routerctl spool drain --timeout 60"))
+@spool.command("drain", example="routerctl spool drain --timeout 60")
 @click.option(
     "--timeout",
     "timeout_s",

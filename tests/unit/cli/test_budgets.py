@@ -11,7 +11,6 @@ import orjson
 import pytest
 from click.testing import CliRunner, Result
 
-from router.cli.ledger_session import LedgerSession
 from router.cli.main import cli
 from router.clock import Clock
 from router.config.loader import load_serialized
@@ -222,13 +221,13 @@ def test_calls_settled_in_between_are_in_the_trail(
 ) -> None:
     """B10: the trail has what was meant and, where it differs, what was done."""
     spend(ledger, "a", Amounts(10, 1))
-    correct = LedgerSession.correct
+    adjust = LedgerMaintenance.adjust
 
-    def late(session: Any, *args: Any, **options: Any) -> Any:
+    def late(maintenance: Any, *args: Any, **options: Any) -> Any:
         spend(ledger, "b", Amounts(2, 1))
-        return correct(session, *args, **options)
+        return adjust(maintenance, *args, **options)
 
-    monkeypatch.setattr(LedgerSession, "correct", late)
+    monkeypatch.setattr(LedgerMaintenance, "adjust", late)
     succeeded(run("adjust", "acme", "spend", "--amount=-0.000000005", "--reason", "r"))
     found = [(event["before"], event["after"]) for event in events(tmp_path)]
     assert found == [
@@ -243,13 +242,13 @@ def test_a_window_that_is_lost_meanwhile_is_a_line(
 ) -> None:
     """Nothing is changed, and it says so."""
     spend(ledger, "a", Amounts(10, 1))
-    correct = LedgerSession.correct
+    adjust = LedgerMaintenance.adjust
 
-    def late(session: Any, *args: Any, **options: Any) -> Any:
+    def late(maintenance: Any, *args: Any, **options: Any) -> Any:
         client.command("FLUSHALL")
-        return correct(session, *args, **options)
+        return adjust(maintenance, *args, **options)
 
-    monkeypatch.setattr(LedgerSession, "correct", late)
+    monkeypatch.setattr(LedgerMaintenance, "adjust", late)
     text = refused(run("adjust", "acme", "spend", "--amount", "1", "--reason", "r"), 3)
     assert "nothing was changed" in text
 
