@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 import click
 
-from router.cli.ledger_session import LedgerSession, ledger_session, sums_of_records
-from router.cli.operator_audit import OperatorAuditLog
+from router.cli.budget_corrections import Correction, make_correction, parse_amount
+from router.cli.ledger_session import ledger_session
 from router.cli.output import (
-    CannotFindOut,
     Column,
     Noun,
     count,
@@ -23,8 +22,7 @@ from router.cli.output import (
 from router.config.settings import Settings, load_settings
 
 if TYPE_CHECKING:
-    from router.limits.budgets.windows import Adjustment, WindowSpec, WindowState
-    from router.records.record_types import AuditAction
+    from router.limits.budgets.windows import WindowSpec, WindowState
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -133,7 +131,7 @@ def adjust(organization: str, budget: str, key_id: str | None, amount: str, **wh
     """Add to what BUDGET of ORGANIZATION has settled in this period, or take off, not below 0."""
     settings = load_settings()
     window = _window(settings, organization, budget, key_id)
-    _correct(settings, organization, window, _amount(amount, window), **why)
+    _correct(settings, organization, window, parse_amount(amount, window.unit), **why)
 
 
 @budgets.command("reset", example="routerctl budgets reset acme spend --reason 'new contract'")
@@ -200,30 +198,6 @@ def _window(
     raise click.ClickException(f"{whose} has no budget {budget!r}")
 
 
-def _amount(text: str, window: WindowSpec) -> int:
-    """In nano-USD, tokens or requests."""
-    from decimal import Decimal, InvalidOperation
-
-    from router.limits.budgets.windows import MAX_AMOUNT
-
-    try:
-        amount = Decimal(text).scaleb(9 if window.unit == "usd" else 0)
-        whole = int(amount)
-    except (InvalidOperation, OverflowError, ValueError):
-        raise click.BadParameter(f"{text!r} is no number", param_hint="--amount") from None
-    problem = None
-    if amount != whole:
-        finest = "0.000000001 USD" if window.unit == "usd" else f"one of {window.unit}"
-        problem = f"is finer than {finest}"
-    elif abs(whole) > MAX_AMOUNT:
-        problem = "is more than can be counted"
-    elif whole == 0:
-        problem = "changes nothing"
-    if problem:
-        raise click.BadParameter(problem, param_hint="--amount")
-    return whole
-
-
 def _correct(
     settings: Settings,
     organization_id: str,
@@ -233,77 +207,15 @@ def _correct(
     reason: str,
     correction_id: str | None,
 ) -> None:
-    """Write the correction into the audit trail, then make it: without a trail there is none.
-
-    Adds ``amount`` to what is settled, or sets that to 0 if ``amount`` is ``None``.
-    """
-    from router.limits.budgets.maintenance import correction_key
-
     if not reason.strip():
         raise click.BadParameter("must say something", param_hint="--reason")
-    facts = {"reason": reason, "correction_id": correction_id or str(uuid.uuid4())}
-    action: AuditAction = "LIMIT_RESET" if amount is None else "BUDGET_ADJUSTED"
-    log = OperatorAuditLog(settings)
-    done = None
-    with ledger_session(settings) as session:
-        key = correction_key(organization_id, facts["correction_id"])
-        if not session.client.command("EXISTS", key, key=key):
-            before = _rebuilt(settings, session, log, organization_id, window).settled
-            meant = (before, 0 if amount is None else max(0, before + amount))
-            log.note_correction(organization_id, window, action, settled=meant, **facts)
-            done = _make(session, organization_id, window, amount, facts)
-            log.note_thresholds(organization_id, done.threshold_events)
-    if done is None or done.done_before:
-        click.echo(f"correction {facts['correction_id']} was made before: nothing changed")
+    made_id = correction_id or str(uuid.uuid4())
+    done = make_correction(settings, Correction(organization_id, window, amount, reason, made_id))
+    if done is None:
+        click.echo(f"correction {made_id} was made before: nothing changed")
         return
-    settled = (done.before, done.after)
-    if settled != meant:
-        # Calls were settled in between: the trail has what was meant, and now what was done.
-        log.note_correction(organization_id, window, action, settled=settled, **facts)
-    old, new = (_shown_amount(value, window) for value in settled)
-    click.echo(f"{window.name}: settled {old} -> {new} (correction {facts['correction_id']})")
-
-
-def _rebuilt(
-    settings: Settings,
-    session: LedgerSession,
-    log: OperatorAuditLog,
-    organization_id: str,
-    window: WindowSpec,
-) -> WindowState:
-    """The window, rebuilt from the records if Redis has lost it."""
-    from router.limits.budgets.rebuilding import RebuildingLedger
-
-    with sums_of_records(settings) as sum_records:
-        ledger = RebuildingLedger(session.ledger, session.maintenance, sum_records=sum_records)
-        [state], reached = ledger.read(organization_id, [window])
-    log.note_thresholds(organization_id, reached)
-    return state
-
-
-def _make(
-    session: LedgerSession,
-    organization_id: str,
-    window: WindowSpec,
-    amount: int | None,
-    facts: dict[str, str],
-) -> Adjustment:
-    from router.breaker import Unavailable
-    from router.limits.budgets.windows import WindowLost
-
-    try:
-        if amount is None:
-            return session.maintenance.reset(organization_id, window, **facts)
-        return session.maintenance.adjust(organization_id, window, amount, **facts)
-    except Unavailable as error:
-        raise CannotFindOut(
-            f"no answer ({error}): nobody knows whether it was made; the same command with"
-            f" --correction-id {facts['correction_id']} makes it once"
-        ) from None
-    except WindowLost:
-        raise CannotFindOut(
-            f"nothing was changed: {window.name} was lost in this moment; try once more"
-        ) from None
+    before, after = (_shown_amount(value, window) for value in (done.before, done.after))
+    click.echo(f"{window.name}: settled {before} -> {after} (correction {made_id})")
 
 
 def _facts(organization_id: str, state: WindowState) -> dict[str, Any]:
