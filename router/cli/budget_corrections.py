@@ -74,11 +74,11 @@ def _rebuilt(
     settings: Settings, session: LedgerSession, log: OperatorAuditLog, correction: Correction
 ) -> WindowState:
     """The window, rebuilt from the records if Redis has lost it."""
-    from router.limits.budgets.rebuilding import RebuildingLedger
+    from router.limits.budgets.rebuilding import Rebuilder, RebuildingLedger
 
     organization_id = correction.organization_id
     with sums_of_records(settings) as sum_records:
-        ledger = RebuildingLedger(session.ledger, session.maintenance, sum_records=sum_records)
+        ledger = RebuildingLedger(session.ledger, Rebuilder(session.maintenance, sum_records))
         [state], reached = ledger.read(organization_id, [correction.window])
     log.note_thresholds(organization_id, reached)
     return state
