@@ -3,38 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Final, Protocol
+from typing import Final
 
 import orjson
 
 from router.records.record_types import parse_timestamp_us
 from router.spool.frames import AUDIT, Frame, Position
-from router.spool.reader import Batch, WriterInfo
+from router.spool.reader import SpoolReader
 
 SETTLED_S: Final = 1.0
-"""Much longer than it takes from the moment that an event names until it is in the spool."""
+"""Much longer than it takes from the time that an event names until it is in the spool."""
 _READ_BYTES: Final = 256 * 1024
 
 
-class Spool(Protocol):
-    """What is asked of the spool."""
-
-    def writers(self) -> list[WriterInfo]:
-        """All writers that have left segments."""
-
-    def first_position(self, writer_id: str) -> Position:
-        """Where a writer's oldest segment begins."""
-
-    def read(self, position: Position, max_bytes: int) -> Batch:
-        """Frames from a position on."""
-
-
-def complete_to(spool: Spool, stored: Mapping[str, Position], now_s: float) -> float | None:
-    """The moment before which no event was missing in the store; ``None`` when nobody can tell.
+def complete_to(spool: SpoolReader, stored: Mapping[str, Position], now_s: float) -> float | None:
+    """The time before which no event was missing in the store; ``None`` when nobody can tell.
 
     ``stored`` are the positions that the store has acknowledged, loaded before the call; ``now_s``
-    is a moment before that. What workers hold in memory while their disk refuses writes is not
-    seen. Raises ``OSError``.
+    is a time before that. What workers keep in memory while their disk refuses writes is not seen.
+    Raises ``OSError``.
     """
     earliest_s = now_s - SETTLED_S
     for info in spool.writers():
@@ -43,9 +30,9 @@ def complete_to(spool: Spool, stored: Mapping[str, Position], now_s: float) -> f
             batch = spool.read(position, _READ_BYTES)
             if batch.unreadable_format is not None:
                 return None
-            moment_s = _first_event_s(batch.frames)
-            if moment_s is not None:
-                earliest_s = min(earliest_s, moment_s)
+            event_s = _first_event_s(batch.frames)
+            if event_s is not None:
+                earliest_s = min(earliest_s, event_s)
                 break
             if batch.position_after == position:
                 break

@@ -1,4 +1,4 @@
-"""Questions to the record store, on native threads: bounded, with a deadline, never on the loop."""
+"""Queries of the record store on native threads: bounded, with a deadline, never on the loop."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ MAX_WAITING: Final = 16
 ORGANIZATION_THREADS: Final = 2
 ORGANIZATION_WAITING: Final = 4
 _REASON_CHARS: Final = 300
-_SIGNS: Final[tuple[tuple[StoreCondition, tuple[str, ...]], ...]] = (
+_CONDITIONS: Final[tuple[tuple[StoreCondition, tuple[str, ...]], ...]] = (
     ("damaged", ("malformed", "not a database", "corrupt", "invalid page")),
     ("busy", ("locked", "connection slots", "too many clients", "too many connections")),
 )
-"""How the databases word it; a store that says anything else counts as away."""
+"""How the databases word it; a store that says anything else counts as ``away``."""
 
 
-class _Asked:
-    """The questions of one organization that are not over, and how many of them may run."""
+class _Running:
+    """How many queries of an organization are not over, and how many of them may run."""
 
     def __init__(self) -> None:
         self.number = 0
@@ -51,18 +51,19 @@ class Queries:
         self._timeout_s = timeout_s
         self._threads = ThreadPool(THREADS)
         self._own_thread = ThreadPool(1)
-        self._asked = 0
-        self._asked_by: dict[str, _Asked] = {}
+        self._number = 0
+        self._by_organization: dict[str, _Running] = {}
 
-    def run(self, question: Callable[[RecordStore], T], *, organization_id: str | None = None) -> T:
+    def run(self, query: Callable[[RecordStore], T], *, organization_id: str | None = None) -> T:
         """The answer; an organization gets a part of the threads, so that others get theirs.
 
-        Raises ``QueriesBusy``, ``QueryTimeout``, ``RecordStoreUnavailable`` or ``InvalidRequest``.
+        Raises ``QueriesBusy``, ``QueryTimeout``, ``RecordStoreUnavailable`` or ``InvalidRequest``,
+        and what else the query raises.
         """
-        return self._answer(lambda: self._among_others(question, organization_id))
+        return self._answer(lambda: self._run(query, organization_id))
 
     def check(self) -> None:
-        """Raise unless the store answers now; waits for nobody's question and is never busy."""
+        """Raise unless the store answers now; waits for no other query and is never busy."""
         self._answer(
             lambda: self._own_thread.spawn(self._attempt, lambda store: store.check()).get()
         )
@@ -71,11 +72,11 @@ class Queries:
         """Close the connections."""
         self._store.close()
 
-    def _answer(self, ask: Callable[[], T | StoreError]) -> T:
+    def _answer(self, get: Callable[[], T | Exception]) -> T:
         try:
             with gevent.Timeout(self._timeout_s + 1):
-                answer = ask()
-            if isinstance(answer, StoreError):
+                answer = get()
+            if isinstance(answer, Exception):
                 raise answer
             return answer
         except gevent.Timeout:
@@ -89,52 +90,50 @@ class Queries:
         except StoreError as error:
             raise _unavailable(error) from None
 
-    def _among_others(
-        self, question: Callable[[RecordStore], T], organization_id: str | None
-    ) -> T | StoreError:
-        with ExitStack() as places:
-            places.enter_context(self._place())
+    def _run(self, query: Callable[[RecordStore], T], organization_id: str | None) -> T | Exception:
+        with ExitStack() as slots:
+            slots.enter_context(self._slot())
             if organization_id is not None:
-                places.enter_context(self._place_of(organization_id))
-            asked = self._threads.spawn(self._attempt, question)
-            # A thread cannot be stopped: it has its places until it ends, wanted or not.
-            taken = places.pop_all()
-            asked.rawlink(lambda _: taken.close())
-        return asked.get()  # type: ignore[no-any-return]
+                slots.enter_context(self._slot_of(organization_id))
+            running = self._threads.spawn(self._attempt, query)
+            # A thread cannot be stopped: it keeps its slots until it ends, wanted or not.
+            kept = slots.pop_all()
+            running.rawlink(lambda _: kept.close())
+        return running.get()  # type: ignore[no-any-return]
 
     @contextmanager
-    def _place(self) -> Iterator[None]:
-        if self._asked >= THREADS + MAX_WAITING:
+    def _slot(self) -> Iterator[None]:
+        if self._number >= THREADS + MAX_WAITING:
             raise QueriesBusy
-        self._asked += 1
+        self._number += 1
         try:
             yield
         finally:
-            self._asked -= 1
+            self._number -= 1
 
     @contextmanager
-    def _place_of(self, organization_id: str) -> Iterator[None]:
-        asked = self._asked_by.setdefault(organization_id, _Asked())
-        if asked.number >= ORGANIZATION_THREADS + ORGANIZATION_WAITING:
+    def _slot_of(self, organization_id: str) -> Iterator[None]:
+        running = self._by_organization.setdefault(organization_id, _Running())
+        if running.number >= ORGANIZATION_THREADS + ORGANIZATION_WAITING:
             raise QueriesBusy
-        asked.number += 1
+        running.number += 1
         try:
-            with asked.threads:
+            with running.threads:
                 yield
         finally:
-            asked.number -= 1
-            if not asked.number:
-                del self._asked_by[organization_id]
+            running.number -= 1
+            if not running.number:
+                del self._by_organization[organization_id]
 
-    def _attempt(self, question: Callable[[RecordStore], T]) -> T | StoreError:
+    def _attempt(self, query: Callable[[RecordStore], T]) -> T | Exception:
         try:
-            return question(self._store)
-        except StoreError as error:  # as a value: gevent prints what a pool's thread raises
+            return query(self._store)
+        except Exception as error:  # as a value: gevent prints what a pool's thread raises
             return error
 
 
 def _unavailable(error: StoreError) -> RecordStoreUnavailable:
-    said = str(error)
-    found = [name for name, signs in _SIGNS if any(sign in said.lower() for sign in signs)]
-    reason = redact(said)[:_REASON_CHARS]
+    text = str(error)
+    found = [name for name, words in _CONDITIONS if any(word in text.lower() for word in words)]
+    reason = redact(text)[:_REASON_CHARS]
     return RecordStoreUnavailable(reason, condition=found[0] if found else "away")

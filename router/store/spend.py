@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -13,6 +13,7 @@ from router.breaker import Unavailable
 from router.config.settings import Settings
 from router.errors import RouterError
 from router.exports.comparison import STORE
+from router.limits.budgets.rebuilding import SumRecords
 from router.limits.budgets.windows import LostWindow, Unit
 from router.records.record_types import parse_timestamp_us
 from router.spool.checkpoints import Checkpoints, checkpoint_path
@@ -22,8 +23,6 @@ from router.store.query_pool import Queries
 from router.store.record_store import MOST_LEFT_OUT, RecordStore
 from router.store.sql_queries import SERVED, Spend
 from router.store.store_errors import StoreAbsent, StoreUnavailable
-
-SumRecords = Callable[[str, LostWindow], int]
 
 MOST_UNSTORED_BYTES: Final = 16 * 1024 * 1024
 """Of the spool; reading more would take longer than calls wait."""
@@ -36,26 +35,23 @@ Fields = Mapping[str, Any]
 
 
 def sum_records_of(queries: Queries, settings: Settings, *, may_be_new: bool = True) -> SumRecords:
-    """What the record store has of a window's period, and of this host's spool what is still under
-    way there; each record once, and the orphans' not at all.
+    """Sums over the records of a window's period, each record once, orphans left out.
 
-    A record that another host has not shipped yet is missing. A call that is settled in this very
-    moment may count twice, by its record and by its settlement. The answer raises
-    :class:`Unavailable` when the store gives none, or lacks more than can be read in time.
+    Added up are the record store and those records of this host's spool that the store has not
+    acknowledged. A record that another host has not shipped yet is missing. A call that is settled
+    at this very moment may count twice, by its record and by its settlement. The result raises
+    :class:`Unavailable` when the store does not answer, or lacks more than can be read in time.
 
-    ``may_be_new``: a store that was not made yet, and to which this host has shipped nothing, has
-    nothing. Who is no router cannot know that: it may only look in the wrong place.
+    ``may_be_new``: a store that was not made yet, and to which this host has shipped nothing, is
+    empty. Only a router may assume that: a command may look in the wrong place.
     """
     tail = SpoolTail(settings.data_dir, settings.spool_dir, may_be_new)
 
     def sum_records(organization_id: str, lost: LostWindow) -> int:
         try:
-            found = queries.run(lambda store: _sum(store, tail, organization_id, lost))
+            return queries.run(lambda store: _sum(store, tail, organization_id, lost))
         except RouterError as error:
-            raise Unavailable("record store", "lost", error.message) from None
-        if isinstance(found, Unavailable):
-            raise found
-        return found
+            raise _unavailable(error.message) from None
 
     return sum_records
 
@@ -73,48 +69,49 @@ class SpoolTail:
         return self.may_be_new and not self._acknowledged()
 
     def records(self, choose: Callable[[Fields], bool]) -> dict[str, Fields]:
-        """Usage records by their ids; raises ``OSError``, or :class:`Unavailable` for too many."""
+        """Usage records by their ids; raises :class:`Unavailable` for too many."""
         # Before the spool is read: what was acknowledged by now is in the store.
         acknowledged = self._acknowledged()
         reader = SpoolReader(self.spool_dir, observe=True)
-        if reader.backlog_bytes(acknowledged) > MOST_UNSTORED_BYTES:
-            raise Unavailable("record store", "lost", "too far behind the spool")
         found = {}
-        for info in reader.writers():
-            start = acknowledged.get(info.writer_id) or reader.first_position(info.writer_id)
-            for payload in _payloads(reader, start):
-                record = _decoded(payload)
-                if choose(record):
-                    found[str(record.get("record_id"))] = record
+        try:
+            if reader.backlog_bytes(acknowledged) > MOST_UNSTORED_BYTES:
+                raise _unavailable("too far behind the spool")
+            for info in reader.writers():
+                start = acknowledged.get(info.writer_id) or reader.first_position(info.writer_id)
+                for record in _usage_records(reader, start):
+                    if choose(record):
+                        found[str(record.get("record_id"))] = record
+        except OSError as error:
+            raise _unavailable(f"the spool: {error.strerror}") from None
         return found
 
     def _acknowledged(self) -> dict[str, Position]:
         return Checkpoints(checkpoint_path(self.data_dir, STORE)).load()
 
 
-def _payloads(reader: SpoolReader, position: Position) -> list[bytes]:
-    payloads = []
+def _usage_records(reader: SpoolReader, position: Position) -> Iterator[Fields]:
     while True:
         batch = reader.read(position, _READ_BYTES)
-        payloads += [frame.payload for frame in batch.frames if frame.kind == USAGE]
+        for frame in batch.frames:
+            if frame.kind == USAGE:
+                try:
+                    record = orjson.loads(frame.payload)
+                except ValueError:
+                    continue  # no sink takes it either
+                if isinstance(record, dict):
+                    yield record
         if batch.position_after == position:
-            return payloads
+            return
         position = batch.position_after
 
 
-def _sum(
-    store: RecordStore, tail: SpoolTail, organization_id: str, lost: LostWindow
-) -> int | Unavailable:
-    """Runs on a native thread; failures that are not the store's come as a value from there."""
-    try:
-        unstored = tail.records(lambda record: _is_of(record, organization_id, lost))
-    except Unavailable as error:
-        return error
-    except OSError as error:
-        return Unavailable("record store", "lost", f"the spool: {error.strerror}")
+def _sum(store: RecordStore, tail: SpoolTail, organization_id: str, lost: LostWindow) -> int:
+    """Runs on a native thread."""
+    unstored = tail.records(lambda record: _is_of(record, organization_id, lost))
     left_out = unstored.keys() | set(lost.orphans)
     if len(left_out) > MOST_LEFT_OUT:
-        return Unavailable("record store", "lost", "too far behind the spool")
+        raise _unavailable("too far behind the spool")
     settled = _amount(_stored(store, tail, organization_id, lost, left_out), lost.window.unit)
     for record_id, record in unstored.items():
         if record_id not in lost.orphans:
@@ -143,7 +140,7 @@ def _stored(
             may_lack = tail.may_lack_store()
             if may_lack and store.is_new():
                 break  # a new router: nothing is recorded yet, or all of it is in the spool
-            # An agent that has just begun may have made it in between: then it can be asked.
+            # An agent that has just begun may have made it in between: then it can be queried.
             if not tries_left or not (may_lack or isinstance(error, StoreAbsent)):
                 raise
     return _NOTHING
@@ -179,10 +176,5 @@ def _amount(spend: Spend, unit: Unit) -> int:
     return spend.requests if unit == "requests" else spend.tokens_input + spend.tokens_output
 
 
-def _decoded(payload: bytes) -> Fields:
-    """The record; what is none is of nobody."""
-    try:
-        record = orjson.loads(payload)
-    except ValueError:
-        return {}
-    return record if isinstance(record, dict) else {}
+def _unavailable(reason: str) -> Unavailable:
+    return Unavailable("record store", "lost", reason)

@@ -11,8 +11,9 @@ import pytest
 
 from router.breaker import Unavailable
 from router.config.settings import Settings
-from router.exports.reconciliation import STORE
+from router.exports.comparison import STORE
 from router.limits.budgets.periods import Period
+from router.limits.budgets.rebuilding import SumRecords
 from router.limits.budgets.windows import LostWindow, WindowSpec
 from router.spool.checkpoints import Checkpoints, checkpoint_path
 from router.spool.frames import USAGE
@@ -21,7 +22,7 @@ from router.spool.writer import SpoolWriter
 from router.store import spend as budget_records
 from router.store.query_pool import Queries
 from router.store.record_store import RecordStore
-from router.store.spend import SumRecords, sum_records_of
+from router.store.spend import sum_records_of
 from tests.unit.records import samples
 
 DAY_MS = 86_400_000
