@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from router.providers.anthropic.messages_api import AnthropicProvider
-from router.providers.openai import OpenAIProvider
+from router.providers.openai_api import OpenAIProvider
 from router.providers.provider import Provider
 
 PROVIDERS: Final[Mapping[str, Provider]] = {

@@ -8,7 +8,7 @@ import orjson
 
 from router.call import Operation
 from router.errors import InvalidRequest
-from router.providers.anthropic.checks import Json, items, object_at, string_at
+from router.providers.anthropic.field_shapes import Json, items, object_at, string_at
 
 _PARTS_WITHOUT_COUNTERPART: Final = frozenset({"file", "input_audio", "video_url"})
 

@@ -39,7 +39,7 @@ from router.call import Call, Operation, Usage
 from router.providers.anthropic.reply import error_message, read_reply
 from router.providers.anthropic.request import write_request
 from router.providers.anthropic.stream import MessagesStream
-from router.providers.openai import output_chars
+from router.providers.openai_api import output_chars
 from router.providers.provider import Provider
 
 API_VERSION: Final = "2023-06-01"

@@ -9,8 +9,8 @@ import orjson
 
 from router.call import Operation
 from router.errors import InvalidRequest
-from router.providers.anthropic.checks import Json, items, object_at, string_at
 from router.providers.anthropic.conversation import conversation
+from router.providers.anthropic.field_shapes import Json, items, object_at, string_at
 
 DROPPED: Final = frozenset(
     {

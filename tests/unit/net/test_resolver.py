@@ -15,7 +15,7 @@ from router.net.resolver import Resolver
 
 
 class NameService:
-    """Stands for ``getaddrinfo``: counts questions, and answers when it may."""
+    """Stands for ``getaddrinfo``: counts look-ups, and answers when it may."""
 
     def __init__(self) -> None:
         self.asked: list[str] = []
@@ -64,7 +64,7 @@ def later(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
 
 
 def settled(resolver: Resolver) -> None:
-    """Wait until no question is open."""
+    """Wait until no look-up runs."""
     deadline_s = time.monotonic() + 5
     while resolver._lookups:
         assert time.monotonic() < deadline_s
@@ -72,7 +72,7 @@ def settled(resolver: Resolver) -> None:
 
 
 def test_an_answer_is_remembered(names: NameService) -> None:
-    """Addresses come in the order of the answer, each once, and are asked for once."""
+    """Addresses come in the order of the answer, each once, after one look-up."""
     resolver = Resolver()
     assert [resolver.resolve("gpu", 1.0) for _ in range(5)] == [["10.0.0.1", "10.0.0.2"]] * 5
     assert names.asked == ["gpu"]
@@ -97,7 +97,7 @@ def test_an_old_answer_serves_while_a_new_one_is_fetched(
 def test_the_last_answer_outlives_the_name_service(
     names: NameService, later: Callable[[float], None]
 ) -> None:
-    """When the name service is away, what worked serves on, and is not asked for at each call."""
+    """While the name service is unavailable the last answer serves on, without a look-up a call."""
     resolver = Resolver(fresh_s=30.0)
     resolver.resolve("gpu", 1.0)
     del names.answers["gpu"]
@@ -110,7 +110,7 @@ def test_the_last_answer_outlives_the_name_service(
 
 
 def test_an_unknown_name_has_no_address(names: NameService) -> None:
-    """It is asked for anew by the next call: it may exist by then."""
+    """The next call looks it up again: it may exist by then."""
     resolver = Resolver()
     assert resolver.resolve("nowhere", 1.0) == []
     names.answers["nowhere"] = ["10.0.0.3"]
@@ -130,7 +130,7 @@ def test_a_silent_name_service_costs_the_timeout(names: NameService) -> None:
 
 
 def test_all_who_wait_for_a_name_ask_once(names: NameService) -> None:
-    """A hundred calls at once are one question."""
+    """A hundred calls at once share one look-up."""
     names.may_answer.clear()
     resolver = Resolver()
     found: list[list[str]] = []
@@ -148,7 +148,7 @@ def test_all_who_wait_for_a_name_ask_once(names: NameService) -> None:
 
 
 def test_one_slow_name_does_not_hold_up_another(names: NameService) -> None:
-    """Each name has its own question."""
+    """Each name has its own look-up."""
     resolver = Resolver()
     resolver.resolve("gpu", 1.0)
     names.may_answer.clear()
@@ -170,7 +170,7 @@ def test_an_address_is_never_asked_for(
 
 @pytest.mark.parametrize("host", ["two..dots", "x" * 64 + ".example"])
 def test_what_cannot_be_a_name_has_no_address(monkeypatch: pytest.MonkeyPatch, host: str) -> None:
-    """The encoding error used to end the asking thread with a traceback."""
+    """The encoding error used to end the look-up's thread with a traceback."""
 
     def getaddrinfo(name: str, *_: Any, **__: Any) -> list[Any]:
         raise UnicodeError(f"cannot encode {name!r}")

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from router.call import Usage
-from router.providers import openai
-from router.providers.openai import OpenAIProvider
+from router.providers import openai_api as openai
+from router.providers.openai_api import OpenAIProvider
 from tests.unit.upstream.builders import completion, new_call
 
 ANY_JSON = st.recursive(

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from router.call import Usage
-from router.providers.openai import CompletionStream, OpenAIProvider
+from router.providers.openai_api import CompletionStream, OpenAIProvider
 from tests.unit.upstream.builders import new_call
 
 USAGE = {"prompt_tokens": 5, "completion_tokens": 7}
@@ -136,7 +136,7 @@ def test_reads_may_end_anywhere(name: str, strip_usage: bool) -> None:
 
 @EACH
 def test_each_event_is_forwarded_as_soon_as_it_is_whole(name: str) -> None:
-    """The tap delays nothing by more than the event that is still arriving (S1)."""
+    """The translator delays nothing by more than the event that is still arriving (S1)."""
     events, alone = GOLDEN[name]
     translator = CompletionStream(strip_usage=True)
     for index, part in enumerate(events):

@@ -276,7 +276,7 @@ def test_a_client_that_left_is_not_served_elsewhere(serve: Serve, session: Backe
     assert second.connections == 0
 
 
-def test_what_a_backend_cannot_express_is_the_client_s_to_mend(
+def test_what_a_backend_cannot_express_is_the_client_s_to_fix(
     serve: Serve, session: BackendSession
 ) -> None:
     """No backend sees a call that cannot be translated for the chosen one."""
@@ -299,25 +299,27 @@ def test_the_last_candidate_decides_what_the_client_meets(
 ) -> None:
     """When none could take the call, the verdict of the last one counts."""
     busy = new_backend(serve(answer(reply(b"{}", 429, headers=("Retry-After: 7",)))).url, "busy")
-    away, forwarder = new_backend(at(closed_port), "away"), new_forwarder(session)
+    down, forwarder = new_backend(at(closed_port), "down"), new_forwarder(session)
     attempts: list[Attempt] = []
     with pytest.raises(BackendUnavailable):
-        forward(forwarder, busy, away, attempts=attempts)
-    assert [attempt.backend_id for attempt in attempts] == ["busy", "away"]
+        forward(forwarder, busy, down, attempts=attempts)
+    assert [attempt.backend_id for attempt in attempts] == ["busy", "down"]
     with pytest.raises(BackendBusy) as refused:
-        forward(forwarder, away, busy)
+        forward(forwarder, down, busy)
     assert refused.value.retry_after_s == 7
 
 
-def test_all_away_is_told_at_once(session: BackendSession, closed_port: int) -> None:
+def test_no_backend_that_accepts_is_an_error_at_once(
+    session: BackendSession, closed_port: int
+) -> None:
     """Three refused connections take no time (P12)."""
     backends = [new_backend(at(closed_port), f"b{number}") for number in range(3)]
     attempts: list[Attempt] = []
     started_s = time.monotonic()
-    with pytest.raises(BackendUnavailable) as away:
+    with pytest.raises(BackendUnavailable) as unavailable:
         forward(new_forwarder(session), *backends, attempts=attempts)
     assert time.monotonic() - started_s <= 0.1
-    assert (len(attempts), away.value.retry_after_s) == (3, 1)
+    assert (len(attempts), unavailable.value.retry_after_s) == (3, 1)
 
 
 def test_the_retry_budget_ends_failover(
@@ -374,7 +376,7 @@ def test_one_deadline_covers_all_attempts(
 
 
 def test_each_attempt_also_has_its_own_total(serve: Serve, session: BackendSession) -> None:
-    """A patient candidate does not lend its time to an impatient one."""
+    """The long timeouts of one candidate do not lengthen those of another."""
     started_s = time.monotonic()
     with pytest.raises(BackendTimeout) as late:
         forward(

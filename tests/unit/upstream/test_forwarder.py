@@ -177,7 +177,7 @@ def test_a_backend_that_does_not_stream_answers_all_the_same(
 
 
 def test_a_compressed_stream_is_a_failure(serve: Serve, session: BackendSession) -> None:
-    """Nobody asked for it: its usage could not be read, and the client would get noise."""
+    """It was not requested: its usage could not be read, and the client would get noise."""
     headers = ("Content-Type: text/event-stream", "Content-Encoding: gzip")
     server = serve(answer(reply(gzip.compress(DONE), headers=headers)))
     with pytest.raises(BackendFailed):
@@ -241,7 +241,7 @@ def refusal(
 
 
 def test_a_refusal_is_shown_in_the_backend_s_words(serve: Serve, session: BackendSession) -> None:
-    """The client can mend its request only when it hears what is wrong."""
+    """The client can fix its request only when it learns what is wrong."""
     body = b'{"error": {"message": "max_tokens is too large", "param": "max_tokens"}}'
     refused = refusal(session, new_backend(serve(answer(reply(body, 400))).url))
     assert (refused.message, refused.status, refused.body) == ("max_tokens is too large", 400, body)

@@ -1,4 +1,4 @@
-"""However a streamed reply ends, the end is told once and the backend is let go (U9, F6)."""
+"""However a streamed reply ends, it has one outcome and frees its backend (U9, F6)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from router.call import Usage
-from router.providers.openai import CompletionStream
+from router.providers.openai_api import CompletionStream
 from router.upstream import reply_stream as module
 from router.upstream.connection_pool import ConnectionPool
 from router.upstream.reply_stream import ReplyStream
@@ -242,7 +242,7 @@ def test_a_client_that_is_found_gone_ends_the_stream(
     assert closed_within(server, 1.0)
 
 
-def test_a_tap_that_gives_up_ends_the_stream(serve: Serve, pool_to: PoolTo) -> None:
+def test_a_translator_that_gives_up_ends_the_stream(serve: Serve, pool_to: PoolTo) -> None:
     """What is no stream of the backend's dialect is an aborted one."""
 
     class Strict(CompletionStream):

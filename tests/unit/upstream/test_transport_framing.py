@@ -122,7 +122,7 @@ def test_a_reply_is_read(serve: Serve, pool_to: PoolTo, name: str) -> None:
     else:
         assert len(exchange.read_all(REPLY_BYTES)) == sum(range(1, 20))
     exchange_body(pool)
-    assert server.connections == 1  # none of them spoils the connection
+    assert server.connections == 1  # none of them makes the connection unusable
 
 
 @EACH_GOOD

@@ -113,7 +113,7 @@ def test_a_backend_that_cannot_prove_itself_gets_nothing(
 def test_a_wrong_host_name_is_refused(
     serve: Serve, authority: trustme.CA, trusting: ssl.SSLContext
 ) -> None:
-    """A certificate for another name is worth nothing, whoever signed it."""
+    """A certificate for another name is refused, also from a trusted authority."""
     server = serve(silent, tls=server_side("other.example", authority=authority))
     pool = new_pool(("https", "localhost", server.port), tls=trusting)
     with pytest.raises(TransportError) as refused:

@@ -66,7 +66,7 @@ def test_connecting_ends_with_the_call(black_hole: int) -> None:
 
 
 def test_a_refused_connection_costs_nothing(closed_port: int) -> None:
-    """A closed port is told at once and without naming it (P10)."""
+    """A closed port is reported at once and without its number (P10)."""
     pool = new_pool(("http", "127.0.0.1", closed_port))
     with takes(0.0), pytest.raises(TransportError) as refused:
         pool.open(deadlines())
