@@ -124,13 +124,13 @@ class Crowd:
         gevent.sleep(0)
 
     def _one(self, organization_id: str) -> str:
-        def question(_store: RecordStore) -> str:
+        def query(_store: RecordStore) -> str:
             self.running.append(organization_id)
             assert self.go.wait(10.0)
             return "answered"
 
         try:
-            return self.queries.run(question, organization_id=organization_id)
+            return self.queries.run(query, organization_id=organization_id)
         except (QueriesBusy, QueryTimeout) as error:
             return type(error).__name__
 
@@ -155,7 +155,7 @@ def crowd(queries: Queries) -> Iterator[Crowd]:
 
 
 def test_one_organization_leaves_room_for_the_others(crowd: Crowd) -> None:
-    """It used to take all threads and all places, and everybody else was told of an outage."""
+    """It used to take all threads and all slots, and everybody else was told of an outage."""
     allowed = ORGANIZATION_THREADS + ORGANIZATION_WAITING
     crowd.ask("greedy", allowed + 3)
     crowd.ask("modest", 1)
@@ -165,13 +165,13 @@ def test_one_organization_leaves_room_for_the_others(crowd: Crowd) -> None:
     assert outcomes.count("answered") == allowed + 1
 
 
-def test_places_are_given_back(crowd: Crowd) -> None:
+def test_slots_are_given_back(crowd: Crowd) -> None:
     """The same organization asks again, and nothing is kept of one that does not."""
     crowd.ask("greedy", ORGANIZATION_THREADS + ORGANIZATION_WAITING)
     assert set(crowd.end()) == {"answered"}
     assert crowd.queries.run(lambda _: "again", organization_id="greedy") == "again"
-    assert crowd.queries._asked_by == {}
-    assert crowd.queries._asked == 0
+    assert crowd.queries._by_organization == {}
+    assert crowd.queries._number == 0
 
 
 def test_all_together_have_an_end_too(crowd: Crowd) -> None:
@@ -184,25 +184,25 @@ def test_all_together_have_an_end_too(crowd: Crowd) -> None:
     assert set(outcomes[:-1]) == {"answered"}
 
 
-def test_a_question_that_is_given_up_keeps_its_place_until_it_ends() -> None:
-    """Or an organization could fill all threads with questions that nobody waits for."""
+def test_a_query_that_is_given_up_keeps_its_slot_until_it_ends() -> None:
+    """Or an organization could fill all threads with queries that nobody waits for."""
     queries = Queries(cast(RecordStore, Store()), timeout_s=-0.98)
     crowd = Crowd(queries)
     crowd.ask("greedy", ORGANIZATION_THREADS + 1)
     gevent.joinall(crowd.greenlets)
     assert [greenlet.value for greenlet in crowd.greenlets] == ["QueryTimeout"] * 3
     assert len(crowd.running) == ORGANIZATION_THREADS
-    assert queries._asked == ORGANIZATION_THREADS
+    assert queries._number == ORGANIZATION_THREADS
     crowd.go.set()
     with gevent.Timeout(5.0):
-        while queries._asked:
+        while queries._number:
             gevent.sleep(0.001)
-    assert queries._asked_by == {}
+    assert queries._by_organization == {}
     queries.close()
 
 
 def test_the_check_waits_for_nobody(crowd: Crowd) -> None:
-    """Users' questions are no reason to say that the store is away, and none not to say it."""
+    """Users' queries are no reason to say that the store is unavailable, and none not to say it."""
     for number in range(THREADS + MAX_WAITING):
         crowd.ask(f"org-{number}", 1)
     store = cast(Store, crowd.queries._store)
