@@ -26,7 +26,7 @@ MAX_DEPTH: Final = 200
 """How deeply JSON may be nested; less than what the writer below can write again."""
 
 SHORT_BYTES: Final = 64 * 1024
-"""Up to here a body costs less than a question to Redis of its own."""
+"""Up to here reading a body costs less than an exchange with Redis."""
 
 _WRITER_DEPTH: Final = 254
 _SAFE_INTEGER_DIGITS: Final = 18

@@ -1,4 +1,4 @@
-"""What a caller is told of its limits: the one that refused, and the ``RateLimit`` headers."""
+"""Limits as the caller sees them: the one that refused, and the ``RateLimit`` headers."""
 
 from __future__ import annotations
 

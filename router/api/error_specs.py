@@ -1,4 +1,4 @@
-"""One table: which status, code, type and outcome an error has, and what is told of a limit."""
+"""One table: the status, code, type and outcome of each error, and the facts of a limit."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ ERROR_SPECS: Final[dict[type[errors.RouterError], ErrorSpec]] = {
 }
 
 LIMIT_ERRORS: Final = (errors.RateLimited, errors.BudgetExceeded, errors.QuotaExceeded)
-"""A limit says no: the body tells which, and how things stand there."""
+"""A limit refuses: the body has its name and its figures."""
 
 INTERNAL: Final = ErrorSpec(500, "INTERNAL", "server_error", "internal_error", "rejected")
 
@@ -154,7 +154,7 @@ def retry_after_s(error: Exception) -> int | None:
 
 
 def limit_facts(denial: errors.Denial) -> dict[str, Any]:
-    """What clients are told of the limit that refused them, the same in both dialects."""
+    """The facts about the limit that refused a call, the same in every dialect."""
     unit = denial.unit
     details: dict[str, Any] = {
         "name": denial.name,
@@ -190,7 +190,7 @@ def shown_timestamp(at_s: int | None) -> str | None:
 
 
 def message_of(error: Exception) -> str:
-    """What a client is told; of an error that is not ours, nothing."""
+    """The message for the client; it says nothing about an error that is not ours."""
     if isinstance(error, errors.RouterError):
         return error.message
     return "the router failed to serve this request"

@@ -46,8 +46,8 @@ def take_rates(scope: Scope, endpoint: Endpoint) -> None:
     """Charge the rate limits of a caller whose body is not there yet; raises ``RateLimited`` or
     ``LimitsUnavailable``.
 
-    Where a limit depends on what is asked, the body comes first. A body that is short and there
-    costs nothing to read: then :func:`admit` takes the rates.
+    Where a limit depends on the call, the body comes first. A body that is short and there costs
+    nothing to read: then :func:`admit` takes the rates.
     """
     if endpoint.read is None or _needs_call(scope) or is_at_hand(scope.request.environ):
         return
@@ -131,7 +131,7 @@ def _rate_specs(scope: Scope) -> RateSpecs:
     organization, key = org_and_key(scope)
     call, limits = scope.call, scope.limits
     if call is not None:
-        limits.tokens = _tokens_asked(call, organization, key)
+        limits.tokens = _estimated_tokens(call, organization, key)
     specs = rate_specs(
         organization,
         key,
@@ -207,7 +207,7 @@ def _budget_refusal(scope: Scope, denied: Denied) -> errors.RouterError:
 
 
 def _request(scope: Scope, call: Call) -> tuple[Request, Entry | None]:
-    """What the budgets are asked, and the call's id; raises ``PriceUnknown``."""
+    """What the call wants to reserve, and its id; raises ``PriceUnknown``."""
     organization, key = org_and_key(scope)
     limits = scope.services.limits
     windows = window_specs(organization, key)
@@ -245,7 +245,7 @@ def _entry(scope: Scope, call: Call) -> Entry | None:
     return Entry(_organization_id(scope), call.idempotency_id, mark, scope.record_id)
 
 
-def _tokens_asked(call: Call, organization: Organization, key: KeyRecord) -> int:
+def _estimated_tokens(call: Call, organization: Organization, key: KeyRecord) -> int:
     """Estimated input, and output as far as the client bounds it; the rest is charged later."""
     limits = (
         organization.rate_limit,

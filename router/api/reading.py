@@ -10,7 +10,7 @@ from router.errors import RouterError
 
 
 def read(scope: Scope, endpoint: Endpoint) -> None:
-    """Read the call in its dialect; the client's bytes are kept beside it.
+    """Read the call in its dialect; the client's own bytes stay beside it.
 
     What cannot be read is noted and refused by admission, where it counts for the rate limits like
     any other call.

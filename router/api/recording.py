@@ -117,7 +117,7 @@ def _name_fault(scope: Scope) -> None:
 
 
 def _amended(scope: Scope, line: bytes | None, event: AuditEvent | None) -> Entry:
-    """What was to be recorded, now that the answer is withheld; what it cost stays as it was."""
+    """What was to be recorded, now that the answer is withheld; its cost stays as it was."""
     if line is not None:
         fields = orjson.loads(line)
         changed = {
@@ -240,7 +240,7 @@ def _event(scope: Scope, record: UsageRecord | None) -> AuditEvent:
         "endpoint": scope.endpoint,
         "status": scope.status,
     }
-    if scope.key is None:  # the client is told no more than that the key may not be used
+    if scope.key is None:  # the client learns no more than that the key may not be used
         context["refusal"] = scope.reason
     model = scope.requested_model if call is None else call.model
     if model is not None:

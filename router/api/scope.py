@@ -52,7 +52,7 @@ class LimitContext:
 
     @property
     def limit_state(self) -> LimitState:
-        """As the usage record tells it."""
+        """As the usage record shows it."""
         if self.denial is None:
             return "WITHIN_LIMIT"
         return "RATE_LIMITED" if self.denial.limit_type == "rate_limit" else "BUDGET_EXCEEDED"

@@ -165,8 +165,8 @@ class Admission:
         if asking.decision is not None and asking.decision.source != "redis":
             presumed = self._exchange.presume(request)
             if presumed is not None:  # the call has just waited for Redis, and does not again
-                unasked = NotReserved(Unavailable("redis", "breaker_open"), presumed)
-                return Outcome(asking.decision, self._without_answer(asking, unasked))
+                never_sent = NotReserved(Unavailable("redis", "breaker_open"), presumed)
+                return Outcome(asking.decision, self._without_answer(asking, never_sent))
         for _ in range(_TRIES):
             try:
                 rated, reply = self._exchange.ask(

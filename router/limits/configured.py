@@ -54,7 +54,7 @@ def rate_specs(
 ) -> RateSpecs:
     """The limits of the organization, of the key, and of the organization for the model.
 
-    ``tokens`` is charged to the limits per minute; 0 only asks whether they are in debt.
+    ``tokens`` is charged to the limits per minute; 0 only checks whether they are in debt.
     """
     owners: list[tuple[Owner, str, RateLimit]] = [
         ("org", "", organization.rate_limit or default),
@@ -156,12 +156,12 @@ def _rules(
 
 
 def _rule(budget: Budget, rule: ReservationRule) -> ReservationRule:
-    held = budget.reservation
+    reservation = budget.reservation
     if budget.shadow:  # it refuses nothing, an unknown price neither
         rule = replace(rule, refuse_unknown_price=False)
-    if held is None:
+    if reservation is None:
         return rule
-    cap = held.cap
+    mode, cap = reservation.mode, reservation.cap
     if budget.unit == "usd":
-        return replace(rule, mode=held.mode, cap_nanos=rule.cap_nanos if cap is None else cap)
-    return replace(rule, mode=held.mode, cap_tokens=rule.cap_tokens if cap is None else cap)
+        return replace(rule, mode=mode, cap_nanos=rule.cap_nanos if cap is None else cap)
+    return replace(rule, mode=mode, cap_tokens=rule.cap_tokens if cap is None else cap)

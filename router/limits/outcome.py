@@ -1,4 +1,4 @@
-"""What is asked before a call is served, and what comes of it."""
+"""A call's request to its budgets, and the outcome of its admission."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from router.limits.rates.decision import RateDecision
 
 @dataclass(slots=True)
 class Request:
-    """What a call asks of its budgets."""
+    """What a call wants to reserve in its budgets."""
 
     organization_id: str
     lease_id: str

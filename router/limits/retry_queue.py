@@ -1,4 +1,4 @@
-"""What Redis or a budget service has to be told once it is back: settlements, freed ids …"""
+"""Settlements and releases that wait until Redis or a budget service is back."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ MOST_FAILURES: Final = 3
 """In one run; as many open a breaker, and while one is open a failure costs next to nothing."""
 
 Work = Callable[[], None]
-"""Tells Redis something, raises :class:`Unavailable` if it cannot. It may have told it all the
-same, so it must do no harm to tell it twice."""
+"""Does one thing at the dependency, raises :class:`Unavailable` if it cannot. It may be done all
+the same, so doing it twice must do no harm."""
 
 
 class RetryQueue:
     """Work that waits for Redis or a budget service, in this worker's memory, bounded.
 
-    What does not fit, and what a killed worker held, is not lost for ever: leases end by
+    What does not fit, and what a killed worker had queued, is not lost for ever: leases expire by
     themselves, and what was spent is in the record store, from which a window can be rebuilt.
     """
 
@@ -54,10 +54,10 @@ class RetryQueue:
             self.later(work)
 
     def run(self) -> int:
-        """Do what waits, each once, until it has failed often; returns how much was done. Raises
-        nothing. What failed waits behind the rest: it may be another dependency that is away.
+        """Try all work once, until some of it has failed often; returns how much was done. Raises
+        nothing. What failed waits behind the rest, which may be about another dependency.
 
-        For whoever comes by about once a second, and once more before the worker ends.
+        To be called about once a second, and once more before the worker ends.
         """
         if self._running:
             return 0

@@ -59,7 +59,7 @@ class Limits:
             gevent.spawn(self._check_eviction)
 
     def close(self, recorder: Recorder) -> None:
-        """Tell Redis and the audit trail what they do not know yet, and close connections."""
+        """Do what was queued, if that is possible now, and close connections."""
         self.retry_queue.run()
         self.audit_outbox.flush(recorder)
         if self.budget_client is not None:
@@ -88,7 +88,7 @@ class Limits:
         }
 
     def breaker_states(self) -> dict[str, list[State]]:
-        """Whether Redis, server by server, and the budget service, if any, are asked at present."""
+        """The breakers' states, of each Redis server and of the budget service, if any."""
         found = self._breakers().items()
         return {name: [breaker.state for breaker in breakers] for name, breakers in found}
 

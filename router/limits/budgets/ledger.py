@@ -11,7 +11,7 @@ from router.clock import Clock
 from router.limits.budgets.periods import Calendar
 from router.limits.budgets.window_keys import (
     gone_ms,
-    marks_key,
+    opened_periods_key,
     read_threshold_events,
     window_keys,
     window_times,
@@ -57,7 +57,7 @@ class Ledger:
 
     Periods are those of Redis' clock: the local clock proposes, the scripts refuse what theirs does
     not agree with. Each method is one round trip, a second one only within the clocks' difference
-    of a period's end, and raises :class:`Unavailable` while Redis is away.
+    of a period's end, and raises :class:`Unavailable` while Redis is unavailable.
     """
 
     def __init__(
@@ -113,9 +113,9 @@ class Ledger:
         ttl_ms: int,
     ) -> ReservePlan:
         """What :meth:`reserve` would send."""
-        held = self._held(windows, amounts)
-        call = self._reserve_call("reserve", organization_id, lease_id, held, ttl_ms)
-        return ReservePlan(call, Reservation(lease_id, organization_id, held))
+        reserved = self._reserved(windows, amounts)
+        call = self._reserve_call("reserve", organization_id, lease_id, reserved, ttl_ms)
+        return ReservePlan(call, Reservation(lease_id, organization_id, reserved))
 
     def read_reserve(self, plan: ReservePlan, reply: Any) -> ReserveOutcome | None:
         """What Redis made of a plan; ``None`` when it has to be planned anew in another period."""
@@ -143,7 +143,7 @@ class Ledger:
         return _denied(presumed.windows, rows, dropped)
 
     def settle(self, reservation: Reservation, amounts: Amounts) -> Settlement:
-        """Book what was used and free what was held: once, however often it is called, and also
+        """Book what was used and free what was reserved: once, however often it is called, and also
         after the lease has expired."""
         if not reservation.windows:
             return Settlement(True)
@@ -153,7 +153,7 @@ class Ledger:
     def plan_settle(self, reservation: Reservation, amounts: Amounts) -> ScriptCall:
         """What :meth:`settle` would send."""
         prefix = tag(reservation.organization_id)
-        keys = [_lease_key(prefix, reservation.lease_id), marks_key(prefix)]
+        keys = [_lease_key(prefix, reservation.lease_id), opened_periods_key(prefix)]
         at_ms = reservation.reserved_at_ms
         arguments: list[Argument] = [reservation.lease_id, "" if at_ms is None else at_ms]
         arguments += (reservation.epoch, self._remember_ms, self._late_ms)
@@ -161,27 +161,29 @@ class Ledger:
             window, period = entry.window, entry.period
             keys += window_keys(prefix, window, period)
             arguments += (window.id, period.start_ms, gone_ms(period))
-            arguments += (entry.amount, amounts.of(window.unit), window.marks)
+            arguments += (entry.amount, amounts.of(window.unit), window.threshold_amounts)
         return ScriptCall(self._settle, keys, arguments)
 
     def read_settle(self, reservation: Reservation, reply: Any) -> Settlement:
         """What Redis made of it."""
         status, *crossed = reply
-        windows = [held.window for held in reservation.windows]
+        windows = [reserved.window for reserved in reservation.windows]
         return Settlement(status == b"booked", read_threshold_events(windows, crossed))
 
     def read(self, organization_id: str, windows: Sequence[WindowSpec]) -> tuple[WindowState, ...]:
         """What the enforcing counters say now, which is what the next refusal would say."""
         for _ in range(_TRIES):
-            held = self._held(windows, NOTHING)
-            call = self._reserve_call("read", organization_id, "", held, 0)
+            reserved = self._reserved(windows, NOTHING)
+            call = self._reserve_call("read", organization_id, "", reserved, 0)
             reply = self._redis.run(call)
             if reply[0] != b"period":
-                return _states(held, reply[4:])
+                return _states(reserved, reply[4:])
             self._calendar.learn(reply[1])
         raise clock_trouble()
 
-    def _held(self, windows: Sequence[WindowSpec], amounts: Amounts) -> tuple[ReservedWindow, ...]:
+    def _reserved(
+        self, windows: Sequence[WindowSpec], amounts: Amounts
+    ) -> tuple[ReservedWindow, ...]:
         now = self._calendar.now
         return tuple(
             [
@@ -191,11 +193,11 @@ class Ledger:
         )
 
     def _pinned(
-        self, held: tuple[ReservedWindow, ...], reserved_at_ms: int
+        self, reserved: tuple[ReservedWindow, ...], reserved_at_ms: int
     ) -> tuple[ReservedWindow, ...]:
-        if all(entry.period.holds(reserved_at_ms) for entry in held):
-            return held
-        # A second reservation, in a new period, of a lease that is held in the one before.
+        if all(entry.period.holds(reserved_at_ms) for entry in reserved):
+            return reserved
+        # A second reservation, in a new period, of a lease that is reserved in the one before.
         return tuple(
             [
                 replace(
@@ -204,7 +206,7 @@ class Ledger:
                         entry.window.period, entry.window.timezone, reserved_at_ms
                     ),
                 )
-                for entry in held
+                for entry in reserved
             ]
         )
 
@@ -213,13 +215,13 @@ class Ledger:
         mode: str,
         organization_id: str,
         lease_id: str,
-        held: Sequence[ReservedWindow],
+        reserved: Sequence[ReservedWindow],
         ttl_ms: int,
     ) -> ScriptCall:
         prefix = tag(organization_id)
-        keys = [_lease_key(prefix, lease_id), marks_key(prefix)]
-        arguments: list[Argument] = [mode, lease_id, ttl_ms, self._late_ms, len(held)]
-        for entry in held:
+        keys = [_lease_key(prefix, lease_id), opened_periods_key(prefix)]
+        arguments: list[Argument] = [mode, lease_id, ttl_ms, self._late_ms, len(reserved)]
+        for entry in reserved:
             window = entry.window
             keys += window_keys(prefix, window, entry.period)
             arguments += window_times(window, entry.period)
@@ -240,7 +242,7 @@ def _lease_key(prefix: str, lease_id: str) -> str:
     return f"{prefix}lease:{quoted(lease_id)}"
 
 
-def _states(held: Sequence[ReservedWindow], rows: list[bytes]) -> tuple[WindowState, ...]:
+def _states(reserved: Sequence[ReservedWindow], rows: list[bytes]) -> tuple[WindowState, ...]:
     """Settled, reserved and verdict of each window, in turns."""
     return tuple(
         [
@@ -248,22 +250,24 @@ def _states(held: Sequence[ReservedWindow], rows: list[bytes]) -> tuple[WindowSt
                 entry.window, entry.period, int(settled), int(reserved), lost=verdict == b"2"
             )
             for entry, settled, reserved, verdict in zip(
-                held, rows[::3], rows[1::3], rows[2::3], strict=True
+                reserved, rows[::3], rows[1::3], rows[2::3], strict=True
             )
         ]
     )
 
 
-def _refusing(held: Sequence[ReservedWindow], rows: list[bytes]) -> tuple[WindowState, ...]:
+def _refusing(reserved: Sequence[ReservedWindow], rows: list[bytes]) -> tuple[WindowState, ...]:
     verdicts = rows[2::3]
     if b"0" not in verdicts:
         return ()
-    states = _states(held, rows)
+    states = _states(reserved, rows)
     return tuple([state for state, fits in zip(states, verdicts, strict=True) if fits == b"0"])
 
 
-def _denied(held: Sequence[ReservedWindow], rows: list[bytes], dropped: tuple[str, ...]) -> Denied:
-    refusing = [state for state in _refusing(held, rows) if state.window.enforced]
+def _denied(
+    reserved: Sequence[ReservedWindow], rows: list[bytes], dropped: tuple[str, ...]
+) -> Denied:
+    refusing = [state for state in _refusing(reserved, rows) if state.window.enforced]
     binding = max(refusing, key=lambda state: state.period.end_ms or float("inf"))
-    amount = next(entry.amount for entry in held if entry.window is binding.window)
-    return Denied(binding, amount, _states(held, rows), dropped)
+    amount = next(entry.amount for entry in reserved if entry.window is binding.window)
+    return Denied(binding, amount, _states(reserved, rows), dropped)

@@ -9,7 +9,7 @@ from router.clock import Clock
 from router.limits.budgets.ledger import clock_trouble
 from router.limits.budgets.periods import Calendar, Period
 from router.limits.budgets.window_keys import (
-    marks_key,
+    opened_periods_key,
     read_threshold_events,
     window_keys,
     window_times,
@@ -37,7 +37,7 @@ SumRecords = Callable[[LostWindow], int]
 
 
 class LedgerMaintenance:
-    """Seeds, adjusts and resets windows. Raises :class:`Unavailable` while Redis is away."""
+    """Seeds, adjusts and resets windows. Raises :class:`Unavailable` while Redis is unavailable."""
 
     def __init__(
         self, redis: Runner, *, clock: Clock | None = None, load: Loader = load_script
@@ -147,9 +147,9 @@ class LedgerMaintenance:
         generation: int,
     ) -> list[Any]:
         prefix = tag(organization_id)
-        keys = [marks_key(prefix), *window_keys(prefix, window, period)]
+        keys = [opened_periods_key(prefix), *window_keys(prefix, window, period)]
         arguments: list[Argument] = [mode, *window_times(window, period)]
-        arguments += (settled, generation, window.marks)
+        arguments += (settled, generation, window.threshold_amounts)
         found: list[Any] = self._redis.run(ScriptCall(self._seed, keys, arguments))
         return found
 
@@ -159,9 +159,9 @@ class LedgerMaintenance:
         period = self._calendar.now(window.period, window.timezone)
         prefix = tag(organization_id)
         counter, _ = window_keys(prefix, window, period)
-        keys = [correction_key(organization_id, correction_id), marks_key(prefix), counter]
+        keys = [correction_key(organization_id, correction_id), opened_periods_key(prefix), counter]
         arguments: list[Argument] = [mode, amount, int(REMEMBER_CORRECTION_S * 1000)]
-        arguments += (*window_times(window, period), window.marks)
+        arguments += (*window_times(window, period), window.threshold_amounts)
         found: list[Any] = self._redis.run(ScriptCall(self._adjust, keys, arguments))
         return found
 

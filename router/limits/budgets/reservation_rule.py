@@ -1,4 +1,4 @@
-"""How much is held for a call before anybody knows what it will use."""
+"""How much is reserved for a call before anybody knows what it will use."""
 
 from __future__ import annotations
 
@@ -19,12 +19,11 @@ class PriceUnknown(Exception):
 
 @dataclass(frozen=True, slots=True)
 class ReservationRule:
-    """``worst_case`` holds what the call may use at most, as far as that is known before.
-    ``capped`` holds no more than the cap, ``floor`` the floor whatever is asked for: more calls run
-    at once, and a budget can be overspent by what they use above what was held, all of them
-    together.
+    """``worst_case`` reserves what the call may use at most, as far as that is known before.
+    ``capped`` reserves no more than the cap, ``floor`` always the floor: more calls run at once,
+    and a budget can be overspent by what all of them together use above what was reserved.
 
-    A floor is held for every call that is not free.
+    A floor is reserved for every call that is not free.
     """
 
     mode: Mode = "capped"
@@ -33,7 +32,7 @@ class ReservationRule:
     floor_nanos: int = 1_000
     floor_tokens: int = 1
     refuse_unknown_price: bool = False
-    """Else a call of a model without a price is held, and charged, the floor."""
+    """Else the floor is reserved, and charged, for a call of a model without a price."""
 
     def tokens(self, tokens_input: int, max_output: int) -> int:
         """What to reserve for an estimated prompt and at most ``max_output`` tokens of answer."""

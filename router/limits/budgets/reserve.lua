@@ -1,7 +1,7 @@
 -- Reserves an amount in every window of a call, or in none; or reads the windows.
 --
 -- KEYS  1      lease: a string that is there from the reservation until it is settled and forgotten
---       2      marks of the organization
+--       2      opened periods of the organization
 --       3, 4 ..  counter and leases of each window
 -- ARGV  1      reserve | read
 --       2      lease id, 3 its lifetime in ms, 4 how long after that it may still be settled, in ms
@@ -23,7 +23,7 @@
 -- "b|3", reserved becomes 6. reserve c 1: 1 > 10 - 4 - 6, denied with settled 4 and reserved 6.
 
 local mode, lease, ttl_ms, late_ms = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
-local windows, marks = tonumber(ARGV[5]), KEYS[2]
+local windows, opened = tonumber(ARGV[5]), KEYS[2]
 
 local reserved_at
 if mode == 'reserve' then
@@ -72,7 +72,7 @@ local rows, fresh = {}, {}
 for i = 1, windows do
   local a = 7 * i - 1
   local counter, leases = KEYS[2 * i + 1], KEYS[2 * i + 2]
-  local settled, reserved, new = totals(counter, marks, ARGV[a], ARGV[a + 1])
+  local settled, reserved, new = totals(counter, opened, ARGV[a], ARGV[a + 1])
   fresh[i] = new
   local state = '1'
   if not settled then
@@ -91,19 +91,19 @@ for i = 1, windows do
   rows[3 * i - 2], rows[3 * i - 1], rows[3 * i] = settled, reserved, state
 end
 
-local epoch = redis.call('HGET', marks, 'epoch') or ''
+local epoch = redis.call('HGET', opened, 'epoch') or ''
 if mode == 'reserve' and reserved_at then
   status = 'reserved'
 elseif lost and status == 'reserved' then
   status = 'rebuild'
 elseif mode == 'reserve' and status == 'reserved' then
-  reserved_at, epoch = now_ms, epoch_of(marks)
+  reserved_at, epoch = now_ms, epoch_of(opened)
   redis.call('SET', KEYS[1], whole(now_ms), 'PX', whole(ttl_ms + late_ms))
   for i = 1, windows do
     local a = 7 * i - 1
     local counter, leases = KEYS[2 * i + 1], KEYS[2 * i + 2]
     if fresh[i] then
-      open(counter, marks, ARGV[a], ARGV[a + 1], ARGV[a + 3], '0', '0')
+      open(counter, opened, ARGV[a], ARGV[a + 1], ARGV[a + 3], '0', '0')
     end
     if ARGV[a + 5] ~= '0' then
       redis.call('HINCRBY', counter, 'reserved', ARGV[a + 5])

@@ -1,6 +1,6 @@
 -- Opens a lost window with what the record store knows of its period, once.
 --
--- KEYS  1 marks of the organization, 2 counter, 3 leases
+-- KEYS  1 opened periods of the organization, 2 counter, 3 leases
 -- ARGV  1 inspect | seed, 2 window id, 3 start ms, 4 end ms (0 = never), 5 ms at which the counter may
 --       go (0 = never), 6 settled according to the records, 7 generation,
 --       8 thresholds as "percent=amount,..."
@@ -16,14 +16,14 @@
 -- Example: counter { "o:x" = 7, orphans = 1 }. inspect: { 'lost', 1, { 'x' } }. The records without x
 -- add up to 30. seed 30 with generation 1: settled = 37. A second seed: { 'open' }.
 
-local marks, counter, leases = KEYS[1], KEYS[2], KEYS[3]
+local opened, counter, leases = KEYS[1], KEYS[2], KEYS[3]
 local mode, id, start, finish, gone_ms = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4]), ARGV[5]
 
 if mode == 'inspect' and (now_ms < tonumber(start) or (finish > 0 and now_ms >= finish)) then
   return { 'period', now_ms }
 end
 
-if totals(counter, marks, id, start) then
+if totals(counter, opened, id, start) then
   return { 'open' }
 end
 
@@ -52,7 +52,7 @@ for _, member in ipairs(redis.call('ZRANGE', leases, 0, -1)) do
 end
 redis.call('DEL', counter)
 local settled = tonumber(ARGV[6]) + booked
-open(counter, marks, id, start, gone_ms, whole(settled), whole(reserved))
+open(counter, opened, id, start, gone_ms, whole(settled), whole(reserved))
 local reply = { 'seeded' }
 cross(counter, ARGV[8], settled, 1, reply)
 return reply

@@ -1,6 +1,6 @@
 -- Ends a reservation, once: frees what was reserved and books what was used (release: nothing).
 --
--- KEYS  1      lease, 2 marks of the organization
+-- KEYS  1      lease, 2 opened periods of the organization
 --       3, 4 ..  counter and leases of each window, of the period in which it was reserved
 -- ARGV  1      lease id
 --       2      ms at which it was reserved, 3 epoch then; both empty when the answer never came
@@ -14,7 +14,7 @@
 -- itself forgot it (emptied, failed over), or never heard of it, and it is booked.
 -- A lost window books the lease apart, as an orphan, for the seeding to add.
 --
--- Returns { 'booked' | 'done', then index and percent of each threshold crossed by this booking }.
+-- Returns { 'booked' | 'done', then index and percent of each threshold reached by this booking }.
 --
 -- Example: settled 4, leases { "b|3" }, limit 10, thresholds "50=5". settle b with 2: leases lose
 -- "b|3", reserved falls by 3, settled becomes 6, which is 5 or more for the first time: { 'booked',
@@ -22,10 +22,10 @@
 
 local lease, reserved_at, epoch = ARGV[1], tonumber(ARGV[2]), ARGV[3]
 local remember_ms, late_ms = tonumber(ARGV[4]), tonumber(ARGV[5])
-local marks = KEYS[2]
+local opened = KEYS[2]
 
 local open_since = redis.call('GET', KEYS[1])
-local known = epoch ~= '' and redis.call('HGET', marks, 'epoch') == epoch
+local known = epoch ~= '' and redis.call('HGET', opened, 'epoch') == epoch
 local forget_ms = known and reserved_at + remember_ms or now_ms + late_ms
 if open_since == 'done' or (not open_since and now_ms >= forget_ms) then
   return { 'done' }
@@ -41,13 +41,13 @@ for i = 1, (#KEYS - 2) / 2 do
     redis.call('HINCRBY', counter, 'reserved', '-' .. reserved)
   end
   if used ~= '0' then
-    local settled, _, fresh = totals(counter, marks, id, start)
+    local settled, _, fresh = totals(counter, opened, id, start)
     if fresh then
-      open(counter, marks, id, start, gone_ms, '0', '0')
+      open(counter, opened, id, start, gone_ms, '0', '0')
     end
     if settled then
       redis.call('HINCRBY', counter, 'settled', used)
-      cross(counter, ARGV[a + 5], tonumber(settled) + tonumber(used), i, reply)
+      reach(counter, ARGV[a + 5], tonumber(settled) + tonumber(used), i, reply)
     else
       redis.call('HSET', counter, 'o:' .. lease, used)
       redis.call('HINCRBY', counter, 'orphans', 1)

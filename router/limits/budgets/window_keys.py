@@ -1,4 +1,4 @@
-"""How the ledger's scripts are told of windows, and how they tell of them."""
+"""Keys, arguments and replies of the ledger's scripts, as far as they are about windows."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ KEEP_S: Final = 3 * 86_400.0
 """How long a counter outlives its period, for calls that are settled late."""
 
 
-def marks_key(prefix: str) -> str:
-    """Where an organization's open periods are noted; ``prefix`` is its :func:`keys.tag`."""
+def opened_periods_key(prefix: str) -> str:
+    """The hash of an organization's opened periods; ``prefix`` is its :func:`redis_keys.tag`."""
     return prefix + "marks"
 
 
@@ -37,6 +37,7 @@ def gone_ms(period: Period) -> int:
 def read_threshold_events(
     windows: Sequence[WindowSpec], reply: Sequence[int]
 ) -> tuple[ThresholdEvent, ...]:
-    """From the number of a window (1 is the first) and a percentage, in turns."""
+    """The thresholds in a reply: the number of a window (1 is the first) and a percentage, by
+    turns."""
     pairs = zip(reply[::2], reply[1::2], strict=True)
     return tuple([ThresholdEvent(windows[number - 1], percent) for number, percent in pairs])

@@ -1,4 +1,4 @@
-"""What is asked of the ledger and what it answers. Amounts are nano-USD, tokens or calls."""
+"""Budget windows, reservations and settlements. Amounts are nano-USD, tokens or calls."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class WindowSpec:
 
     ``limit`` 0 blocks whatever is not free, ``None`` counts without limiting. ``thresholds`` are
     percentages of the limit that are reported when what is settled first reaches them in a period.
-    With ``enforced`` false it only tells what it would have refused.
+    With ``enforced`` false it only reports what it would have refused.
     """
 
     name: str
@@ -61,7 +61,7 @@ class WindowSpec:
     enforced: bool = True
     id: str = field(init=False, repr=False, compare=False)
     """Names the window within its organization, the same in every period."""
-    marks: str = field(init=False, repr=False, compare=False)
+    threshold_amounts: str = field(init=False, repr=False, compare=False)
     """The thresholds as amounts, as the scripts read them."""
 
     def __post_init__(self) -> None:
@@ -69,8 +69,10 @@ class WindowSpec:
         parts = (self.scope, quoted(self.subject), quoted(self.name), self.unit, self.period)
         object.__setattr__(self, "id", ":".join(parts))
         limit = self.limit or 0
-        marks = [f"{percent}={-(-limit * percent // 100)}" for percent in self.thresholds if limit]
-        object.__setattr__(self, "marks", ",".join(marks))
+        amounts = [
+            f"{percent}={-(-limit * percent // 100)}" for percent in self.thresholds if limit
+        ]
+        object.__setattr__(self, "threshold_amounts", ",".join(amounts))
 
     def _check(self) -> None:
         if self.limit is not None and self.limit < 0:
@@ -199,7 +201,7 @@ class Seeding:
 
 @dataclass(frozen=True, slots=True)
 class Adjustment:
-    """A correction by hand, as its audit event tells it. ``done`` before: nothing changed now."""
+    """A correction by hand, as its audit event shows it. ``done_before``: nothing changed now."""
 
     correction_id: str
     window: WindowSpec

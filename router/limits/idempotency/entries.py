@@ -53,7 +53,7 @@ class Replay:
 
 @dataclass(slots=True)
 class NotStored:
-    """It was served before, and its reply was too large to be kept."""
+    """It was served before, and its reply was too large to be stored."""
 
 
 class NotProtected(Unavailable):
@@ -78,7 +78,7 @@ def fingerprint(*parts: bytes) -> bytes:
 
 
 class Idempotency:
-    """The entries of every organization. Raises :class:`Unavailable` while Redis is away."""
+    """The entries of every organization. Raises :class:`Unavailable` while Redis is unavailable."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""What is asked of the rate limiter and what it answers."""
+"""Rate limits as values: buckets, slots, and the decision about a call."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class BucketSpec:
     ``rate_per_s`` or ``burst`` 0 blocks, ``rate_per_s`` ``None`` is unlimited and asks nothing.
     ``cost`` may be above ``burst``: then a full bucket admits the call and goes into debt, because
     no wait could ever gather that much. ``parts`` tell whose bucket it is, such as a key's id.
-    With ``enforced`` false it only tells what it would have refused.
+    With ``enforced`` false it only reports what it would have refused.
     """
 
     name: str
@@ -42,7 +42,7 @@ class BucketSpec:
     rate_micro: int = field(init=False, repr=False, compare=False)
     """Millionths of a token a second, rounded down so that a limit is never exceeded."""
     arguments: tuple[bytes, ...] = field(init=False, repr=False, compare=False)
-    """What the script is told of it: rate, burst, cost and whether it is enforced."""
+    """The script's arguments for it: rate, burst, cost and whether it is enforced."""
     window_s: int | None = field(init=False, repr=False, compare=False)
     """In how long an empty bucket fills, rounded up; ``None`` where it does not."""
 
@@ -55,8 +55,8 @@ class BucketSpec:
         object.__setattr__(self, "rate_micro", rate_micro)
         fills_s = -(-self.burst * MICRO // rate_micro) if rate_micro and self.burst else None
         object.__setattr__(self, "window_s", fills_s)
-        told = (rate_micro, self.burst * MICRO, self.cost * MICRO, int(self.enforced))
-        object.__setattr__(self, "arguments", tuple([b"%d" % number for number in told]))
+        numbers = (rate_micro, self.burst * MICRO, self.cost * MICRO, int(self.enforced))
+        object.__setattr__(self, "arguments", tuple([b"%d" % number for number in numbers]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +89,7 @@ class Correction:
 
 
 class LimitStatus(NamedTuple):
-    """One limit after the decision, as the caller may be told it."""
+    """One limit after the decision, as the caller may see it."""
 
     name: str
     limit: int

@@ -1,4 +1,4 @@
-"""The rate limiter as a call sees it: Redis, and what the operator chose for when it is away."""
+"""Rate limits as a call meets them: Redis decides, or the policy for the time without it."""
 
 from __future__ import annotations
 
@@ -22,8 +22,9 @@ OnUnavailable = Literal["local", "open", "closed"]
 
 
 class RateGate:
-    """Asks Redis. While that is away: ``local`` enforces this worker's share, ``open`` lets all
-    calls pass, ``closed`` raises :class:`Unavailable`. The decision's ``source`` tells which."""
+    """Lets Redis decide. While it is unavailable: ``local`` enforces this worker's share, ``open``
+    lets all calls pass, ``closed`` raises :class:`Unavailable`. The decision's ``source`` says
+    which."""
 
     def __init__(
         self,
@@ -48,8 +49,9 @@ class RateGate:
     ) -> RateDecision:
         """Charge every limit, or none when one refuses.
 
-        Redis away: as configured; a limit that this worker last knew exhausted stays so, any other
-        call passes. The first call of each bucket after an outage takes a second round trip.
+        While Redis is unavailable: as configured; a limit that this worker last knew exhausted stays
+        so, any other call passes. The first call of each bucket after an outage takes a second round
+        trip.
         """
         try:
             if self._local.has_shares:
@@ -62,8 +64,8 @@ class RateGate:
 
     @property
     def may_be_joined(self) -> bool:
-        """Whether the rates can be asked for together with something else, by :meth:`plan`:
-        nothing was decided here of which Redis has to be told first."""
+        """Whether the rates can be taken together with something else, by :meth:`plan`: Redis knows
+        of all that was decided here."""
         return not self._local.has_shares
 
     def plan(
@@ -131,8 +133,8 @@ class RateGate:
     def peek(
         self, organization_id: str, buckets: Sequence[BucketSpec], slots: Sequence[SlotSpec] = ()
     ) -> RateDecision:
-        """What :meth:`take` would answer, charging nothing. Redis away: from this worker's share,
-        whatever is configured."""
+        """What :meth:`take` would answer, charging nothing. While Redis is unavailable: from this
+        worker's share, whatever is configured."""
         try:
             return self._limiter.peek(organization_id, buckets, slots)
         except Unavailable:
@@ -146,8 +148,8 @@ class RateGate:
         *,
         lease_id: str = "",
     ) -> None:
-        """Correct estimates and give back slots. Redis away: this worker's share is corrected, and
-        slots are given back later."""
+        """Correct estimates and give back slots. While Redis is unavailable: this worker's share is
+        corrected, and slots are given back later."""
         try:
             self._limiter.finish(organization_id, corrections, slots, lease_id=lease_id)
             self._local.finish(organization_id, (), slots, lease_id=lease_id)
@@ -166,7 +168,7 @@ class RateGate:
     def _tell_redis(self, organization_id: str, buckets: Sequence[BucketSpec]) -> None:
         if self._limiter.is_unavailable:
             return
-        # Forgotten first: of many calls that find Redis back, one tells it.
+        # Forgotten first: of many calls that find Redis back, one reports to it.
         missing = self._local.missing(organization_id, buckets)
         self._local.forget(organization_id, buckets)
         if not missing:

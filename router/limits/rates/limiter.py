@@ -21,7 +21,7 @@ from router.limits.redis_keys import tag
 from router.redis.scripts import Argument, Loader, ScriptCall, load_script
 
 SLOT_LEASE_S: Final = 900.0
-"""Longer than any call may take; what a killed worker held is free again after it."""
+"""Longer than any call may take; a killed worker's slots are free again after it."""
 
 
 class Runner(Protocol):
@@ -29,7 +29,7 @@ class Runner(Protocol):
 
     @property
     def is_unavailable(self) -> bool:
-        """Whether Redis is not asked at present."""
+        """Whether calls to Redis fail at once at present, because its breaker is open."""
 
     def run(self, call: ScriptCall) -> Any:
         """The reply of one script: whole numbers, bytes, ``None``, lists of them."""
@@ -40,7 +40,7 @@ class Runner(Protocol):
 
 @dataclass(slots=True)
 class RatePlan:
-    """A question about rates ready to be sent, alone or together with others."""
+    """A script call about rates, ready to be sent alone or together with others."""
 
     buckets: Sequence[BucketSpec]
     slots: Sequence[SlotSpec]
@@ -51,7 +51,7 @@ class RatePlan:
 class RateLimiter:
     """Exact limits over every worker that uses the same Redis.
 
-    Raises :class:`router.breaker.Unavailable` while Redis is away, and has then taken
+    Raises :class:`router.breaker.Unavailable` while Redis is unavailable, and has then taken
     nothing that it knows of; :class:`router.limits.rates.gate.RateGate` decides what that means.
     """
 
@@ -64,7 +64,7 @@ class RateLimiter:
 
     @property
     def is_unavailable(self) -> bool:
-        """Whether a call would be refused at once, Redis not being asked at all."""
+        """Whether :meth:`take` would fail at once."""
         return self._redis.is_unavailable
 
     def take(

@@ -1,4 +1,4 @@
-"""This worker's share of every limit, kept in memory for as long as Redis is away."""
+"""This worker's share of every limit, enforced from memory while Redis is unavailable."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class LocalLimiter:
 
     @property
     def has_shares(self) -> bool:
-        """Whether anything was decided here that Redis has not been told."""
+        """Whether anything was decided here that Redis does not know of."""
         return bool(self._shares)
 
     def observe(
@@ -149,11 +149,11 @@ class LocalLimiter:
         return found
 
     def forget(self, organization_id: str, buckets: Sequence[BucketSpec]) -> None:
-        """Redis has been told of these, and decides again."""
+        """Redis knows of these now, and decides again."""
         for bucket in buckets:
             self._shares.pop((organization_id, bucket.suffix), None)
         self._slots.clear()
-        # Buckets that nobody asks for again need not be told of: they fill up.
+        # Buckets that no call uses again need not be reported: they fill up.
         now_s = self._monotonic_s()
         for key in list(self._shares)[:_SWEEP]:
             share = self._shares[key]

@@ -19,7 +19,7 @@ class ServiceExchange:
     """What :class:`router.limits.exchange.RedisExchange` is, in two exchanges instead of one.
 
     The id is claimed in Redis first, then the service is asked. While Redis is unavailable the call
-    goes on without protection against duplicates, which its reservation tells (``unclaimed``), or
+    goes on without protection against duplicates, as its reservation says (``unclaimed``), or
     does not go on when ``entries_on_unavailable`` is ``closed``.
     """
 
