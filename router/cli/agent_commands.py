@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from router.cli.output import Command, finding_out
+from router.cli.options import Command, kafka_api_version_option
+from router.cli.output import finding_out
 from router.cli.sink_choice import note_sinks
-from router.cli.time_range import kafka_api_version_option
 from router.cli.trail_pepper import trail_pepper
 from router.config.settings import Settings, load_settings
 

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from router.cli.ledger_session import redis_client, sums_of_records
-from router.cli.output import CannotFindOut, Command
+from router.cli.options import Command
+from router.cli.output import CannotFindOut
 from router.config.settings import Settings, load_settings
 
 if TYPE_CHECKING:

@@ -11,14 +11,8 @@ import click
 
 from router.cli.budget_corrections import Correction, make_correction, parse_amount
 from router.cli.ledger_session import ledger_session
-from router.cli.output import (
-    Column,
-    Noun,
-    count,
-    output_option,
-    print_facts,
-    print_rows,
-)
+from router.cli.options import Noun, output_option
+from router.cli.output import Column, count, print_facts, print_rows
 from router.config.settings import Settings, load_settings
 
 if TYPE_CHECKING:

@@ -10,14 +10,8 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import click
 
 from router.cli.operator_audit import OperatorAuditLog, operator_audit_log, without_secret
-from router.cli.output import (
-    Noun,
-    end_with_difference,
-    output_option,
-    print_csv,
-    print_json,
-    warn_deprecated,
-)
+from router.cli.options import Noun, output_option, warn_deprecated
+from router.cli.output import end_with_difference, print_csv, print_json
 from router.config.config_errors import ConfigurationError
 from router.config.settings import Settings, load_settings
 

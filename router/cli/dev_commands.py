@@ -6,7 +6,8 @@ from pathlib import Path
 
 import click
 
-from router.cli.output import Noun, end_with_difference
+from router.cli.options import Noun
+from router.cli.output import end_with_difference
 
 _directory = click.argument(
     "directory", type=click.Path(file_okay=False, path_type=Path), default=Path("contracts")

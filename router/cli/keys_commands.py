@@ -10,15 +10,8 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from router.cli.operator_audit import OperatorAuditLog, operator_audit_log
-from router.cli.output import (
-    Column,
-    Noun,
-    output_option,
-    print_facts,
-    print_json,
-    print_rows,
-    shown,
-)
+from router.cli.options import Noun, output_option
+from router.cli.output import Column, print_facts, print_json, print_rows, shown
 from router.clock import Clock
 from router.config.document import DEFAULT_SCOPES, SCOPES
 from router.config.settings import Settings, load_settings

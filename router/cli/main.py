@@ -13,7 +13,8 @@ from typing import Any, Final, NamedTuple
 
 import click
 
-from router.cli.output import DIFFERS, UNKNOWN, USAGE, CannotFindOut, warn_deprecated
+from router.cli.options import warn_deprecated
+from router.cli.output import DIFFERS, UNKNOWN, USAGE, CannotFindOut
 from router.config.config_errors import (
     ConfigurationError,
     DocumentError,
@@ -80,15 +81,17 @@ COMMANDS: Final[Mapping[str, Entry | LazyGroup]] = {
         entries={"sign": Entry("router.cli.requests_commands", "sign", "Sign a request.")},
     ),
     "budgets": Entry("router.cli.budgets_commands", "budgets", "Show and correct budgets."),
-    "usage": Entry("router.cli.usage", "usage", "Report or export what was used."),
-    "audit": Entry("router.cli.audit", "audit", "Export, verify or prune the audit trail."),
+    "usage": Entry("router.cli.usage_commands", "usage", "Report or export what was used."),
+    "audit": Entry("router.cli.audit_commands", "audit", "Export, verify, prune the audit trail."),
     "records": LazyGroup(
         name="records",
         short_help="Compare usage records of spool, store and Kafka.",
         help="Compare usage records wherever they are kept.",
         entries={
             "reconcile": Entry(
-                "router.cli.reconcile", "reconcile", "Name records that are missing or differ."
+                "router.cli.records_commands",
+                "reconcile",
+                "Name what is missing or differs.",
             )
         },
     ),

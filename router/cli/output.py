@@ -14,7 +14,6 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final, Literal, NoReturn, TypeVar
 
 import click
@@ -54,98 +53,6 @@ def finding_out(*errors: type[Exception]) -> Iterator[None]:
         raise CannotFindOut(f"{error.filename}: {reason}" if error.filename else reason) from None
     except errors as error:
         raise CannotFindOut(str(error)) from None
-
-
-# --- options --------------------------------------------------------------------------------
-
-
-def output_option(*formats: str) -> Callable[[Function], Function]:
-    """``-o/--output``, one of ``formats`` (default: table, json, csv), the first by default.
-
-    The command gets it as ``output``.
-    """
-    return click.option(
-        "-o",
-        "--output",
-        type=click.Choice(formats or ("table", "json", "csv")),
-        default=(formats or ("table",))[0],
-        show_default=True,
-        help="The format.",
-    )
-
-
-def file_option(purpose: str, *, required: bool = False) -> Callable[[Function], Function]:
-    """``--file``, a path to write; the command gets it as ``file``, a ``Path`` or ``None``."""
-    return click.option(
-        "--file",
-        type=click.Path(dir_okay=False, path_type=Path),
-        required=required,
-        metavar="PATH",
-        help=purpose,
-    )
-
-
-def warn_deprecated(old: str, new: str) -> None:
-    """Say on standard error, in one line, what replaces a former name."""
-    click.echo(f"'{old}' is deprecated and will be removed: use '{new}'", err=True)
-
-
-class Command(click.Command):
-    """A command with an example in its help, whose former options still work.
-
-    Each use of a former option names its successor on standard error. ``old_options`` maps them,
-    alone or with a value: ``{"--format": "--output", "--json": "--output json"}``. One that is also
-    a present option is replaced only where its value is not one of the present choices.
-    """
-
-    def __init__(
-        self,
-        *args: Any,
-        example: str = "",
-        old_options: Mapping[str, str] | None = None,
-        **settings: Any,
-    ) -> None:
-        super().__init__(*args, **settings)
-        if example:
-            self.epilog = f"\b\nExample:\n  {example}"
-        self._old_options = {"--output text": "--output table", **(old_options or {})}
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Parse what the present spelling of ``args`` would be."""
-        present: list[str] = []
-        waiting = list(args)
-        while waiting and waiting[0] != "--":
-            name, equals, value = waiting.pop(0).partition("=")
-            if not equals and waiting:
-                value = waiting[0]
-            with_value = f"{name} {value}"
-            if with_value in self._old_options:
-                old, new = with_value, self._old_options[with_value]
-                waiting = waiting if equals else waiting[1:]
-            elif name in self._old_options and value not in self._choices(name):
-                old, new = name, self._old_options[name]
-                waiting = [value, *waiting] if equals else waiting
-            else:
-                present.append(name + equals + (value if equals else ""))
-                continue
-            warn_deprecated(old, new)
-            present += new.split()
-        return super().parse_args(ctx, [*present, *waiting])
-
-    def _choices(self, name: str) -> Sequence[str]:
-        for option in self.params:
-            if name in option.opts and isinstance(option.type, click.Choice):
-                return option.type.choices
-        return ()
-
-
-class Noun(click.Group):
-    """A group of verbs."""
-
-    command_class = Command
-
-
-CommandWithOldOptions = Command
 
 
 # --- values ---------------------------------------------------------------------------------

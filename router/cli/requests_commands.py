@@ -9,7 +9,8 @@ from typing import IO, Final
 import click
 
 from router.cli.keys_commands import find_signing_secret
-from router.cli.output import Command, output_option, print_json
+from router.cli.options import Command, output_option
+from router.cli.output import print_json
 from router.clock import Clock
 from router.config.settings import load_settings, resolve_credential
 

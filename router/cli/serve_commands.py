@@ -6,7 +6,7 @@ import sys
 
 import click
 
-from router.cli.output import Command
+from router.cli.options import Command
 from router.config.settings import load_settings
 
 

@@ -11,14 +11,8 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from router.cli.output import (
-    CannotFindOut,
-    Noun,
-    end_with_difference,
-    finding_out,
-    output_option,
-    progress_bar,
-)
+from router.cli.options import Noun, output_option
+from router.cli.output import CannotFindOut, end_with_difference, finding_out, progress_bar
 from router.cli.sink_choice import check_sinks, configured_sinks
 from router.cli.trail_pepper import trail_pepper
 from router.clock import Clock

@@ -13,7 +13,8 @@ import pytest
 from click.testing import CliRunner
 
 from router.cli import output
-from router.cli.output import Column, CommandWithOldOptions
+from router.cli.options import Command, file_option, output_option
+from router.cli.output import Column
 
 COLUMNS = (
     Column("organization"),
@@ -144,7 +145,7 @@ def test_no_answer_is_told_apart_from_a_bad_one(
 
 
 @click.command(
-    cls=CommandWithOldOptions,
+    cls=Command,
     old_options={
         "--format": "--output",
         "--json": "--output json",
@@ -152,8 +153,8 @@ def test_no_answer_is_told_apart_from_a_bad_one(
         "--output": "--file",
     },
 )
-@output.output_option()
-@output.file_option("Where to write.")
+@output_option()
+@file_option("Where to write.")
 @click.argument("words", nargs=-1)
 def echo(output: str, file: Path | None, words: tuple[str, ...]) -> None:
     click.echo(f"{output} {file} {words}")

@@ -15,7 +15,7 @@ import orjson
 import pytest
 from click.testing import CliRunner, Result
 
-from router.cli import usage as command
+from router.cli import usage_commands as command
 from router.cli.main import cli
 from router.clock import FrozenClock
 from router.records.record_types import NANOS_PER_USD, degraded_usage, format_timestamp

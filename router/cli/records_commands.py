@@ -9,8 +9,15 @@ import click
 
 from router.cli import output as out
 from router.cli import reconcile_report
+from router.cli.options import (
+    Command,
+    check_period,
+    filter_options,
+    kafka_api_version_option,
+    output_option,
+    period_options,
+)
 from router.cli.reconcile_report import Answer
-from router.cli.time_range import check_period, filter_options, period_options
 from router.clock import Clock
 from router.config.settings import Settings, load_settings
 
@@ -35,27 +42,17 @@ def _brokers(
     return found
 
 
-def _version(
-    _ctx: click.Context, _parameter: click.Parameter, value: str | None
-) -> tuple[int, ...] | None:
-    parts = (value or "").split(".")
-    if value is not None and not all(part.isdecimal() for part in parts):
-        raise click.BadParameter("expected a version such as 2.3")
-    return None if value is None else tuple(map(int, parts))
-
-
-@click.command("reconcile", cls=out.CommandWithOldOptions, old_options={"--json": "--output json"})
+@click.command(
+    "reconcile",
+    cls=Command,
+    example="routerctl records reconcile --from 2027-01-15 --to 2027-01-16 --client answers.jsonl",
+    old_options={"--json": "--output json"},
+)
 @period_options("24 hours before --to")
 @filter_options("key")
 @click.option("--brokers", callback=_brokers, metavar="LIST", help="Default: KAFKA_BROKERS.")
 @click.option("--topic", metavar="NAME", help="Default: KAFKA_USAGE_TOPIC.")
-@click.option(
-    "--kafka-api-version",
-    callback=_version,
-    metavar="VERSION",
-    envvar="KAFKA_API_VERSION",
-    help="Of brokers that cannot be asked for it, such as 2.3.",
-)
+@kafka_api_version_option
 @click.option("--no-kafka", is_flag=True, help="Leave Kafka out.")
 @click.option(
     "--client",
@@ -81,7 +78,7 @@ def _version(
     metavar="N",
     help="Show so many differences; all of them are counted.",
 )
-@out.output_option("table", "json")
+@output_option("table", "json")
 def reconcile(
     from_s: float | None,
     to_s: float | None,
@@ -99,9 +96,6 @@ def reconcile(
     Changes nothing and may run beside everything. Records that are in the spool and not yet
     acknowledged are under way and no difference. Exits with 1 if there is a difference, with 3 if
     the store, Kafka or the client's file cannot be read.
-
-    \b
-    Example: routerctl records reconcile --from 2027-01-15 --to 2027-01-16 --client answers.jsonl
     """
     from router.agent.kafka.topic_reader import TopicUnreadable
     from router.cli.reconcile_sources import SpoolSource, note_refusals

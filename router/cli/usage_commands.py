@@ -13,7 +13,14 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from router.cli import output as out
-from router.cli.time_range import check_period, filter_options, period_options
+from router.cli.options import (
+    Noun,
+    check_period,
+    file_option,
+    filter_options,
+    output_option,
+    period_options,
+)
 from router.clock import Clock
 from router.config.settings import load_settings
 
@@ -27,26 +34,23 @@ _REPORT_DAYS: Final = 30
 _GROUPS: Final = ("organization", "model", "key", "backend", "day", "hour")
 
 
-@click.group("usage")
+@click.group("usage", cls=Noun)
 def usage() -> None:
     """Export usage records, or report what they come to.
 
     Both read the record store; what waits in the spool is not in it yet.
-
-    \b
-    Example: routerctl usage report --group-by model
     """
 
 
 @usage.command(
     "export",
-    cls=out.CommandWithOldOptions,
+    example="routerctl usage export --from 2026-11-01 --to 2026-12-01 --file nov.csv",
     old_options={"--format": "--output", "--output": "--file"},
 )
 @period_options("the first record")
 @filter_options("model", "key", "backend")
-@out.output_option("csv", "jsonl", "parquet")
-@out.file_option(
+@output_option("csv", "jsonl", "parquet")
+@file_option(
     "Appears when it is complete; replaced if it is there. '-': standard output.", required=True
 )
 @click.option("--restart", is_flag=True, help="Do not continue an export that broke off.")
@@ -64,9 +68,6 @@ def export(
     The file holds what is stored when the export begins. If the export breaks off, the same
     command continues where it stopped, and the file is the same as without the break. Parquet
     needs api-router[parquet].
-
-    \b
-    Example: routerctl usage export --from 2026-11-01 --to 2026-12-01 -o parquet --file nov.parquet
     """
     from router.exports.export_file import ExportFile, ExportRefused
 
@@ -107,7 +108,11 @@ def export(
         click.echo(f"{file}: {target.progress.records} records", err=True)
 
 
-@usage.command("report", cls=out.CommandWithOldOptions, old_options={"--format": "--output"})
+@usage.command(
+    "report",
+    example="routerctl usage report --from 2026-11-01 --group-by organization,day",
+    old_options={"--format": "--output"},
+)
 @period_options(f"{_REPORT_DAYS} days ago, at 00:00 UTC")
 @filter_options("model", "key", "backend")
 @click.option(
@@ -117,7 +122,7 @@ def export(
     metavar="NAMES",
     help=f"Any of {', '.join(_GROUPS)}, separated by commas; '' for the total only.",
 )
-@out.output_option()
+@output_option()
 def report(
     from_s: float | None,
     to_s: float | None,
@@ -130,9 +135,6 @@ def report(
 
     Errors are calls that backends failed. Latencies are of calls that were not rejected. Days and
     hours are those of UTC.
-
-    \b
-    Example: routerctl usage report --from 2026-11-01 --group-by organization,day
     """
     from router.cli import usage_report
 

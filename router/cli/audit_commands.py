@@ -14,7 +14,7 @@ from typing import IO, TYPE_CHECKING, Any, Final
 import click
 
 from router.cli import output as out
-from router.cli.time_range import check_period, moment
+from router.cli.options import Noun, check_period, file_option, moment, output_option
 from router.cli.trail_pepper import OTHER_PEPPER, is_stored_pepper, trail_pepper
 from router.clock import Clock
 from router.config.config_errors import PepperError
@@ -33,18 +33,19 @@ _IN_USE: Final = (
 )
 
 
-@click.group("audit")
+@click.group("audit", cls=Noun)
 def audit() -> None:
     """Export the audit trail, verify it, or remove its oldest part.
 
     All of them need the pepper of the router whose trail it is.
-
-    \b
-    Example: routerctl audit export --file trail.jsonl && routerctl audit verify trail.jsonl
     """
 
 
-@audit.command("export", cls=out.CommandWithOldOptions, old_options={"--output": "--file"})
+@audit.command(
+    "export",
+    example="routerctl audit export --from 2026-11-01 --to 2026-12-01 --file november.jsonl",
+    old_options={"--output": "--file"},
+)
 @click.option(
     "--from",
     "from_s",
@@ -56,7 +57,7 @@ def audit() -> None:
     "--to", "to_s", callback=moment, metavar="TIME", help="Events before it; default: all."
 )
 @click.option("--organization", metavar="ID", help="A selection: the events of this organization.")
-@out.file_option("Appears when it is complete; replaced if it is there. Default: standard output.")
+@file_option("Appears when it is complete; replaced if it is there. Default: standard output.")
 def export(
     from_s: float | None, to_s: float | None, organization: str | None, file: Path | None
 ) -> None:
@@ -64,9 +65,6 @@ def export(
 
     Checks what it writes and exits with 1 if the trail is damaged; the file is written all the
     same, and says so to whoever verifies it.
-
-    \b
-    Example: routerctl audit export --from 2026-11-01 --to 2026-12-01 --file november.jsonl
     """
     from router.records.audit_chain import derive_audit_key
 
@@ -87,19 +85,14 @@ def export(
         raise click.ClickException(f"the trail is damaged: {verdict.position}: {verdict.reason}")
 
 
-@audit.command(
-    "verify", cls=out.CommandWithOldOptions, old_options={"--output text": "--output table"}
-)
+@audit.command("verify", example="routerctl audit verify november.jsonl")
 @click.argument("file", type=click.File("rb"), required=False)
-@out.output_option("table", "json")
+@output_option("table", "json")
 def verify(file: IO[bytes] | None, output: str) -> None:
     """Check an exported FILE ('-': standard input), or without one the trail in the record store.
 
     In the store it also checks that the columns of each event say what the event says, so that it
     can be found. Names the first position that is wrong and exits with 1 if there is one.
-
-    \b
-    Example: routerctl audit verify november.jsonl
     """
     from router.config.pepper import load_pepper
     from router.records.audit_chain import derive_audit_key
@@ -126,7 +119,7 @@ def verify(file: IO[bytes] | None, output: str) -> None:
         out.end_with_difference()
 
 
-@audit.command("prune")
+@audit.command("prune", example="routerctl audit prune --before 2026-01-01 --yes")
 @click.option(
     "--before",
     "before_s",
@@ -141,9 +134,6 @@ def prune(before_s: float, yes: bool) -> None:
 
     This is what the agent does every minute with ROUTER_AUDIT_RETENTION_DAYS. Only beginnings of
     chains are removed; what remains still verifies. Usage records stay.
-
-    \b
-    Example: routerctl audit prune --before 2026-01-01 --yes
     """
     from router.records.audit_chain import derive_audit_key, is_signed
 
