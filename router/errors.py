@@ -303,7 +303,7 @@ class RecordsUnavailable(RouterError):
         self.retry_after_s = retry_after_s
 
 
-StoreCondition = Literal["busy", "damaged", "away"]
+StoreCondition = Literal["busy", "damaged", "unavailable"]
 
 
 class RecordStoreUnavailable(RouterError):
@@ -312,7 +312,7 @@ class RecordStoreUnavailable(RouterError):
     ``reason`` is the store's own explanation; it is for the log only.
     """
 
-    def __init__(self, reason: str, *, condition: StoreCondition = "away") -> None:
+    def __init__(self, reason: str, *, condition: StoreCondition = "unavailable") -> None:
         super().__init__("the record store cannot be asked right now")
         self.reason = reason
         self.condition: Final = condition

@@ -37,7 +37,7 @@ from router.limits.worker_limits import Limits, ReadWindows
 from router.net.resolver import Resolve, Resolver, system_resolve
 from router.readiness import components
 from router.readiness.components import Component, StateHistory
-from router.readiness.watch import Surroundings, Watch, watch_host
+from router.readiness.watch import Observation, Watch, watch_host
 from router.records.recorder import Recorder
 from router.redis.client import RedisClient
 from router.redis.connection import ConnectionOptions
@@ -84,13 +84,13 @@ class Services:
         self.limits.tick(self.recorder)
         self.metrics.publish_figures(self.limits.figures())
         self.watch.tick()
-        if self.watch.seen is not None:
-            self.metrics.publish_figures(_shipping_figures(self.watch.seen))
+        if self.watch.observed is not None:
+            self.metrics.publish_figures(_shipping_figures(self.watch.observed))
         self.components()  # so that it is noted when a state began
 
     def components(self) -> dict[str, Component]:
         """How each thing is that a call needs, and since when."""
-        seen = self.watch.seen
+        seen = self.watch.observed
         return self.history.dated(
             {
                 "configuration": components.configuration(self.state, self.pepper_fingerprint),
@@ -313,11 +313,11 @@ def _record_figures(recorder: Recorder) -> Figures:
     }
 
 
-def _shipping_figures(seen: Surroundings) -> Figures:
+def _shipping_figures(seen: Observation) -> Figures:
     sinks = seen.shipping.sinks
     return {
         "agent_up": seen.shipping.is_running and seen.shipping.silent_s is None,
-        "record_store_up": seen.store_fault is None,
+        "record_store_up": seen.store_error is None,
         "spool_quarantined_bytes": seen.shipping.quarantined_bytes,
         "agent_behind_bytes": {name: sink.behind_bytes for name, sink in sinks.items()},
         "agent_dead_lettered": {name: sink.dead_lettered for name, sink in sinks.items()},

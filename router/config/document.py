@@ -190,29 +190,6 @@ class Document:
         )
 
 
-def build_document(
-    revision: int,
-    *,
-    organizations: tuple[Organization, ...],
-    models: tuple[Model, ...],
-    backends: tuple[Backend, ...],
-    policies: tuple[Policy, ...],
-) -> Document:
-    """Index validated parts into a document; the parts must already be consistent."""
-    names = {model.id: model for model in models}
-    for model in models:
-        names.update(dict.fromkeys(model.aliases, model))
-    return Document(
-        revision=revision,
-        organizations={entry.id: entry for entry in organizations},
-        models={entry.id: entry for entry in models},
-        backends={entry.id: entry for entry in backends},
-        policies=policies,
-        model_names=names,
-        policy_index={(entry.organization, entry.model): entry for entry in policies},
-    )
-
-
 @dataclass(frozen=True, slots=True)
 class LoadedDocument:
     """The frozen parts of a valid document."""
@@ -225,11 +202,16 @@ class LoadedDocument:
     policies: tuple[Policy, ...] = ()
 
     def build(self, revision: int) -> Document:
-        """Index all parts but the keys for serving."""
-        return build_document(
-            revision,
-            organizations=self.organizations,
-            models=self.models,
-            backends=self.backends,
+        """All but the keys, indexed for serving."""
+        names = {model.id: model for model in self.models}
+        for model in self.models:
+            names.update(dict.fromkeys(model.aliases, model))
+        return Document(
+            revision=revision,
+            organizations={entry.id: entry for entry in self.organizations},
+            models={entry.id: entry for entry in self.models},
+            backends={entry.id: entry for entry in self.backends},
             policies=self.policies,
+            model_names=names,
+            policy_index={(entry.organization, entry.model): entry for entry in self.policies},
         )

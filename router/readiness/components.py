@@ -11,7 +11,7 @@ from router.clock import Clock
 from router.config.settings import Settings
 from router.config.state.state_reader import StateReader
 from router.errors import NotConfigured, RecordsUnavailable
-from router.readiness.watch import Surroundings
+from router.readiness.watch import Observation
 from router.spool.writer import SpoolWriter
 
 SPOOL_FILLING: Final = 0.5
@@ -86,7 +86,7 @@ def configuration(state: StateReader, pepper_fingerprint: str) -> Component:
     return Component(facts=facts)
 
 
-def backends(state: StateReader, seen: Surroundings | None) -> Component:
+def backends(state: StateReader, seen: Observation | None) -> Component:
     """Whether policies lead to backends that are configured and have their credential."""
     try:
         document = state.document()
@@ -181,7 +181,7 @@ def records(spool: SpoolWriter) -> Component:
     return Component(facts=facts)
 
 
-def agent(seen: Surroundings | None) -> Component:
+def agent(seen: Observation | None) -> Component:
     """Who ships the records."""
     meanwhile = "calls are served, and their records wait in the spool"
     if seen is None:
@@ -197,11 +197,11 @@ def agent(seen: Surroundings | None) -> Component:
     return Component()
 
 
-def store(seen: Surroundings | None) -> Component:
+def store(seen: Observation | None) -> Component:
     """Where records are queried."""
     meanwhile = "calls are served, but audit and usage cannot be queried"
     if seen is None:
         return Component("degraded", _NOT_LOOKED, meanwhile)
-    if seen.store_fault is not None:
-        return Component("degraded", seen.store_fault, meanwhile)
+    if seen.store_error is not None:
+        return Component("degraded", seen.store_error, meanwhile)
     return Component()

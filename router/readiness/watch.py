@@ -1,4 +1,4 @@
-"""What a worker sees of agent, credentials and record store; looked at beside the calls."""
+"""What a worker sees of agent, credentials and record store; observed beside the calls."""
 
 from __future__ import annotations
 
@@ -19,91 +19,91 @@ from router.errors import NotConfigured, QueriesBusy, RecordStoreUnavailable, Ro
 
 T = TypeVar("T")
 
-LOOK_S: Final = 2.0
+OBSERVE_EVERY_S: Final = 2.0
 
 _logger = logging.getLogger("router.records")
 
 
 @dataclass(frozen=True, slots=True)
-class Surroundings:
-    """What was seen at the last look. Calls are served whatever it is."""
+class Observation:
+    """What was seen last. Calls are served whatever it is."""
 
     shipping: Shipping
-    store_fault: str | None
+    store_error: str | None
     """Why the record store gives no answers, fit to be shown; ``None`` when it does."""
     missing_credentials: frozenset[str] = frozenset()
     """References of backends to credentials that are not there."""
 
 
 class Watch:
-    """Looks at agent, credentials and record store every two seconds, on native threads.
+    """Observes agent, credentials and record store every two seconds, on native threads.
 
-    A dependency that hangs holds up the next look and nothing else.
+    A dependency that hangs holds up the next observation and nothing else.
     """
 
     def __init__(
         self,
-        look: Callable[[], Shipping],
+        observe_shipping: Callable[[], Shipping],
         ask_store: Callable[[], object],
         *,
-        look_for_credentials: Callable[[], frozenset[str]] = frozenset,
+        find_missing_credentials: Callable[[], frozenset[str]] = frozenset,
         clock: Clock | None = None,
         spawn: Callable[[Callable[[], None]], object] = gevent.spawn,
     ) -> None:
         """``ask_store`` raises a :class:`RouterError` when it gets no answer;
-        ``look_for_credentials`` returns the references behind which there is none."""
-        self._look = look
+        ``find_missing_credentials`` returns the references behind which there is none."""
+        self._observe_shipping = observe_shipping
         self._ask_store = ask_store
-        self._look_for_credentials = look_for_credentials
+        self._find_missing_credentials = find_missing_credentials
         self._clock = clock or Clock()
         self._spawn = spawn
-        self._is_looking = False
-        self._next_look_s = 0.0
-        self.seen: Surroundings | None = None
-        """``None`` before the first look has ended."""
+        self._is_observing = False
+        self._next_s = 0.0
+        self.observed: Observation | None = None
+        """``None`` before the first observation has ended."""
 
     def tick(self) -> None:
-        """Begin a look if it is time; returns at once. To be called about once a second."""
-        if self._is_looking or self._clock.monotonic_s() < self._next_look_s:
+        """Begin to observe if it is time; returns at once. To be called about once a second."""
+        if self._is_observing or self._clock.monotonic_s() < self._next_s:
             return
-        self._is_looking = True
-        self._spawn(self._see)
+        self._is_observing = True
+        self._spawn(self._observe)
 
-    def _see(self) -> None:
+    def _observe(self) -> None:
         try:
             shipping = self._shipping()
-            missing = self._look_for_credentials()
-            known = None if self.seen is None else self.seen.store_fault
+            missing = self._find_missing_credentials()
+            known = None if self.observed is None else self.observed.store_error
             # What is known of the rest does not wait for a store that hangs.
-            self.seen = Surroundings(shipping, known, missing)
-            self.seen = Surroundings(shipping, self._store_fault(known), missing)
+            self.observed = Observation(shipping, known, missing)
+            self.observed = Observation(shipping, self._store_error(known), missing)
         finally:
-            self._next_look_s = self._clock.monotonic_s() + LOOK_S
-            self._is_looking = False
+            self._next_s = self._clock.monotonic_s() + OBSERVE_EVERY_S
+            self._is_observing = False
 
     def _shipping(self) -> Shipping:
         try:
-            return self._look()
+            return self._observe_shipping()
         except OSError:
             return Shipping(is_running=False)
 
-    def _store_fault(self, known: str | None) -> str | None:
+    def _store_error(self, known: str | None) -> str | None:
         """Why the store gives no answers, also to the log when that has changed."""
         try:
             self._ask_store()
         except QueriesBusy:  # which says nothing of the store
             return known
         except RecordStoreUnavailable as error:
-            fault, why = f"the record store is {error.condition}", error.reason
+            problem, why = f"the record store is {error.condition}", error.reason
         except RouterError as error:
-            fault = why = error.message
+            problem = why = error.message
         else:
             if known is not None:
                 _logger.info("record store answers again", extra={"was": known})
             return None
-        if fault != known:
-            _logger.warning("record store gives no answers", extra={"fault": fault, "why": why})
-        return fault
+        if problem != known:
+            _logger.warning("record store gives no answers", extra={"problem": problem, "why": why})
+        return problem
 
 
 def watch_host(
@@ -134,7 +134,7 @@ def watch_host(
     return Watch(
         lambda: off_loop(lambda: observe_shipping(settings.data_dir, settings.spool_dir)),
         ask_store,
-        look_for_credentials=missing,
+        find_missing_credentials=missing,
         clock=clock,
     )
 

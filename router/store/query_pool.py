@@ -136,4 +136,4 @@ def _unavailable(error: StoreError) -> RecordStoreUnavailable:
     text = str(error)
     found = [name for name, words in _CONDITIONS if any(word in text.lower() for word in words)]
     reason = redact(text)[:_REASON_CHARS]
-    return RecordStoreUnavailable(reason, condition=found[0] if found else "away")
+    return RecordStoreUnavailable(reason, condition=found[0] if found else "unavailable")

@@ -13,7 +13,7 @@ from router import errors
 from router.agent.status import Shipping
 from router.config.document import RateLimit
 from router.errors import NotConfigured
-from router.readiness.watch import Surroundings
+from router.readiness.watch import Observation
 from router.store.sql_queries import GROUPS
 from tests.contract.bodies import GOOD, new_request_id
 from tests.fakes.limited import budget, limited
@@ -131,7 +131,7 @@ class Seen:
     """What was seen of agent and record store."""
 
     def __init__(self, shipping: Shipping) -> None:
-        self.seen = Surroundings(shipping, store_fault=None)
+        self.observed = Observation(shipping, store_error=None)
 
 
 def last_good(world: World) -> RouterStand:

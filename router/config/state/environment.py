@@ -32,7 +32,6 @@ KEY_IDS: Final = b"key_ids"
 TABLES: Final = (META, KEYS, KEY_IDS)
 
 REVISION: Final = b"revision"
-KEYS_REVISION: Final = b"keys_revision"
 APPLIED_AT: Final = b"applied_at"
 DOCUMENT: Final = b"document"
 PEPPER_FINGERPRINT: Final = b"pepper_fingerprint"

@@ -20,7 +20,6 @@ from router.config.document import Document, KeyRecord
 from router.config.loader import load_serialized
 from router.config.state.environment import (
     DOCUMENT,
-    KEYS_REVISION,
     PEPPER_FINGERPRINT,
     REVISION,
     UnreadableError,
@@ -82,10 +81,6 @@ class StateReader:
     def revision(self) -> int:
         """The revision of the stored document."""
         return decode_number(self._stored_revision())
-
-    def keys_revision(self) -> int:
-        """A number that grows with every change of any key."""
-        return decode_number(self._ask(lambda view: view.get(view.meta, KEYS_REVISION)))
 
     def pepper_matches(self, fingerprint: str) -> bool | None:
         """Whether the stored keys were made with this pepper; ``None`` when nobody noted it."""

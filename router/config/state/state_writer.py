@@ -93,11 +93,11 @@ class StateWriter:
             return tables.revision()
 
     def export(self) -> dict[str, Any]:
-        """The stored document with its keys as plain data, fit to be applied again."""
+        """The stored document with its keys serialized, fit to be applied again."""
         with open_tables(self._state_dir) as tables:
-            plain = tables.document()
+            document = tables.document()
             keys = serialize_keys(tables.all_keys())
-        return {"version": plain.pop("version"), "keys": keys, **plain}
+        return {"version": document.pop("version"), "keys": keys, **document}
 
     def pepper_fingerprint(self) -> str | None:
         """Which pepper the stored keys were made with; ``None`` when nobody noted it."""

@@ -20,7 +20,6 @@ from router.config.state.environment import (
     DOCUMENT,
     KEY_IDS,
     KEYS,
-    KEYS_REVISION,
     META,
     PEPPER_FINGERPRINT,
     REVISION,
@@ -79,21 +78,21 @@ class Tables:
         return None if raw is None else raw.decode()
 
     def document(self) -> dict[str, Any]:
-        """The stored document without keys, as plain data; raises when nothing was applied."""
+        """The stored document without keys, serialized; raises when nothing was applied."""
         raw = self._get(self._meta, DOCUMENT)
         if raw is None:
             raise StateUnavailable([_NOTHING_APPLIED])
-        plain: dict[str, Any] = orjson.loads(raw)
-        return plain
+        serialized: dict[str, Any] = orjson.loads(raw)
+        return serialized
 
     def put_document(self, loaded: LoadedDocument, now_s: float) -> int:
         """Store all but the keys under the next revision, which is returned."""
         revision = self.revision() + 1
-        plain = serialize(loaded)
-        del plain["keys"]
+        serialized = serialize(loaded)
+        del serialized["keys"]
         applied_at = datetime.fromtimestamp(now_s, timezone.utc).isoformat()
         for name, value in (
-            (DOCUMENT, orjson.dumps(plain)),
+            (DOCUMENT, orjson.dumps(serialized)),
             (APPLIED_AT, applied_at.encode()),
             (REVISION, encode_number(revision)),
         ):
@@ -124,8 +123,6 @@ class Tables:
             key_hash = bytes.fromhex(record.hash)
             self._transaction.put(key_hash, encode_key(record), db=self._keys)
             self._transaction.put(record.id.encode(), key_hash, db=self._key_ids)
-        changes = decode_number(self._get(self._meta, KEYS_REVISION))
-        self._transaction.put(KEYS_REVISION, encode_number(changes + 1), db=self._meta)
         if not self._transaction.stat(self._key_ids)["entries"]:
             # Without keys there is nothing that another pepper could make unknown.
             self._transaction.delete(PEPPER_FINGERPRINT, db=self._meta)

@@ -11,11 +11,11 @@ import pytest
 
 from router.agent.status import Shipping
 from router.clock import FrozenClock
-from router.config.document import Backend, Policy, Share, build_document
+from router.config.document import Backend, LoadedDocument, Policy, Share
 from router.config.settings import Settings
 from router.errors import NotConfigured
 from router.readiness.components import Component, StateHistory, backends, limits
-from router.readiness.watch import Surroundings
+from router.readiness.watch import Observation
 
 REDIS_UP = {"redis": ["closed"]}
 REDIS_DOWN = {"redis": ["open"]}
@@ -109,10 +109,7 @@ def test_two_outages_are_told_together() -> None:
 
 def state(*policies: dict[str, int], known: tuple[str, ...] = ("a", "b", "c")) -> Any:
     """A stored document: each policy gives backends their weights; ``c`` needs no credential."""
-    document = build_document(
-        1,
-        organizations=(),
-        models=(),
+    document = LoadedDocument(
         backends=tuple(
             Backend(id, "openai", "http://x/v1", None if id == "c" else f"env:{id}") for id in known
         ),
@@ -120,12 +117,12 @@ def state(*policies: dict[str, int], known: tuple[str, ...] = ("a", "b", "c")) -
             Policy(f"o{number}", "*", tuple(Share(*share) for share in shares.items()))
             for number, shares in enumerate(policies)
         ),
-    )
+    ).build(1)
     return SimpleNamespace(document=lambda: document)
 
 
-def seen(*missing: str) -> Surroundings:
-    return Surroundings(Shipping(True), None, frozenset(f"env:{name}" for name in missing))
+def seen(*missing: str) -> Observation:
+    return Observation(Shipping(True), None, frozenset(f"env:{name}" for name in missing))
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,9 @@ import pytest
 
 from router.agent.status import Shipping
 from router.clock import FrozenClock
-from router.config.document import Backend, build_document
+from router.config.document import Backend, LoadedDocument
 from router.errors import QueriesBusy, QueryTimeout, RecordStoreUnavailable
-from router.readiness.watch import LOOK_S, Surroundings, Watch, missing_credentials
+from router.readiness.watch import OBSERVE_EVERY_S, Observation, Watch, missing_credentials
 
 FINE = Shipping(is_running=True)
 
@@ -29,7 +29,7 @@ class Bench:
         self.watch = Watch(
             self._look,
             self._ask,
-            look_for_credentials=lambda: self.missing,
+            find_missing_credentials=lambda: self.missing,
             clock=self.clock,
             spawn=self.begun.append,
         )
@@ -43,11 +43,11 @@ class Bench:
         if self.store_error is not None:
             raise self.store_error
 
-    def look(self) -> Surroundings | None:
+    def look(self) -> Observation | None:
         self.watch.tick()
         self.begun.pop()()
-        self.clock.advance(LOOK_S)
-        return self.watch.seen
+        self.clock.advance(OBSERVE_EVERY_S)
+        return self.watch.observed
 
 
 @pytest.fixture
@@ -58,16 +58,16 @@ def bench() -> Bench:
 def test_the_first_tick_looks_and_nothing_is_known_before(bench: Bench) -> None:
     """H2: a tick begins a look and does not wait for it."""
     bench.watch.tick()
-    assert (len(bench.begun), bench.watch.seen) == (1, None)
+    assert (len(bench.begun), bench.watch.observed) == (1, None)
     bench.begun[0]()
-    assert bench.watch.seen == Surroundings(FINE, None)
+    assert bench.watch.observed == Observation(FINE, None)
 
 
 def test_looks_are_two_seconds_apart(bench: Bench) -> None:
     """Many workers on one host ask the store no more than that."""
     bench.watch.tick()
     bench.begun.pop()()
-    bench.clock.advance(LOOK_S - 0.1)
+    bench.clock.advance(OBSERVE_EVERY_S - 0.1)
     bench.watch.tick()
     assert bench.begun == []
     bench.clock.advance(0.1)
@@ -79,14 +79,14 @@ def test_a_look_that_hangs_is_not_joined_by_another(bench: Bench) -> None:
     """D1: a store that does not answer costs one greenlet."""
     for _ in range(5):
         bench.watch.tick()
-        bench.clock.advance(LOOK_S)
+        bench.clock.advance(OBSERVE_EVERY_S)
     assert len(bench.begun) == 1
 
 
 @pytest.mark.parametrize(
     ("error", "fault"),
     [
-        (RecordStoreUnavailable("no route to 10.0.0.7"), "the record store is away"),
+        (RecordStoreUnavailable("no route to 10.0.0.7"), "the record store is unavailable"),
         (RecordStoreUnavailable("locked", condition="busy"), "the record store is busy"),
         (RecordStoreUnavailable("malformed", condition="damaged"), "the record store is damaged"),
         (QueryTimeout(10), "the record store did not answer within 10 s"),
@@ -97,17 +97,17 @@ def test_a_store_that_gives_no_answer_is_a_fault(
 ) -> None:
     """It is over when the store answers again."""
     bench.store_error = error
-    assert bench.look() == Surroundings(FINE, fault)
+    assert bench.look() == Observation(FINE, fault)
     bench.store_error = None
-    assert bench.look() == Surroundings(FINE, None)
+    assert bench.look() == Observation(FINE, None)
 
 
 def test_a_disk_that_tells_nothing_is_no_agent(bench: Bench) -> None:
     """The look ends, and the next one is made."""
     bench.shipping = OSError(5, "input/output error")
-    assert bench.look() == Surroundings(Shipping(is_running=False), None)
+    assert bench.look() == Observation(Shipping(is_running=False), None)
     bench.shipping = FINE
-    assert bench.look() == Surroundings(FINE, None)
+    assert bench.look() == Observation(FINE, None)
 
 
 def test_a_defect_ends_one_look_only(bench: Bench) -> None:
@@ -116,18 +116,18 @@ def test_a_defect_ends_one_look_only(bench: Bench) -> None:
     with pytest.raises(KeyError):
         bench.look()
     bench.store_error = None
-    bench.clock.advance(LOOK_S)
-    assert bench.look() == Surroundings(FINE, None)
+    bench.clock.advance(OBSERVE_EVERY_S)
+    assert bench.look() == Observation(FINE, None)
 
 
 def test_a_busy_pool_is_no_outage(bench: Bench) -> None:
     """It says nothing of the store: what was known stays."""
     bench.store_error = QueriesBusy()
-    assert bench.look() == Surroundings(FINE, None)
+    assert bench.look() == Observation(FINE, None)
     bench.store_error = RecordStoreUnavailable("no such file")
     known = bench.look()
     bench.store_error = QueriesBusy()
-    assert bench.look() == known == Surroundings(FINE, "the record store is away")
+    assert bench.look() == known == Observation(FINE, "the record store is unavailable")
 
 
 def test_the_log_says_why_once_at_each_change(
@@ -156,7 +156,7 @@ def test_credentials_are_seen_before_the_store_is_asked(bench: Bench) -> None:
     bench.store_error = KeyError("in place of a store that never answers")
     with pytest.raises(KeyError):
         bench.look()
-    assert bench.watch.seen == Surroundings(FINE, None, frozenset({"env:KEY"}))
+    assert bench.watch.observed == Observation(FINE, None, frozenset({"env:KEY"}))
 
 
 def test_which_credentials_are_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -169,14 +169,10 @@ def test_which_credentials_are_missing(tmp_path: Path, monkeypatch: pytest.Monke
         None, "env:PRESENT", f"file:{tmp_path}/present",
         "env:EMPTY", "env:ABSENT", f"file:{tmp_path}/absent",
     ]  # fmt: skip
-    document = build_document(
-        1,
-        organizations=(),
-        models=(),
-        policies=(),
+    document = LoadedDocument(
         backends=tuple(
             Backend(str(number), "openai", "http://x/v1", reference)
             for number, reference in enumerate(references)
         ),
-    )
+    ).build(1)
     assert missing_credentials(document) == set(references[3:])

@@ -11,11 +11,11 @@ from router.call import Call, Operation
 from router.config.document import (
     Backend,
     Document,
+    LoadedDocument,
     Model,
     Organization,
     Policy,
     Share,
-    build_document,
 )
 from router.errors import InvalidRequest, ModelNotFound
 from router.routing.candidates import Draw, candidates
@@ -31,15 +31,14 @@ SUBSETS = [
 def document(*policies: Policy, port: int = 9) -> Document:
     """Two organizations, two models, and a backend for whatever a policy names."""
     named = {share.backend_id for policy in policies for share in policy.shares}
-    return build_document(
-        1,
+    return LoadedDocument(
         organizations=(Organization("acme"), Organization("other")),
         models=(Model("gpt-4o"), Model("small")),
         backends=tuple(
             Backend(name, "openai", f"http://127.0.0.1:{port}/v1") for name in sorted(named)
         ),
         policies=policies,
-    )
+    ).build(1)
 
 
 def policy(organization: str, model: str, **weights: int) -> Policy:
@@ -139,8 +138,7 @@ KINDS: dict[str, str] = {
     "messages": "anthropic",
     "more-messages": "anthropic",
 }
-MIXED = build_document(
-    7,
+MIXED = LoadedDocument(
     organizations=(Organization("acme"), Organization("other")),
     models=(Model("claude"), Model("mixed"), Model("unserved")),
     backends=tuple(Backend(name, kind, "http://127.0.0.1:9/v1") for name, kind in KINDS.items()),
@@ -148,7 +146,7 @@ MIXED = build_document(
         policy("acme", "claude", messages=1, **{"more-messages": 1}),
         policy("acme", "mixed", messages=1, first=1, **{"more-messages": 1}, second=1),
     ),
-)
+).build(7)
 
 
 def found_for(model: str, operation: Operation, *, organization_id: str = "acme") -> list[str]:

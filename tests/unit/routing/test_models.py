@@ -8,11 +8,11 @@ from router.call import Caller
 from router.config.document import (
     Backend,
     Document,
+    LoadedDocument,
     Model,
     Organization,
     Policy,
     Share,
-    build_document,
 )
 from router.errors import ModelForbidden, ModelNotFound
 from router.routing.models import find_model, may_use, visible_models
@@ -29,8 +29,7 @@ def policy(organization: str, model: str, *backend_ids: str) -> Policy:
     return Policy(organization, model, tuple(Share(name, 1) for name in backend_ids))
 
 
-DOCUMENT = build_document(
-    7,
+DOCUMENT = LoadedDocument(
     organizations=(Organization("acme"), Organization("other")),
     models=(
         Model("gpt-4o", aliases=("gpt", "vendor/gpt-4o"), max_output_tokens=1234),
@@ -44,7 +43,7 @@ DOCUMENT = build_document(
         policy("acme", "claude", "messages", "more-messages"),
         policy("acme", "mixed", "messages", "first", "more-messages", "second"),
     ),
-)
+).build(7)
 ACME = Caller("acme", "key-1", frozenset({"inference"}))
 OTHER = Caller("other", "key-2", frozenset({"inference"}))
 LIMITED = Caller("acme", "key-3", frozenset({"inference"}), models=frozenset({"gpt-4o"}))
@@ -135,12 +134,11 @@ def test_a_key_without_a_list_may_use_every_model(
 
 def test_a_wildcard_policy_serves_every_organization() -> None:
     """With `*` for both, whoever has a valid key finds every model."""
-    document: Document = build_document(
-        1,
+    document: Document = LoadedDocument(
         organizations=(Organization("acme"),),
         models=tuple(DOCUMENT.models.values()),
         backends=tuple(DOCUMENT.backends.values()),
         policies=(policy("*", "*", "first"),),
-    )
+    ).build(1)
     assert visible_models(document, OTHER) == list(DOCUMENT.models.values())
     assert find_model(document, OTHER, "also-unserved").id == "unserved"

@@ -80,8 +80,8 @@ def test_a_failure_is_raised_and_not_printed(
         ("the record store: FATAL: sorry, too many clients already", "busy"),
         ("the record store: database disk image is malformed", "damaged"),
         ("the record store: file is not a database", "damaged"),
-        ("the record store: unable to open database file", "away"),
-        ("the record store: connection refused", "away"),
+        ("the record store: unable to open database file", "unavailable"),
+        ("the record store: connection refused", "unavailable"),
     ],
 )
 def test_why_the_store_does_not_answer(queries: Queries, said: str, condition: str) -> None:

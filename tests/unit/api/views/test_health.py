@@ -15,7 +15,7 @@ from router.agent.status import Shipping, SinkState
 from router.app import expose_metrics
 from router.errors import NotConfigured
 from router.readiness.components import StateHistory
-from router.readiness.watch import Surroundings
+from router.readiness.watch import Observation
 from router.spool.writer import SpoolStatus
 from router.telemetry import slot_values
 from router.telemetry.metrics import use_worker_slot
@@ -73,18 +73,18 @@ class Seen:
         self,
         *sinks: tuple[str, str | None],
         is_running: bool = True,
-        store_fault: str | None = None,
+        store_error: str | None = None,
         silent_s: float | None = None,
     ) -> None:
         states = {name: SinkState(0, 0, failing) for name, failing in sinks}
         shipping = Shipping(is_running, sinks=states, silent_s=silent_s)
-        self.seen: Surroundings | None = Surroundings(shipping, store_fault)
+        self.observed: Observation | None = Observation(shipping, store_error)
 
     @classmethod
     def nothing(cls) -> Seen:
         """Before the first look."""
         made = cls()
-        made.seen = None
+        made.observed = None
         return made
 
 
@@ -121,7 +121,7 @@ def test_ready(world: World, path: str) -> None:
             "not delivered to: kafka",
         ),
         (
-            Seen(store_fault="the record store is damaged"),
+            Seen(store_error="the record store is damaged"),
             "record_store",
             "the record store is damaged",
         ),
@@ -257,8 +257,10 @@ def test_backends_without_credential_are_counted(world: World) -> None:
     references = {
         backend.credential for backend in world.services.state.document().backends.values()
     }
-    assert watch.seen is not None
-    watch.seen = replace(watch.seen, missing_credentials=frozenset(filter(None, references)))
+    assert watch.observed is not None
+    watch.observed = replace(
+        watch.observed, missing_credentials=frozenset(filter(None, references))
+    )
     reply = world.stand(watch=watch).call("GET", "/readyz", key=None)
     backends = reply.json["components"]["backends"]
     assert backends["state"] == "degraded"

@@ -76,9 +76,7 @@ def test_changed_keys_are_no_new_revision(
     writer.apply(loaded)
     renamed = replace(loaded, keys=(replace(loaded.keys[0], name="renamed"),))
     assert titles(writer.changes(renamed)) == ["changed keys key-a"]
-    before = reader.keys_revision()
     assert writer.apply(renamed) == 1
-    assert reader.keys_revision() == before + 1
     assert writer.get_key("key-a").name == "renamed"
 
 
