@@ -36,5 +36,5 @@ local after = ARGV[1] == 'set' and amount or math.max(0, tonumber(before) + amou
 redis.call('HSET', counter, 'settled', whole(after))
 redis.call('SET', KEYS[1], 'done', 'PX', ARGV[3])
 local reply = { 'adjusted', before, whole(after) }
-cross(counter, ARGV[8], after, 1, reply)
+reach(counter, ARGV[8], after, 1, reply)
 return reply

@@ -54,5 +54,5 @@ redis.call('DEL', counter)
 local settled = tonumber(ARGV[6]) + booked
 open(counter, opened, id, start, gone_ms, whole(settled), whole(reserved))
 local reply = { 'seeded' }
-cross(counter, ARGV[8], settled, 1, reply)
+reach(counter, ARGV[8], settled, 1, reply)
 return reply

@@ -49,9 +49,9 @@ class RateGate:
     ) -> RateDecision:
         """Charge every limit, or none when one refuses.
 
-        While Redis is unavailable: as configured; a limit that this worker last knew exhausted stays
-        so, any other call passes. The first call of each bucket after an outage takes a second round
-        trip.
+        While Redis is unavailable: as configured; a limit that this worker last knew exhausted
+        stays so, any other call passes. The first call of each bucket after an outage takes a
+        second round trip.
         """
         try:
             if self._local.has_shares:
