@@ -28,7 +28,7 @@ def test_scripts_build_no_key_names(file: Path) -> None:
         if command == "TIME":
             continue
         is_named = first.startswith(("KEYS[", "unpack(KEYS")) or first in (
-            "key", "counter", "leases", "marks", "slot.key",
+            "key", "counter", "leases", "opened", "slot.key",
         )  # fmt: skip
         assert is_named, f"{command} {first}"
         assert ".." not in first
