@@ -11,8 +11,8 @@ from router.agent.audit_log import AuditLog
 from router.agent.decoded_frames import DecodedFrame
 from router.clock import Clock
 from router.spool.frames import AUDIT, USAGE
+from router.store.failures import StoreError, UnstorableRecord
 from router.store.record_store import RecordStore
-from router.store.store_errors import StoreError, UnstorableRecord
 
 Result = TypeVar("Result")
 

@@ -32,7 +32,7 @@ from router.limits.outcome import Outcome as LimitOutcome
 from router.limits.rates.decision import MAX_TOKENS, RateDecision, corrections
 from router.pricing.bounds import bounded_output, max_output
 from router.pricing.cost import estimate
-from router.store.sql_queries import SERVED
+from router.store.usage_totals import SERVED
 from router.telemetry.metrics import DecisionKind
 
 

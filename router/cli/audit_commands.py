@@ -166,7 +166,7 @@ def _store(settings: Settings, *, audit_key: bytes | None = None) -> RecordStore
 
 @contextmanager
 def _finding_out() -> Iterator[None]:
-    from router.store.store_errors import StoreError, StoreInUse
+    from router.store.failures import StoreError, StoreInUse
 
     with out.finding_out(StoreError):
         try:

@@ -102,7 +102,7 @@ def reconcile(
     from router.exports.client_list import ClientFileError, match_client, read_answers
     from router.exports.comparison import KAFKA, STORE, Scope
     from router.exports.reconciliation import DATABASE_ERRORS, Reconciliation
-    from router.store.store_errors import StoreError
+    from router.store.failures import StoreError
 
     settings = load_settings()
     to_s = Clock().now_s() if to_s is None else to_s

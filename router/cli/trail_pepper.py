@@ -52,8 +52,8 @@ def is_stored_pepper(settings: Settings, pepper: bytes) -> bool | None:
 def _has_trail(settings: Settings) -> bool:
     """Whether something was signed; if the store does not say, whether an agent ever shipped."""
     from router.spool.checkpoints import sinks_with_checkpoints
+    from router.store.failures import StoreError
     from router.store.record_store import RecordStore
-    from router.store.store_errors import StoreError
 
     try:
         with RecordStore(settings.store_url, read_only=True) as store:

@@ -212,8 +212,8 @@ def _encoder(file_format: str) -> Callable[[list[bytes]], bytes]:
 @contextmanager
 def _reading(url: str) -> Iterator[RecordStore]:
     """The store; what keeps it from answering ends the command with one line."""
+    from router.store.failures import StoreError
     from router.store.record_store import RecordStore
-    from router.store.store_errors import StoreError
 
     with out.finding_out(StoreError), RecordStore(url, read_only=True) as store:
         yield store

@@ -1,8 +1,8 @@
-"""Connections to the record store: how each database is opened, waited for and given up.
+"""Connections to the record store: opening each kind of database, and deadlines.
 
 SQLite is a file that one process writes and any number read. The writer holds an advisory lock
 beside the file, because SQLite before 3.51.3 can destroy a database in WAL mode that two
-connections write or checkpoint at once; readers open it read-only, so that they never do either.
+connections write or checkpoint at once; readers open it read-only, so they never do either.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from sqlalchemy import URL, Connection, Engine, NullPool, QueuePool, create_engi
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
 
-from router.store.store_errors import (
+from router.store.failures import (
     StoreAbsent,
     StoreError,
     StoreInUse,
@@ -34,26 +34,26 @@ _SQLITE: Final = "sqlite:///"
 _BUSY_S: Final = 5.0
 _CONNECT_S: Final = 5
 _WRITE_S: Final = 60.0
-"""A server that takes longer to store a batch counts as away."""
+"""A server that takes longer to store a batch counts as unavailable."""
 _MARGIN_S: Final = 2.0
-"""How much later than the server, which says why, the client gives up."""
+"""The client gives up so much later than the server, which can say why."""
 _PROGRESS_STEPS: Final = 10_000
-"""SQLite looks at the clock after so many of its steps: some hundred times a second."""
+"""SQLite checks the deadline after so many of its steps: some hundred times a second."""
 _JOURNAL_LIMIT_BYTES: Final = 64 * 1024 * 1024
 _CHECKPOINT_PAGES: Final = 8000
-"""A batch touches pages all over the indexes; they are copied once for many batches."""
+"""A batch touches pages all over the indexes; they are checkpointed once for many batches."""
 _CACHE_KIB: Final = 64 * 1024
 _QUERY_CANCELED: Final = "57014"
 _READ_POOL: Final = 4
 FILE_MODE: Final = 0o660
-"""Of new files, less the umask: what they hold is nobody's business."""
+"""Of new files, less the umask: records are confidential."""
 
 
 class Database:
-    """One database, for one purpose: to be written, or only to be read."""
+    """One database, opened for writing or only for reading."""
 
     def __init__(self, url: str, *, read_only: bool, query_timeout_s: float | None) -> None:
-        """Raises :class:`StoreUnavailable` for a URL that leads nowhere; connects to nothing."""
+        """Prepare connections; raises :class:`StoreUnavailable` for a URL that cannot be used."""
         self.read_only = read_only
         self._query_timeout_s = query_timeout_s
         self._lock: IO[bytes] | None = None
@@ -74,7 +74,7 @@ class Database:
 
     @contextmanager
     def reading(self, *, snapshot: bool = False) -> Iterator[Connection]:
-        """A connection for one question; with ``snapshot`` several see one and the same state."""
+        """A connection for reading; with ``snapshot`` several queries see the same state."""
         with self._translated(), self.engine.connect() as connection:
             if snapshot and not self.is_sqlite:
                 connection = connection.execution_options(isolation_level="REPEATABLE READ")
@@ -85,16 +85,16 @@ class Database:
     def writing(self, *, no_timeout: bool = False) -> Iterator[Connection]:
         """A transaction that is committed at the end, or rolled back on an exception.
 
-        ``no_timeout``: it may take as long as it does, and wait for others that do.
+        ``no_timeout``: it may take, and wait for locks, as long as it needs.
         """
         if self.read_only:
             raise ValueError("this store was opened for reading")
         self._take_lock()
-        self._leave_a_lost_file()
+        self._close_lost_file()
         with (
             self._translated(),
             self.engine.begin() as connection,
-            _unhurried(connection) if no_timeout else nullcontext(),
+            _without_timeout(connection) if no_timeout else nullcontext(),
         ):
             yield connection
 
@@ -107,7 +107,7 @@ class Database:
 
     def _open_sqlite(self, path: Path) -> Engine:
         mode = "ro" if self.read_only else "rwc"
-        place = f"file:{quote(os.fspath(path))}?mode={mode}"
+        location = f"file:{quote(os.fspath(path))}?mode={mode}"
 
         def connect() -> sqlite3.Connection:
             if self.read_only and not path.exists():
@@ -116,7 +116,7 @@ class Database:
                 _make_private(path)
             # Without an isolation level the driver leaves BEGIN to us: see _begin.
             return sqlite3.connect(
-                place, uri=True, timeout=_BUSY_S, isolation_level=None, check_same_thread=False
+                location, uri=True, timeout=_BUSY_S, isolation_level=None, check_same_thread=False
             )
 
         if self.read_only:
@@ -159,8 +159,8 @@ class Database:
     def _remember_file(self, path: Path) -> None:
         self._file = _identity(path)
 
-    def _leave_a_lost_file(self) -> None:
-        """Let go of a file that was deleted or replaced: what is written there nobody can read."""
+    def _close_lost_file(self) -> None:
+        """Close a file that was deleted or replaced: nobody could read what is written there."""
         if self._path is None or self._file is None or self._file == _identity(self._path):
             return
         self.engine.dispose()
@@ -176,7 +176,7 @@ class Database:
 
     @contextmanager
     def _deadline(self, connection: Connection) -> Iterator[None]:
-        """Interrupt SQLite when the time is up; PostgreSQL was told when it was connected to."""
+        """Interrupt SQLite when the time is up; PostgreSQL has its own statement timeout."""
         if not self.is_sqlite or self._query_timeout_s is None:
             yield
             return
@@ -193,11 +193,11 @@ class Database:
         try:
             yield
         except DBAPIError as error:
-            raise self._explained(error) from error
+            raise self._explain(error) from error
         except SQLAlchemyError as error:
             raise StoreUnavailable(f"the record store: {_first_line(error)}") from error
 
-    def _explained(self, error: DBAPIError) -> StoreError:
+    def _explain(self, error: DBAPIError) -> StoreError:
         cause = error.orig
         canceled = getattr(cause, "sqlstate", None) == _QUERY_CANCELED
         if self._query_timeout_s is not None and (canceled or str(cause) == "interrupted"):
@@ -206,7 +206,7 @@ class Database:
 
 
 @contextmanager
-def _unhurried(connection: Connection) -> Iterator[None]:
+def _without_timeout(connection: Connection) -> Iterator[None]:
     driver: Any = connection.connection.driver_connection
     if connection.dialect.name != "postgresql":
         yield
@@ -228,7 +228,7 @@ def _identity(path: Path) -> tuple[int, int] | None:
 
 
 def _sqlite_path(url: str) -> Path:
-    # Taken literally: a path may hold what means something in other URLs.
+    # Taken literally: characters of a path may have a meaning in other URLs.
     path = url.removeprefix(_SQLITE)
     if path in ("", ":memory:"):
         raise StoreUnavailable("the record store needs a file: sqlite:////path/to/records.db")
@@ -249,8 +249,8 @@ def _postgresql_url(url: str) -> URL:
 
 
 def _begin_with(engine: Engine, statement: str) -> None:
-    # Left alone, the driver begins no transaction before a SELECT, and two SELECTs of one question
-    # could see two states.
+    # By itself the driver begins no transaction before a SELECT, and two SELECTs of one query could
+    # see two states.
     event.listen(engine, "begin", lambda connection: connection.exec_driver_sql(statement))
 
 
@@ -264,15 +264,15 @@ def _prepare_writer(driver: sqlite3.Connection, _record: object) -> None:
 
 
 def _make_private(path: Path) -> None:
-    """Make an empty file that others cannot read, where none is; SQLite's own would be 0644.
+    """Make an empty file that others cannot read, unless there is one; SQLite's would be 0644.
 
-    Its journal inherits the mode. One that is there is not opened: to close it again would cost
-    every connection of this process its locks.
+    The journal inherits the mode. An existing file is not opened: closing it again would release
+    the locks of every connection of this process.
     """
     try:
         os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, FILE_MODE))
     except OSError:
-        pass  # it is there, or SQLite will say why it cannot be
+        pass  # it exists, or SQLite will say why it cannot be made
 
 
 def _lock_beside(path: Path) -> IO[bytes]:

@@ -1,7 +1,7 @@
 """A connection to PostgreSQL that does not wait for ever.
 
-The server ends a statement that takes too long, as long as it is well. A server that is stopped, or
-whose disk hangs, or that the network has swallowed, ends nothing; so the client counts too.
+A healthy server ends a statement that takes too long. A server that is stopped, whose disk hangs or
+that the network no longer reaches ends nothing; so the client has a deadline, too.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class BoundedConnection(psycopg.Connection[Any]):
             return answer
 
     def _ready(self, wanted: int, ends_s: float) -> Any:
-        """What the connection is ready for, of what is wanted."""
+        """What of ``wanted`` the connection is ready for."""
         with selectors.DefaultSelector() as selector:
             selector.register(self.pgconn.socket, wanted)
             found = selector.select(max(0.0, ends_s - time.monotonic()))
@@ -50,7 +50,7 @@ class BoundedConnection(psycopg.Connection[Any]):
 
 
 def connecting(answer_within_s: float | None) -> Callable[..., BoundedConnection]:
-    """How SQLAlchemy makes a connection whose every answer is bounded."""
+    """A ``do_connect`` listener of SQLAlchemy: connections whose every wait is bounded."""
 
     def connect(_dialect: object, _record: object, args: Any, options: Any) -> BoundedConnection:
         connection = BoundedConnection.connect(*args, **options)
@@ -61,11 +61,11 @@ def connecting(answer_within_s: float | None) -> Callable[..., BoundedConnection
 
 
 def limiting(statement_s: float) -> Callable[[BoundedConnection, object], None]:
-    """What tells the server of a new connection how long a statement may take."""
+    """A ``connect`` listener of SQLAlchemy: sets the statement timeout of a new connection."""
 
     def limit(connection: BoundedConnection, _record: object) -> None:
-        # Not as an option of the connection: SQLAlchemy's first questions to a server would be cut
-        # off too, and it then leaves the connection open.
+        # Not as an option of the connection: SQLAlchemy's first queries would be cut off, too, and
+        # it then leaves the connection open.
         try:
             connection.execute(f"SET statement_timeout = {max(1, round(statement_s * 1000))}")
             connection.commit()

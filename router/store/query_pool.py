@@ -17,8 +17,8 @@ from router.errors import (
     RecordStoreUnavailable,
     StoreCondition,
 )
+from router.store.failures import BadQuery, ResultTooLarge, StoreError, StoreTimeout
 from router.store.record_store import RecordStore
-from router.store.store_errors import BadQuery, ResultTooLarge, StoreError, StoreTimeout
 from router.telemetry.redaction import redact
 
 T = TypeVar("T")

@@ -19,10 +19,11 @@ from router.records.record_types import parse_timestamp_us
 from router.spool.checkpoints import Checkpoints, checkpoint_path
 from router.spool.frames import USAGE, Position
 from router.spool.reader import SpoolReader
+from router.store.failures import StoreAbsent, StoreUnavailable
 from router.store.query_pool import Queries
-from router.store.record_store import MOST_LEFT_OUT, RecordStore
-from router.store.sql_queries import SERVED, Spend
-from router.store.store_errors import StoreAbsent, StoreUnavailable
+from router.store.record_queries import MOST_LEFT_OUT
+from router.store.record_store import RecordStore
+from router.store.usage_totals import SERVED, Spend
 
 MOST_UNSTORED_BYTES: Final = 16 * 1024 * 1024
 """Of the spool; reading more would take longer than calls wait."""

@@ -28,8 +28,8 @@ from sqlalchemy import (
     text,
 )
 
+from router.store.failures import StoreUnavailable
 from router.store.rows import AUDIT_COLUMNS, USAGE_COLUMNS, StoredField
-from router.store.store_errors import StoreUnavailable
 
 metadata: Final = MetaData()
 

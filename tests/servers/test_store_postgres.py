@@ -20,8 +20,8 @@ from sqlalchemy import text
 
 pytest.register_assert_rewrite("tests.unit.store.store_contract")
 
+from router.store.failures import StoreUnavailable  # noqa: E402
 from router.store.record_store import RecordStore  # noqa: E402
-from router.store.store_errors import StoreUnavailable  # noqa: E402
 from tests.unit.records import samples  # noqa: E402
 from tests.unit.records.samples import KEY  # noqa: E402
 from tests.unit.store.store_contract import StoreContract, verdict  # noqa: E402

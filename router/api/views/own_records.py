@@ -20,7 +20,7 @@ from router.config.schema.fields import parse_timestamp
 from router.exports.csv_cells import safe_cell
 from router.records.record_types import AUDIT_ACTIONS
 from router.store.record_store import RecordStore
-from router.store.sql_queries import columns_of
+from router.store.usage_totals import columns_of
 
 blueprint: Final = Blueprint("records", __name__)
 pipeline.install(blueprint)

@@ -11,7 +11,7 @@ import pytest
 from router.agent.sinks import LogSink, Refused, SinkUnavailable, StoreSink
 from router.clock import FrozenClock
 from router.spool.frames import USAGE
-from router.store.store_errors import StoreUnavailable, UnstorableRecord
+from router.store.failures import StoreUnavailable, UnstorableRecord
 from tests.fakes.shipping import decoded, decoded_frames, event, events, ids
 
 DAY_S = 86_400.0

@@ -20,15 +20,21 @@ from router.exports.audit_export import export_lines
 from router.exports.audit_verification import Verdict, verify_export
 from router.records.audit_chain import AuditChain
 from router.records.record_types import degraded_usage, encode_usage, parse_timestamp_us
-from router.store.record_store import (
+from router.store.failures import (
+    BadQuery,
+    ResultTooLarge,
+    StoreTimeout,
+    StoreUnavailable,
+    UnstorableRecord,
+)
+from router.store.record_queries import (
     HISTORY_BYTES,
     HISTORY_LENGTH,
     MOST_LEFT_OUT,
     AuditPage,
-    RecordStore,
     RequestHistory,
 )
-from router.store.sql_queries import GROUPS, SERVED, Spend
+from router.store.record_store import RecordStore
 from router.store.sql_tables import (
     MIGRATIONS,
     _versions,
@@ -39,13 +45,7 @@ from router.store.sql_tables import (
     prune_points,
     usage_documents,
 )
-from router.store.store_errors import (
-    BadQuery,
-    ResultTooLarge,
-    StoreTimeout,
-    StoreUnavailable,
-    UnstorableRecord,
-)
+from router.store.usage_totals import GROUPS, SERVED, Spend
 from tests.unit.records import samples
 from tests.unit.records.samples import KEY, RECORD, START_S
 from tests.unit.store import store_model

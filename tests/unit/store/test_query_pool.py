@@ -10,6 +10,7 @@ import gevent
 import pytest
 
 from router.errors import InvalidRequest, QueriesBusy, QueryTimeout, RecordStoreUnavailable
+from router.store.failures import BadQuery, ResultTooLarge, StoreTimeout, StoreUnavailable
 from router.store.query_pool import (
     MAX_WAITING,
     ORGANIZATION_THREADS,
@@ -18,7 +19,6 @@ from router.store.query_pool import (
     Queries,
 )
 from router.store.record_store import RecordStore
-from router.store.store_errors import BadQuery, ResultTooLarge, StoreTimeout, StoreUnavailable
 
 
 class Store:

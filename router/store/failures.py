@@ -1,4 +1,4 @@
-"""What can go wrong with the record store, for those who must not know SQL."""
+"""What can go wrong with the record store; callers need not know SQL."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ RecordKind = Literal["usage", "audit"]
 
 
 class StoreError(Exception):
-    """The base; the message is for the operator and holds no password."""
+    """The base; the message is for the operator and contains no password."""
 
 
 class StoreUnavailable(StoreError):
@@ -16,11 +16,11 @@ class StoreUnavailable(StoreError):
 
 
 class StoreAbsent(StoreUnavailable):
-    """There is no SQLite file where it should be; it is made with the first records."""
+    """The SQLite file does not exist; it is made with the first records."""
 
 
 class StoreTimeout(StoreError):
-    """A query took longer than it may."""
+    """A query took too long."""
 
     def __init__(self, timeout_s: float) -> None:
         super().__init__(f"the record store did not answer within {timeout_s:g} s")
@@ -42,7 +42,7 @@ class UnstorableRecord(StoreError):
 
 
 class ResultTooLarge(StoreError):
-    """The answer has more rows than were allowed; a part of it would look like all of it."""
+    """The answer has too many rows; a part of it could be mistaken for all of it."""
 
     def __init__(self, limit: int) -> None:
         super().__init__(f"the answer has more than {limit} rows: narrow the period or the groups")
@@ -50,7 +50,7 @@ class ResultTooLarge(StoreError):
 
 
 class BadQuery(StoreError):
-    """The question makes no sense; ``field`` names what is wrong with it."""
+    """A query is invalid; ``field`` names its wrong part."""
 
     def __init__(self, field: str, message: str) -> None:
         super().__init__(f"{field}: {message}")
