@@ -1,1 +1,1 @@
-"""``routerctl``: one module a noun; each imports what is heavy when it runs."""
+"""``routerctl``: one module a noun, imported when one of its commands is called."""

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 from decimal import Decimal, InvalidOperation
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import click
 
+from router.breaker import Unavailable
 from router.cli.ledger_session import LedgerSession, ledger_session, sums_of_records
 from router.cli.operator_audit import OperatorAuditLog
 from router.cli.output import CannotFindOut
 from router.config.settings import Settings
-
-if TYPE_CHECKING:
-    from router.limits.budgets.windows import Adjustment, WindowSpec, WindowState
+from router.limits.budgets.maintenance import correction_key
+from router.limits.budgets.rebuilding import Rebuilder, RebuildingLedger
+from router.limits.budgets.windows import (
+    MAX_AMOUNT,
+    Adjustment,
+    WindowLost,
+    WindowSpec,
+    WindowState,
+)
 
 
 class Correction(NamedTuple):
@@ -28,8 +35,6 @@ class Correction(NamedTuple):
 
 def parse_amount(text: str, unit: str) -> int:
     """Nano-USD, tokens or requests; raises ``click.BadParameter`` for what cannot be counted."""
-    from router.limits.budgets.windows import MAX_AMOUNT
-
     try:
         amount = Decimal(text).scaleb(9 if unit == "usd" else 0)
         whole = int(amount)
@@ -49,8 +54,6 @@ def parse_amount(text: str, unit: str) -> int:
 
 def make_correction(settings: Settings, correction: Correction) -> Adjustment | None:
     """Make a correction, unless it was made before: then ``None``, and nothing changes."""
-    from router.limits.budgets.maintenance import correction_key
-
     log = OperatorAuditLog(settings)
     organization_id = correction.organization_id
     with ledger_session(settings) as session:
@@ -74,8 +77,6 @@ def _rebuilt(
     settings: Settings, session: LedgerSession, log: OperatorAuditLog, correction: Correction
 ) -> WindowState:
     """The window, rebuilt from the records if Redis has lost it."""
-    from router.limits.budgets.rebuilding import Rebuilder, RebuildingLedger
-
     organization_id = correction.organization_id
     with sums_of_records(settings) as sum_records:
         ledger = RebuildingLedger(session.ledger, Rebuilder(session.maintenance, sum_records))
@@ -96,9 +97,6 @@ def _note(log: OperatorAuditLog, correction: Correction, before: int, after: int
 
 
 def _apply(session: LedgerSession, correction: Correction) -> Adjustment:
-    from router.breaker import Unavailable
-    from router.limits.budgets.windows import WindowLost
-
     organization_id, window, amount, reason, correction_id = correction
     why = {"reason": reason, "correction_id": correction_id}
     try:

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from router.cli.ledger_session import redis_client, sums_of_records
 from router.cli.options import Command
 from router.cli.output import CannotFindOut
 from router.config.settings import Settings, load_settings
@@ -46,6 +45,8 @@ def budget_service(no_records: bool) -> None:
     from gevent import monkey
 
     monkey.patch_all()
+    # All that opens sockets or makes locks is imported after the patch.
+    from router.cli.ledger_session import redis_client, sums_of_records
     from router.net.resolver import Resolver
     from router.telemetry.logs import configure_logging
 

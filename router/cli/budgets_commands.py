@@ -5,7 +5,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Callable
 from datetime import datetime, timezone
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 import click
 
@@ -14,9 +14,11 @@ from router.cli.ledger_session import ledger_session
 from router.cli.options import Noun, output_option
 from router.cli.output import Column, count, print_facts, print_rows
 from router.config.settings import Settings, load_settings
-
-if TYPE_CHECKING:
-    from router.limits.budgets.windows import WindowSpec, WindowState
+from router.config.state.state_reader import StateReader
+from router.config.state.state_writer import StateWriter
+from router.limits.budgets.windows import WindowSpec, WindowState
+from router.limits.configured import window_specs
+from router.records.record_types import format_usd
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -150,10 +152,6 @@ class _Configured(NamedTuple):
 
 def _configured(settings: Settings, only_id: str | None) -> list[_Configured]:
     """What the applied document and the stored keys say, of one organization or of all."""
-    from router.config.state.state_reader import StateReader
-    from router.config.state.state_writer import StateWriter
-    from router.limits.configured import window_specs
-
     reader = StateReader(settings.state_dir)
     try:
         organizations = reader.document().organizations
@@ -241,8 +239,6 @@ def _facts(organization_id: str, state: WindowState) -> dict[str, Any]:
 
 
 def _shown_amount(value: int, window: WindowSpec) -> str:
-    from router.records.record_types import format_usd
-
     return format_usd(value) if window.unit == "usd" else str(value)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import Any, Final, TypeVar
 
 import click
 
@@ -13,12 +13,13 @@ from router.cli.operator_audit import OperatorAuditLog, operator_audit_log, with
 from router.cli.options import Noun, output_option, warn_deprecated
 from router.cli.output import end_with_difference, print_csv, print_json
 from router.config.config_errors import ConfigurationError
+from router.config.diff import ABSENT, Change, FieldChange
+from router.config.document import LoadedDocument
+from router.config.loader import load_file
+from router.config.pepper import has_pepper, load_pepper, pepper_fingerprint
+from router.config.serialized import dump_yaml
 from router.config.settings import Settings, load_settings
-
-if TYPE_CHECKING:
-    from router.config.diff import Change, FieldChange
-    from router.config.document import LoadedDocument
-    from router.config.state.state_writer import StateWriter
+from router.config.state.state_writer import StateWriter
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -89,8 +90,6 @@ def apply(document: Path, dry_run: bool, prune_keys: bool, reactivate_keys: bool
     Shows what changes. Running workers follow within a second. Stored keys that are not listed
     stay, and revoked keys stay revoked.
     """
-    from router.config.state.state_writer import StateWriter
-
     rules = {"prune_keys": prune_keys, "reactivate_keys": reactivate_keys}
     if dry_run:
         warn_deprecated("routerctl config apply --dry-run", "routerctl config diff")
@@ -126,9 +125,6 @@ def export(output: str) -> None:
 
     Keys are printed as hashes. No secret is stored, so none can be shown.
     """
-    from router.config.serialized import dump_yaml
-    from router.config.state.state_writer import StateWriter
-
     plain = StateWriter(load_settings().state_dir).export()
     if output == "json":
         print_json(plain)
@@ -137,9 +133,6 @@ def export(output: str) -> None:
 
 
 def _planned_changes(document: Path, **rules: bool) -> list[Change]:
-    from router.config.pepper import has_pepper
-    from router.config.state.state_writer import StateWriter
-
     settings = load_settings()
     writer = StateWriter(settings.state_dir)
     loaded = _load(
@@ -160,22 +153,16 @@ def _note_refusal(log: OperatorAuditLog, document: Path, refusal: ConfigurationE
 
 
 def _load(document: Path, settings: Settings, pepper: Callable[[], bytes]) -> LoadedDocument:
-    from router.config.loader import load_file
-
     return load_file(document, demo=settings.demo, pepper=pepper)
 
 
 def _demo_pepper(settings: Settings, writer: StateWriter) -> bytes:
     """What demo secrets are hashed with."""
-    from router.config.pepper import load_pepper
-
     return load_pepper(settings, create=writer.pepper_fingerprint() is None)
 
 
 def _fingerprint(settings: Settings, loaded: LoadedDocument) -> str | None:
     """Fingerprint of the pepper, if there is one; hashes may be applied before their pepper is."""
-    from router.config.pepper import has_pepper, load_pepper, pepper_fingerprint
-
     if not loaded.keys or not has_pepper(settings):
         return None
     return pepper_fingerprint(load_pepper(settings, create=False))
@@ -204,8 +191,6 @@ def _print_changes(changes: list[Change]) -> None:
 
 
 def _field_line(field: FieldChange) -> str:
-    from router.config.diff import ABSENT
-
     old, new = (
         "(gone)" if side is ABSENT else json.dumps(side, ensure_ascii=False, default=str)
         for side in (without_secret(field.path, field.old), without_secret(field.path, field.new))
@@ -214,8 +199,6 @@ def _field_line(field: FieldChange) -> str:
 
 
 def _change_rows(changes: list[Change]) -> list[dict[str, Any]]:
-    from router.config.diff import ABSENT
-
     rows = []
     for change in changes:
         for field in change.fields:

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from router.api.openapi.contract_files import check as check_contracts
+from router.api.openapi.contract_files import write as write_contracts
 from router.cli.options import Noun
 from router.cli.output import end_with_difference
 
@@ -23,8 +25,6 @@ def contracts() -> None:
 @_directory
 def write(directory: Path) -> None:
     """Write the contracts to DIRECTORY (default: contracts)."""
-    from router.api.openapi.contract_files import write as write_contracts
-
     write_contracts(directory)
     click.echo(f"wrote {directory}")
 
@@ -33,8 +33,6 @@ def write(directory: Path) -> None:
 @_directory
 def check(directory: Path) -> None:
     """Report where DIRECTORY (default: contracts) differs from the code: exit code 1."""
-    from router.api.openapi.contract_files import check as check_contracts
-
     problems = check_contracts(directory)
     for problem in problems:
         click.echo(problem, err=True)

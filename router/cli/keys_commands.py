@@ -5,20 +5,21 @@ from __future__ import annotations
 import re
 import secrets
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import click
 
+from router.auth.keys import derive_signing_secret, generate_key, hash_key
 from router.cli.operator_audit import OperatorAuditLog, operator_audit_log
 from router.cli.options import Noun, output_option
 from router.cli.output import Column, print_facts, print_json, print_rows, shown
 from router.clock import Clock
-from router.config.document import DEFAULT_SCOPES, SCOPES
+from router.config.document import DEFAULT_SCOPES, SCOPES, KeyRecord
+from router.config.pepper import load_pepper, pepper_fingerprint
+from router.config.schema.fields import parse_timestamp
+from router.config.serialized import serialize_key
 from router.config.settings import Settings, load_settings
-
-if TYPE_CHECKING:
-    from router.config.document import KeyRecord
-    from router.config.state.state_writer import StateWriter
+from router.config.state.state_writer import StateWriter
 
 _DURATION: Final = re.compile("([1-9][0-9]{0,5})([mhdw])")
 _UNIT_S: Final = {"m": 60, "h": 3600, "d": 86_400, "w": 604_800}
@@ -47,8 +48,6 @@ def _duration(_ctx: click.Context, _parameter: click.Parameter, value: str | Non
 
 def _moment(_ctx: click.Context, _parameter: click.Parameter, value: str | None) -> float | None:
     """ISO 8601 with a zone → seconds since the epoch."""
-    from router.config.schema.fields import parse_timestamp
-
     try:
         return None if value is None else parse_timestamp(value)
     except ValueError as error:
@@ -103,8 +102,6 @@ def create(
 
     The key is shown this once: only a keyed hash of it is stored.
     """
-    from router.config.document import KeyRecord
-
     settings = load_settings()
     expiry_s = _expiry(expires_in, expires_at)
     key = _generate(env)
@@ -152,9 +149,6 @@ def signing_secret(key_id: str) -> None:
 
 def find_signing_secret(settings: Settings, key_id: str) -> str:
     """Derive the signing secret of a stored key."""
-    from router.auth.keys import derive_signing_secret
-    from router.config.pepper import load_pepper, pepper_fingerprint
-
     writer = _writer(settings)
     writer.get_key(key_id)
     pepper = load_pepper(settings, create=False)
@@ -164,9 +158,6 @@ def find_signing_secret(settings: Settings, key_id: str) -> str:
 
 def _store(settings: Settings, draft: KeyRecord, key: str) -> tuple[KeyRecord, str]:
     """Store a new key under the pepper, which is made last; returns its record and its secret."""
-    from router.auth.keys import derive_signing_secret, hash_key
-    from router.config.pepper import load_pepper, pepper_fingerprint
-
     with operator_audit_log(settings) as log:
         writer = _writer(settings, log)
         writer.check_new_key(draft)
@@ -178,14 +169,10 @@ def _store(settings: Settings, draft: KeyRecord, key: str) -> tuple[KeyRecord, s
 
 
 def _writer(settings: Settings, log: OperatorAuditLog | None = None) -> StateWriter:
-    from router.config.state.state_writer import StateWriter
-
     return StateWriter(settings.state_dir, journal=None if log is None else log.note)
 
 
 def _generate(env: str) -> str:
-    from router.auth.keys import generate_key
-
     try:
         return generate_key(env)
     except ValueError as error:
@@ -221,8 +208,6 @@ def _print_new(record: KeyRecord, key: str, secret: str, output: str) -> None:
 
 def _facts(record: KeyRecord) -> dict[str, Any]:
     """What may be shown of a key; ``state`` is its status, or ``expired``."""
-    from router.config.serialized import serialize_key
-
     facts = serialize_key(record)
     del facts["hash"]
     is_expired = record.expires_at_s is not None and record.expires_at_s <= Clock().now_s()

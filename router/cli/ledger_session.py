@@ -4,19 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import click
 
+from router.breaker import Unavailable
 from router.cli.operator_audit import as_owner_of
 from router.cli.output import CannotFindOut
 from router.config.settings import EMBEDDED_REDIS, Settings, SettingsError
-
-if TYPE_CHECKING:
-    from router.limits.budgets.ledger import Ledger
-    from router.limits.budgets.maintenance import LedgerMaintenance
-    from router.limits.budgets.rebuilding import SumRecords
-    from router.redis.client import RedisClient
+from router.limits.budgets.ledger import Ledger
+from router.limits.budgets.maintenance import LedgerMaintenance
+from router.limits.budgets.rebuilding import SumRecords
+from router.net.resolver import system_resolve
+from router.redis.client import RedisClient
+from router.redis.connection import ConnectionOptions
+from router.redis.embedded import EmbeddedRedis, EmbeddedRedisError, redis_address
+from router.store.query_pool import Queries
+from router.store.record_store import RecordStore
+from router.store.spend import sum_records_of
 
 _TIMEOUT_S = 2.0
 """An operator would rather wait than hear that Redis is slow."""
@@ -33,10 +38,6 @@ class LedgerSession(NamedTuple):
 @contextmanager
 def ledger_session(settings: Settings) -> Iterator[LedgerSession]:
     """A session with the Redis of these settings; no answer from it is :class:`CannotFindOut`."""
-    from router.breaker import Unavailable
-    from router.limits.budgets.ledger import Ledger
-    from router.limits.budgets.maintenance import LedgerMaintenance
-
     if settings.budget_service_endpoint is not None:
         raise click.ClickException(
             "a budget service holds the budgets (BUDGET_SERVICE_ENDPOINT): run this where it runs"
@@ -57,11 +58,6 @@ def redis_client(
     resolve: Callable[[str, float], list[str]] | None = None,
 ) -> Iterator[RedisClient]:
     """A client of the Redis of these settings; an embedded server runs at least as long."""
-    from router.net.resolver import system_resolve
-    from router.redis.client import RedisClient
-    from router.redis.connection import ConnectionOptions
-    from router.redis.embedded import EmbeddedRedis, EmbeddedRedisError, redis_address
-
     with ExitStack() as stack:
         try:
             if settings.redis_addr == EMBEDDED_REDIS:
@@ -83,10 +79,6 @@ def redis_client(
 @contextmanager
 def sums_of_records(settings: Settings, *, may_be_new: bool = True) -> Iterator[SumRecords]:
     """What the record store and this host's spool have of a window; see ``sum_records_of``."""
-    from router.store.query_pool import Queries
-    from router.store.record_store import RecordStore
-    from router.store.spend import sum_records_of
-
     timeout_s = settings.query_timeout_s
     store = RecordStore(settings.store_url, read_only=True, query_timeout_s=timeout_s)
     queries = Queries(store, timeout_s=timeout_s)

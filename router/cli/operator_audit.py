@@ -8,17 +8,17 @@ import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from router.clock import Clock
 from router.config.config_errors import StateUnavailable
+from router.config.diff import ABSENT, Change
+from router.config.settings import Settings
 from router.errors import RecordsUnavailable
-
-if TYPE_CHECKING:
-    from router.config.diff import Change
-    from router.config.settings import Settings
-    from router.limits.budgets.windows import ThresholdEvent, WindowSpec
-    from router.records.record_types import AuditAction, AuditEvent
+from router.limits.budgets.windows import ThresholdEvent, WindowSpec
+from router.records.record_types import AuditAction, AuditEvent
+from router.records.recorder import Recorder
+from router.spool.writer import SpoolWriter
 
 _ENTITY_TYPES: Final[Mapping[str, str]] = {
     "organizations": "organization",
@@ -130,8 +130,6 @@ class OperatorAuditLog:
     def _event(
         self, action: AuditAction, entity_type: str, entity_id: str, **facts: Any
     ) -> AuditEvent:
-        from router.records.record_types import AuditEvent
-
         return AuditEvent(
             event_id=str(uuid.uuid4()),
             action=action,
@@ -143,9 +141,6 @@ class OperatorAuditLog:
         )
 
     def _write(self, events: Sequence[AuditEvent]) -> None:
-        from router.records.recorder import Recorder
-        from router.spool.writer import SpoolWriter
-
         if not events:
             return
         settings = self._settings
@@ -186,8 +181,6 @@ def _action(change: Change, after: Mapping[str, Any]) -> AuditAction:
 
 
 def _known(fields: Iterable[tuple[str, Any]]) -> dict[str, Any]:
-    from router.config.diff import ABSENT
-
     return {path: without_secret(path, value) for path, value in fields if value is not ABSENT}
 
 

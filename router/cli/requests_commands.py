@@ -8,6 +8,7 @@ from typing import IO, Final
 
 import click
 
+from router.auth import signatures
 from router.cli.keys_commands import find_signing_secret
 from router.cli.options import Command, output_option
 from router.cli.output import print_json
@@ -54,8 +55,6 @@ def sign(
     The signing secret is taken from --secret-file, else from the variable ROUTER_SIGNING_SECRET,
     or derived with --key-id; never from the command line, which others can read.
     """
-    from router.auth import signatures
-
     if not path.startswith("/") or "?" in path:
         raise click.BadParameter("must begin with / and end before the ?", param_hint="--path")
     secret = _secret(key_id, secret_file)

@@ -7,20 +7,23 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import click
 
+from router.agent.lock import AgentLock
+from router.agent.status import read_report
 from router.cli.options import Noun, output_option
 from router.cli.output import CannotFindOut, end_with_difference, finding_out, progress_bar
 from router.cli.sink_choice import check_sinks, configured_sinks
+from router.cli.spool_findings import read_findings
+from router.cli.spool_status import print_status, read_status, saved_positions
 from router.cli.trail_pepper import trail_pepper
 from router.clock import Clock
 from router.config.settings import Settings, load_settings
-
-if TYPE_CHECKING:
-    from router.spool.frames import Position
-    from router.spool.reader import SpoolReader
+from router.records.record_types import parse_timestamp_us
+from router.spool.frames import Position
+from router.spool.reader import SpoolReader
 
 Positions = Mapping[str, "Position"]
 Agent = subprocess.Popen[bytes]
@@ -50,8 +53,6 @@ def status(output: str) -> None:
 
     CSV has the writers only.
     """
-    from router.cli.spool_status import print_status, read_status
-
     with finding_out():
         found = read_status(load_settings())
     print_status(output, found)
@@ -68,8 +69,6 @@ def verify(output: str) -> None:
     Exits with 1 if anything is. An unfinished record at the end of a dead writer is reported and
     is no damage: its call was never answered.
     """
-    from router.cli.spool_findings import read_findings
-
     with finding_out():
         found = read_findings(_reader(load_settings()))
     found.print(output)
@@ -115,8 +114,6 @@ def drain(timeout_s: float, accept_sinks: bool) -> None:
 
 
 def _reader(settings: Settings) -> SpoolReader:
-    from router.spool.reader import SpoolReader
-
     return SpoolReader(settings.spool_dir, observe=True)
 
 
@@ -128,8 +125,6 @@ def _wait_for(
     started: Agent | None,
 ) -> int:
     """Wait until every sink acknowledged the goal; returns what one lacks at the deadline."""
-    from router.cli.spool_status import saved_positions
-
     left_bytes = total = _left(reader, goal, None)
     with progress_bar("shipping", total, in_bytes=True) as advance:
         while left_bytes and time.monotonic() < deadline_s:
@@ -155,10 +150,6 @@ def _left(reader: SpoolReader, goal: Positions, saved: Positions | None) -> int:
 
 def _sinks_of_agent(settings: Settings) -> list[str]:
     """The sinks that the running agent ships to; none until it reports them."""
-    from router.agent.lock import AgentLock
-    from router.agent.status import read_report
-    from router.records.record_types import parse_timestamp_us
-
     report = read_report(settings.data_dir)
     if report is None or not AgentLock(settings.data_dir).is_held():
         return []
@@ -169,8 +160,6 @@ def _sinks_of_agent(settings: Settings) -> list[str]:
 @contextmanager
 def _agent(settings: Settings, *, accept_sinks: bool) -> Iterator[Agent | None]:
     """Yield an agent that ends with the block, or ``None`` where one runs already."""
-    from router.agent.lock import AgentLock
-
     if AgentLock(settings.data_dir).is_held():
         yield None
         return

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import click
 
 from router.cli.output import print_csv, print_json
-
-if TYPE_CHECKING:
-    from router.spool.reader import SpoolReader
+from router.spool.reader import SpoolReader
 
 _READ_BYTES: Final = 4 * 1024 * 1024
 _VERDICTS: Final[Mapping[str, str]] = {

@@ -4,27 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
+from router.agent.lock import taken_over
+from router.agent.sink_set import load_sinks
+from router.agent.status import Shipping, observe_shipping, read_report
 from router.cli.output import Column, count, print_csv, print_json, print_table, size
 from router.cli.sink_choice import configured_sinks
 from router.config.settings import Settings
-
-if TYPE_CHECKING:
-    from router.agent.status import Shipping
-    from router.spool.frames import Position
+from router.spool.checkpoints import Checkpoints, checkpoint_path, sinks_with_checkpoints
+from router.spool.frames import Position
+from router.spool.reader import SpoolReader
 
 
 def saved_positions(data_dir: Path) -> dict[str, Mapping[str, Position]]:
     """How far each sink that ever saved its position has come."""
-    from router.spool.checkpoints import (
-        Checkpoints,
-        checkpoint_path,
-        sinks_with_checkpoints,
-    )
-
     return {
         sink: Checkpoints(checkpoint_path(data_dir, sink)).load()
         for sink in sinks_with_checkpoints(data_dir)
@@ -33,10 +29,6 @@ def saved_positions(data_dir: Path) -> dict[str, Mapping[str, Position]]:
 
 def read_status(settings: Settings) -> dict[str, Any]:
     """The spool, its writers, and each sink by its checkpoint and by what the agent says."""
-    from router.agent.lock import taken_over
-    from router.agent.status import observe_shipping
-    from router.spool.reader import SpoolReader
-
     reader = SpoolReader(settings.spool_dir, observe=True)
     sinks = saved_positions(settings.data_dir)
     infos = reader.writers()
@@ -111,9 +103,6 @@ def _state(alive: bool, taken_over: bool) -> str:
 
 def _sinks(settings: Settings, names: list[str], shipping: Shipping) -> dict[str, Any]:
     """Each sink by its name; what an ended agent reported does not count."""
-    from router.agent.sink_set import load_sinks
-    from router.agent.status import read_report
-
     # What the agent noted, for this shell's environment may be another one.
     known = load_sinks(settings.data_dir) or configured_sinks(settings)
     said = shipping.sinks if shipping.is_running else {}
