@@ -306,7 +306,7 @@ def _record_figures(recorder: Recorder) -> Figures:
         "spool_write_errors": status.write_errors,
         "spool_sync_errors": status.sync_errors,
         "records": recorder.taken,
-        "records_held_bytes": status.held_bytes,
+        "records_held_bytes": status.buffered_bytes,
         "records_lost": status.lost_frames,
         "records_degraded": recorder.degraded,
         "records_refused": recorder.refused,

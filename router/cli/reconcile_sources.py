@@ -11,7 +11,7 @@ from router.exports.comparison import KAFKA, SPOOL, STORE
 from router.exports.reconciliation import Reconciliation
 from router.spool.checkpoints import Checkpoints, checkpoint_path
 from router.spool.frames import USAGE, Position
-from router.spool.reader import Missing, SpoolReader
+from router.spool.reader import Missing, SpoolReader, read_batches
 
 if TYPE_CHECKING:
     from router.agent.kafka.topic_reader import TopicReader
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 Saved = Mapping[str, Mapping[str, Position]]
 
-_READ_BYTES: Final = 4 * 1024 * 1024
 _PAGE: Final = 5000
 _MARGIN_S: Final = 3600.0
 """Hosts' clocks differ less than this."""
@@ -43,9 +42,7 @@ class SpoolSource:
         reader = SpoolReader(self.settings.spool_dir, observe=True)
         gaps: list[Missing] = []
         for info in reader.writers():
-            position = reader.first_position(info.writer_id)
-            while True:
-                batch = reader.read(position, _READ_BYTES)
+            for batch in read_batches(reader, info.writer_id):
                 for frame in batch.frames:
                     if frame.kind == USAGE:
                         waiting = self._waiting(saved, frame.position_after)
@@ -54,9 +51,6 @@ class SpoolSource:
                     self.damaged += sum(not stretch.torn for stretch in batch.skipped)
                     self.too_new += batch.unreadable_format is not None
                     gaps += [] if batch.missing is None else [batch.missing]
-                if batch.position_after == position:
-                    break
-                position = batch.position_after
         if gaps:
             self._count_lost(gaps)
 

@@ -11,7 +11,6 @@ import click
 from router.cli.output import print_csv, print_json
 from router.spool.reader import SpoolReader
 
-_READ_BYTES: Final = 4 * 1024 * 1024
 _VERDICTS: Final[Mapping[str, str]] = {
     "torn": "unfinished",
     "damaged": "damaged",
@@ -63,9 +62,9 @@ def read_findings(reader: SpoolReader) -> Findings:
 
 
 def _read_writer(found: Findings, reader: SpoolReader, writer_id: str) -> None:
-    position = reader.first_position(writer_id)
-    while True:
-        batch = reader.read(position, _READ_BYTES)
+    from router.spool.reader import read_batches
+
+    for batch in read_batches(reader, writer_id):
         found.frames += len(batch.frames)
         for stretch in batch.skipped:
             place = stretch._asdict()
@@ -73,7 +72,5 @@ def _read_writer(found: Findings, reader: SpoolReader, writer_id: str) -> None:
         if batch.missing is not None:
             found.missing.append(batch.missing._asdict())
         if batch.unreadable_format is not None:
-            found.too_new.append({**position._asdict(), "format": batch.unreadable_format})
-        if batch.position_after == position:
-            return
-        position = batch.position_after
+            at = batch.position_after._asdict()
+            found.too_new.append({**at, "format": batch.unreadable_format})

@@ -9,11 +9,10 @@ import orjson
 
 from router.records.record_types import parse_timestamp_us
 from router.spool.frames import AUDIT, Frame, Position
-from router.spool.reader import SpoolReader
+from router.spool.reader import SpoolReader, read_batches
 
 SETTLED_S: Final = 1.0
 """Much longer than it takes from the time that an event names until it is in the spool."""
-_READ_BYTES: Final = 256 * 1024
 
 
 def complete_to(spool: SpoolReader, stored: Mapping[str, Position], now_s: float) -> float | None:
@@ -25,18 +24,13 @@ def complete_to(spool: SpoolReader, stored: Mapping[str, Position], now_s: float
     """
     earliest_s = now_s - SETTLED_S
     for info in spool.writers():
-        position = stored.get(info.writer_id) or spool.first_position(info.writer_id)
-        while True:
-            batch = spool.read(position, _READ_BYTES)
+        for batch in read_batches(spool, info.writer_id, stored.get(info.writer_id)):
             if batch.unreadable_format is not None:
                 return None
             event_s = _first_event_s(batch.frames)
             if event_s is not None:
                 earliest_s = min(earliest_s, event_s)
                 break
-            if batch.position_after == position:
-                break
-            position = batch.position_after
     return earliest_s
 
 

@@ -172,7 +172,7 @@ def records(spool: SpoolWriter) -> Component:
     except RecordsUnavailable as refusal:
         cause = f"calls cannot be recorded, {_DISK[refusal.reason]}"
         return Component("unavailable", cause, _ALL_REFUSED, facts, refusal.reason)
-    if figures.held_bytes:
+    if figures.buffered_bytes:
         meanwhile = "calls are served; the records are written once the disk recovers"
         return Component("degraded", "records are held in memory", meanwhile, facts)
     if figures.total_bytes > SPOOL_FILLING * figures.max_bytes:

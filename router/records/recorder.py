@@ -1,4 +1,4 @@
-"""The pen of one process: a usage record and its audit event, chained and appended as one."""
+"""Records calls in the spool of this process: a usage record and its audit event as one append."""
 
 from __future__ import annotations
 
@@ -16,32 +16,32 @@ from router.spool.frames import AUDIT, MAX_PAYLOAD_BYTES, USAGE
 from router.spool.writer import SpoolWriter
 
 Entry = tuple[bytes | None, AuditEvent | None]
-"""An encoded usage record and the event beside it; what is missing could not be built."""
+"""An encoded usage record and its event; ``None`` for what could not be built."""
 
 _logger = logging.getLogger("router.records")
 
 
 class Recorder:
-    """Writes what happened to the spool of this process."""
+    """Appends usage records and chained audit events to the spool of this process."""
 
     def __init__(self, spool: SpoolWriter) -> None:
         self.spool = spool
         self._chain = AuditChain(spool.writer_id)
         self.taken = 0
-        """Records and events that the spool took, or that are held until it can."""
+        """Records and events that the spool accepted, or that are buffered until it can."""
         self.degraded = 0
         self.refused: Counter[str] = Counter()
-        """Calls without a record, by what was wrong with the spool; none of them cost anything."""
+        """Calls without a record, by the reason of the spool; none of them cost anything."""
 
     def check(self) -> None:
-        """Raises ``RecordsUnavailable`` if what begins now could not be recorded."""
+        """Raise ``RecordsUnavailable`` if a call that begins now could not be recorded."""
         self.spool.check()
 
     def admits_refusals(self) -> bool:
-        """Tell whether a call that cost nothing may be recorded now; counts one that may not.
+        """Tell whether a call that cost nothing may be recorded now; count one that may not.
 
-        While new calls are refused, what room is left, on the disk and in memory, is for the calls
-        that backends serve already. Refusals, of which there may be any number, would use it up.
+        While new calls are refused, the room left on the disk and in memory is for calls that
+        backends serve already. Records of any number of refused calls would use it up.
         """
         try:
             self.spool.check()
@@ -60,13 +60,13 @@ class Recorder:
     ) -> None:
         """Append both with one write; raises ``RecordsUnavailable``.
 
-        What was refused is kept in memory to be written first once the disk recovers: the call has
-        cost something, whether its reply goes out or not. With ``answered`` nobody can take the
-        reply back, so nothing is raised either. Otherwise ``amend`` may say what the refusal makes
-        of the call; it keeps the ids. It is not asked if something may stand on the disk already:
-        nobody must ever find two contents under one id.
+        What the spool refuses is buffered in memory and written first when the disk recovers: the
+        call has cost something, whether its reply goes out or not. With ``answered`` the reply can
+        no longer be withheld, so nothing is raised. Otherwise ``amend`` may change the records to
+        what the refusal makes of the call, under the same ids. It is not called when the records
+        may be on the disk already: one id must never have two contents.
 
-        Whatever else is raised, nothing was taken.
+        After any other exception nothing was recorded.
         """
         start = self._chain.end
         frames = self._frames(usage, event)
@@ -80,7 +80,7 @@ class Recorder:
                 entry = amend(refusal)
                 self._chain.rewind(start)
                 frames = self._frames(*entry)
-            self.spool.hold(frames)
+            self.spool.buffer(frames)
             if not answered:
                 raise refusal from None
 
@@ -91,21 +91,21 @@ class Recorder:
         return frames
 
     def note(self, events: Iterable[AuditEvent]) -> None:
-        """Append events that no call is about; raises ``RecordsUnavailable``."""
+        """Append events that belong to no call; raises ``RecordsUnavailable``."""
         frames = [(AUDIT, self._link(event)) for event in events]
         self.spool.append(frames)
         self.taken += len(frames)
 
     def close(self) -> None:
-        """Sync and let go; the agent ships what is there."""
+        """Sync and close the spool; the agent ships what is in it."""
         self.spool.close()
 
     def _fitting(self, usage: bytes) -> bytes:
-        """The record; the least of it when it is more than the spool can carry."""
+        """The record, or its degraded form when it is longer than a frame may be."""
         if len(usage) <= MAX_PAYLOAD_BYTES:
             return usage
         fields = orjson.loads(usage)
-        self._tell_degraded("usage record", fields["request_id"], len(usage))
+        self._note_degraded("usage record", fields["request_id"], len(usage))
         return degraded_usage(
             fields["request_id"],
             fields["api_key_id"],
@@ -116,21 +116,21 @@ class Recorder:
         )
 
     def _link(self, event: AuditEvent) -> bytes:
-        """The event in its chain; without its details when they cannot be written or carried."""
+        """The event, linked; without its details when they cannot be encoded or are too long."""
         try:
             return self._chain.link(event, max_bytes=MAX_PAYLOAD_BYTES)
         except (TypeError, ValueError) as error:
-            self._tell_degraded("audit event", event.request_id or event.event_id, str(error))
+            self._note_degraded("audit event", event.request_id or event.event_id, str(error))
             bare = dataclasses.replace(event, context={"degraded": True}, before=None, after=None)
             return self._chain.link(bare, max_bytes=MAX_PAYLOAD_BYTES)
 
-    def _tell_degraded(self, what: str, request_id: str, why: object) -> None:
+    def _note_degraded(self, what: str, request_id: str, why: object) -> None:
         self.degraded += 1
         _logger.error(f"{what} degraded", extra={"request_id": request_id, "why": str(why)})
 
 
 def _refusal_of(error: Exception) -> RecordsUnavailable:
-    """What the spool raised; anything but a refusal is a defect that the client is not told of."""
+    """The spool's refusal; any other exception is a defect that clients see as ``disk_error``."""
     if isinstance(error, RecordsUnavailable):
         return error
     _logger.error("the spool failed", exc_info=error)

@@ -1,8 +1,8 @@
-"""How far a sink has come, on disk, in two files that take turns.
+"""The positions that a sink has acknowledged, on disk, in two files that are written in turn.
 
-One file is overwritten while the other stays as it is, so there is a good one at every moment. In
-place and not by renaming, because that needs no space: on a full disk what was delivered can still
-be acknowledged and removed, which is what makes space.
+While one file is overwritten the other one stays as it is, so there is a valid one at every moment.
+Overwriting in place needs no space, as renaming would: on a full disk, delivered segments can still
+be acknowledged and removed, which frees space.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ from router.spool.frames import Position
 FORMAT: Final = 1
 DIRECTORY_NAME: Final = "checkpoints"
 _SUFFIXES: Final = (".0", ".1")
-_ROOM_BYTES: Final = 16 * 1024
+_RESERVED_BYTES: Final = 16 * 1024
 _logger = logging.getLogger("router.spool")
 
 
 def checkpoint_path(data_dir: Path, sink: str) -> Path:
-    """Where a sink's checkpoints are, but for the suffixes ``.0`` and ``.1``."""
+    """The path of a sink's checkpoints without the suffixes ``.0`` and ``.1``."""
     return data_dir / DIRECTORY_NAME / sink
 
 
 def sinks_with_checkpoints(data_dir: Path) -> list[str]:
-    """The sinks that have ever saved a position."""
+    """The sinks that have saved a position."""
     found = (data_dir / DIRECTORY_NAME).glob("*.[01]")
     return sorted({path.name[: -len(_SUFFIXES[0])] for path in found})
 
 
 class _Saved(NamedTuple):
-    """What one of the two files says; the greater generation is the later one."""
+    """The content of one of the two files; the greater generation is the later one."""
 
     generation: int
     positions: dict[str, Position]
@@ -46,8 +46,8 @@ class _Saved(NamedTuple):
 class Checkpoints:
     """The positions of one sink, one for each writer. One process saves them.
 
-    When both files are lost or damaged, reading starts at the oldest segment that is there; what
-    is delivered again carries the same ids. When one is, at the position before the last.
+    When one file is lost or damaged, reading starts at the positions before the last; when both
+    are, at the oldest segments. What is delivered again carries the same ids.
     """
 
     def __init__(self, path: Path, io: SpoolIO | None = None) -> None:
@@ -57,7 +57,7 @@ class Checkpoints:
         self._prepared = False
 
     def load(self) -> dict[str, Position]:
-        """The positions that were saved last; none when they were lost."""
+        """The positions that were saved last; empty when they were lost."""
         found = [saved for saved in map(self._read, _SUFFIXES) if saved is not None]
         if not found:
             self._generation = 0
@@ -69,14 +69,14 @@ class Checkpoints:
     def save(self, positions: Mapping[str, Position]) -> None:
         """Replace all positions; on return they survive a power failure. Raises ``OSError``.
 
-        The first one sets room aside for the later ones, so it is best made early.
+        The first save reserves disk space for later ones, so it is best made early.
         """
         if self._generation is None:
             self.load()
         if not self._prepared:
             self._prepare()
         generation = (self._generation or 0) + 1
-        fd = self._io.open(self._place(_SUFFIXES[generation % 2]), OVERWRITE)
+        fd = self._io.open(self._file(_SUFFIXES[generation % 2]), OVERWRITE)
         try:
             data = _encode(generation, positions)
             while data:
@@ -87,12 +87,12 @@ class Checkpoints:
         self._generation = generation
 
     def _prepare(self) -> None:
-        """Have both files there under names that last, with room for what will be written."""
+        """Create both files durably, with disk space reserved for later saves."""
         self._io.make_dir(self._path.parent)
         for suffix in _SUFFIXES:
-            fd = self._io.open(self._place(suffix), OVERWRITE)
+            fd = self._io.open(self._file(suffix), OVERWRITE)
             try:
-                self._io.allocate(fd, 0, _ROOM_BYTES)
+                self._io.allocate(fd, 0, _RESERVED_BYTES)
             except OSError:
                 pass  # then a full disk may refuse a save
             finally:
@@ -102,7 +102,7 @@ class Checkpoints:
         self._prepared = True
 
     def _read(self, suffix: str) -> _Saved | None:
-        path = self._place(suffix)
+        path = self._file(suffix)
         try:
             fd = self._io.open(path, READ)
             try:
@@ -119,12 +119,12 @@ class Checkpoints:
             _logger.warning("checkpoint damaged", extra={"file": path.name})
         return saved
 
-    def _place(self, suffix: str) -> Path:
+    def _file(self, suffix: str) -> Path:
         return self._path.with_name(self._path.name + suffix)
 
 
 def _encode(generation: int, positions: Mapping[str, Position]) -> bytes:
-    """A line of JSON and a line with its CRC; what an earlier, longer text left behind follows."""
+    """A line of JSON and a line with its CRC; the rest of an earlier, longer text may follow."""
     plain = {writer_id: [at.segment, at.offset] for writer_id, at in positions.items()}
     line = orjson.dumps({"format": FORMAT, "generation": generation, "positions": plain})
     return b"%b\n%08x\n" % (line, zlib.crc32(line))

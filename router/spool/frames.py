@@ -1,9 +1,9 @@
-"""What the bytes of a spool segment mean: frames, positions, file names, and finding frames again.
+"""The format of spool segments: frames, positions, file names, and finding frames after damage.
 
 A frame is ``magic(2) kind(1) flags(1) length(4) crc32(4) payload``, numbers big-endian; the CRC is
 over kind, flags, length and payload. A segment is frames and nothing else; its first one is of kind
-``HEADER``. Neither byte of the magic occurs in UTF-8, so that no text inside a payload can pass for
-a frame when damage makes the reader search for the next one.
+``HEADER``. Neither byte of the magic occurs in UTF-8, so that no text inside a payload is taken for
+a frame when the reader searches for the next frame behind damage.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _SEGMENT: Final = re.compile(r"(\d{12})\.seg")
 
 
 class Position(NamedTuple):
-    """A place in the spool; of one writer, the later place is the greater one."""
+    """A position in the spool; of one writer, the later position is the greater one."""
 
     writer_id: str
     segment: int
@@ -46,7 +46,7 @@ class Position(NamedTuple):
 
 
 class Frame(NamedTuple):
-    """One frame as it was appended, and where the next one begins."""
+    """One frame as it was appended, and the position behind it."""
 
     kind: int
     payload: bytes
@@ -54,16 +54,16 @@ class Frame(NamedTuple):
 
 
 class Gap(NamedTuple):
-    """Bytes in which there is no frame, as indices into what was scanned."""
+    """Bytes without a frame, as indices into the scanned data."""
 
     start: int
     end: int
     torn: bool
-    """The end of the file came before the end of the frame: the usual trace of a killed writer."""
+    """The file ends before the frame does, as a killed writer leaves it."""
 
 
 class Scan(NamedTuple):
-    """What was found, and the index at which to go on."""
+    """Frames and gaps, and the index at which to go on."""
 
     frames: list[Frame]
     gaps: list[Gap]
@@ -71,7 +71,7 @@ class Scan(NamedTuple):
 
 
 def encode_frame(kind: int, payload: bytes) -> bytes:
-    """One frame; raises ``ValueError`` for a payload that no reader would accept."""
+    """One encoded frame; raises ``ValueError`` for a payload over 1 MiB."""
     length = len(payload)
     if length > MAX_PAYLOAD_BYTES:
         raise ValueError(f"a frame carries at most {MAX_PAYLOAD_BYTES} bytes, not {length}")
@@ -81,13 +81,13 @@ def encode_frame(kind: int, payload: bytes) -> bytes:
 
 
 def header_frame(writer_id: str, segment: int) -> bytes:
-    """The frame that every segment begins with."""
+    """The first frame of a segment."""
     about = {"format": FORMAT, "writer_id": writer_id, "segment": segment}
     return encode_frame(HEADER, orjson.dumps(about))
 
 
 def header_format(data: bytes) -> int | None:
-    """The format that a segment's first bytes announce; ``None`` when they are no header."""
+    """The format number in a segment's header; ``None`` without a header."""
     length = measure(data, 0)
     if length <= 0 or data[len(MAGIC)] != HEADER:
         return None
@@ -122,7 +122,7 @@ def find_frame(data: bytes, start: int) -> int:
 
 
 def whole_frames(data: bytes, end: int) -> int:
-    """How many of the first ``end`` bytes of well-formed frames are whole frames."""
+    """The length of the whole frames within the first ``end`` bytes of well-formed frames."""
     index = 0
     while index + HEAD_BYTES <= end:
         following = index + HEAD_BYTES + int(_HEAD.unpack_from(data, index)[3])
@@ -157,6 +157,24 @@ def scan(data: bytes, start: Position, *, limit: int, complete: bool, final: boo
         gaps.append(Gap(index, len(data) if following < 0 else following, torn))
         index = gaps[-1].end
     return Scan(frames, gaps, index)
+
+
+def confirmed(first: Scan, second: Scan, offset: int) -> Scan:
+    """The second scan of a growing segment, up to damage that the first one did not find.
+
+    A read that overlaps a write can miss a part of a frame and see the frame behind it. That frame
+    was complete then, so damage that a second read finds at the same place is real.
+    """
+    known = {(gap.start, gap.end) for gap in first.gaps}
+    unconfirmed = [gap.start for gap in second.gaps if (gap.start, gap.end) not in known]
+    if not unconfirmed:
+        return second
+    stop = unconfirmed[0]
+    return Scan(
+        [frame for frame in second.frames if frame.position_after.offset <= offset + stop],
+        [gap for gap in second.gaps if gap.end <= stop],
+        stop,
+    )
 
 
 def _frame(data: bytes, start: Position, index: int, length: int) -> Frame:

@@ -1,4 +1,4 @@
-"""Where bytes go that are no frames: kept for whoever wants to know, counted once."""
+"""The quarantine of a spool: bytes that are no frames, kept for inspection and counted once."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from router.spool.disk import REPLACE, SpoolIO
 from router.spool.frames import QUARANTINE_NAME
 
 MAX_BYTES: Final = 64 * 1024 * 1024
-"""More is counted and thrown away: damage must not fill the disk."""
+"""Further bytes are counted and discarded: damage must not fill the disk."""
 
 
 class Quarantined(NamedTuple):
@@ -23,14 +23,14 @@ class Quarantined(NamedTuple):
     offset: int
     length: int
     torn: bool
-    """Cut off in the middle of a frame, as a killed writer leaves it; else damaged."""
+    """Cut off within a frame, as a killed writer leaves it; else damaged."""
 
 
 class Quarantine:
     """The directory ``quarantine`` of a spool; one file for each stretch. Usable from threads.
 
-    Several readers meet the same stretch, and one reader meets it again after a lost checkpoint;
-    the file's name tells them that it was counted.
+    Several readers find the same stretch, and one reader finds it again after a lost checkpoint;
+    the file's name tells that it was counted.
     """
 
     def __init__(self, spool: Path, io: SpoolIO, max_bytes: int = MAX_BYTES) -> None:
@@ -42,27 +42,27 @@ class Quarantine:
         self._lock = threading.Lock()
 
     def put(self, stretch: Quarantined, data: bytes) -> bool:
-        """Keep a stretch; False when it was met before. Never raises for a disk that is full."""
+        """Store a stretch; False when it was counted before. A full disk is no error."""
         with self._lock:
             if stretch in self._seen:
                 return False
             self._seen.add(stretch)
             try:
-                return self._keep(stretch, data)
+                return self._store(stretch, data)
             except OSError:
                 return True
 
     def stored(self) -> tuple[int, int]:
-        """Number and bytes of the stretches that are kept."""
+        """Number and bytes of the stored stretches."""
         sizes = [self._io.file_size(self._directory / name) for name in self._names()]
         return len(sizes), sum(sizes)
 
     def forget(self, writer_id: str) -> None:
-        """The writer is gone, and nobody will meet its damage again."""
+        """Drop what is remembered of a removed writer."""
         with self._lock:
             self._seen = {stretch for stretch in self._seen if stretch.writer_id != writer_id}
 
-    def _keep(self, stretch: Quarantined, data: bytes) -> bool:
+    def _store(self, stretch: Quarantined, data: bytes) -> bool:
         kind = "torn" if stretch.torn else "damaged"
         name = f"{stretch.writer_id}.{stretch.segment:012}.{stretch.offset}.{kind}"
         self._io.make_dir(self._directory)

@@ -1,35 +1,32 @@
-"""Reading a spool: every whole frame of every writer, in order, whatever happened to the files."""
+"""Reading a spool: every whole frame of every writer, in order, also from damaged files."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from router.clock import Clock
-from router.spool.claims import STARTING_PREFIX, Claims
+from router.spool.directory import SpoolDirectory
 from router.spool.disk import READ, SpoolIO
 from router.spool.frames import (
     FORMAT,
     Frame,
     Position,
     Scan,
+    confirmed,
     header_format,
-    is_writer_id,
     scan,
     segment_name,
-    segment_numbers,
 )
 from router.spool.quarantine import Quarantine, Quarantined
+from router.spool.writer_locks import STARTING_PREFIX, WriterLocks
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-
-FALSE_START_S: Final = 10.0
+UNSTARTED_S: Final = 10.0
+_READ_BYTES: Final = 1024 * 1024
 
 
 class WriterInfo(NamedTuple):
@@ -39,7 +36,7 @@ class WriterInfo(NamedTuple):
     alive: bool
     segments: tuple[int, ...]
     trouble: str | None = None
-    """Why its lock or its names cannot be read. It counts as alive, so nothing of it is ended."""
+    """Why its lock or directory cannot be read. It counts as alive, so nothing is removed."""
 
 
 class Missing(NamedTuple):
@@ -52,19 +49,19 @@ class Missing(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """What one reading gave. Empty frames with a position that moved on are normal."""
+    """What one read found. A moved position without frames is normal."""
 
     frames: list[Frame]
     position_after: Position
     skipped: list[Quarantined] = field(default_factory=list)
     missing: Missing | None = None
     unreadable_format: int | None = None
-    """A newer router wrote this segment; nothing is skipped, this reader stays before it."""
+    """A newer router wrote this segment; the position stays before it."""
 
 
 @dataclass(slots=True)
 class DamageCounts:
-    """What a reader could not deliver, each piece counted once however often it is met."""
+    """What a reader could not deliver; each piece counts once however often it is read."""
 
     torn: int = 0
     damaged: int = 0
@@ -72,12 +69,12 @@ class DamageCounts:
     missing_segments: int = 0
 
 
-class SpoolReader:
+class SpoolReader(SpoolDirectory):
     """Reads what writers append. One for all threads of a process: it holds dead writers' locks.
 
-    Reading changes no position: who reads keeps the :class:`Position`, and starts at
-    ``first_position`` where it has none. Errors of the disk are raised as ``OSError``; what one
-    writer's directory refuses keeps nobody from the others, and stands in ``troubles``.
+    The caller keeps the :class:`Position`, and starts at ``first_position`` without one. Errors of
+    the disk are raised as ``OSError``; an error of one writer's directory does not affect the
+    others and is listed in ``troubles``.
     """
 
     def __init__(
@@ -88,14 +85,13 @@ class SpoolReader:
         observe: bool = False,
         clock: Clock | None = None,
     ) -> None:
-        """``observe``: look without taking over dead writers, removing or quarantining anything.
+        """``observe``: read without taking over dead writers, removing or quarantining anything.
 
-        A mere look raises for every directory that it cannot read.
+        An observer raises for every directory that it cannot read.
         """
-        self._directory = directory
-        self._io = io or SpoolIO()
+        super().__init__(directory, io)
         self._observe = observe
-        self._claims = Claims(directory, self._io, keep=not observe)
+        self._locks = WriterLocks(directory, self._io, keep=not observe)
         self._quarantine = Quarantine(directory, self._io)
         self._clock = clock or Clock()
         self._starting: dict[str, float] = {}
@@ -103,63 +99,41 @@ class SpoolReader:
         self._lock = threading.Lock()
         self.damage = DamageCounts()
         self.troubles: dict[str, str] = {}
-        """Directories that could not be read or cleared when the writers were listed last."""
+        """Directories that could not be read or removed when the writers were listed last."""
 
     def writers(self) -> list[WriterInfo]:
-        """All writers, the oldest first. Takes over dead ones and clears what they left empty."""
-        names = self._names(self._directory)
-        troubles = {} if self._observe else self._clear_false_starts(names)
-        found = [self._look_at(name) for name in sorted(filter(is_writer_id, names))]
+        """All writers, the oldest first. Dead ones are taken over; without segments, removed."""
+        troubles = {} if self._observe else self._remove_unstarted()
+        found = [self._inspect(writer_id) for writer_id in self.writer_ids()]
         troubles |= {info.writer_id: info.trouble for info in found if info and info.trouble}
         self.troubles = troubles
         return [info for info in found if info is not None]
 
     def first_position(self, writer_id: str) -> Position:
         """Where to start without a checkpoint: the oldest segment that is there."""
-        segments = self._segments(writer_id)
+        segments = self.segments(writer_id)
         return Position(writer_id, segments[0] if segments else 1, 0)
 
     def read(self, position: Position, max_bytes: int) -> Batch:
-        """Frames from ``position`` on, out of one segment, about ``max_bytes`` of them.
+        """About ``max_bytes`` of frames from ``position`` on, out of one segment.
 
-        Nothing new is an empty batch whose position has not moved.
+        Without anything new the batch is empty and its position has not moved.
         """
         writer_id, number, _ = position
-        # Asked before the file is read: only then nothing can be appended after the answer.
+        # Checked before the file is read: of a closed segment nothing can then be missed.
         closed = self._is_closed(writer_id, number)
         try:
-            with self._opened(self._directory / writer_id / segment_name(number)) as fd:
+            with self._opened(self.path / writer_id / segment_name(number)) as fd:
                 return self._read(fd, position, max_bytes, closed)
         except FileNotFoundError:
             return self._skip_missing(position)
 
-    def end_of(self, writer_id: str) -> Position:
-        """Where a writer's files end at this moment."""
-        segments = self._segments(writer_id)
-        last = segments[-1] if segments else 0
-        return Position(writer_id, last, self._size(writer_id, last))
-
-    def bytes_of(
-        self, writer_id: str, start: Position | None = None, end: Position | None = None
-    ) -> int:
-        """Bytes of one writer between two positions; by default from its beginning to its end."""
-        total = 0
-        for number in self._segments(writer_id):
-            size = self._size(writer_id, number)
-            first, last = 0, size
-            if start is not None and number <= start.segment:
-                first = start.offset if number == start.segment else size
-            if end is not None and number >= end.segment:
-                last = end.offset if number == end.segment else 0
-            total += max(0, last - first)
-        return total
-
     def backlog_bytes(self, positions: Mapping[str, Position]) -> int:
         """Bytes behind the positions, over all writers; all of a writer that has none."""
         total = 0
-        for name in filter(is_writer_id, self._names(self._directory)):
+        for writer_id in self.writer_ids():
             try:
-                total += self.bytes_of(name, positions.get(name))
+                total += self.bytes_of(writer_id, positions.get(writer_id))
             except OSError:
                 if self._observe:
                     raise
@@ -177,15 +151,15 @@ class SpoolReader:
         if not self._is_closed(writer_id, number):
             raise ValueError(f"segment {number} of {writer_id} is still written")
         try:
-            self._io.unlink(self._directory / writer_id / segment_name(number))
+            self._io.unlink(self.path / writer_id / segment_name(number))
         except FileNotFoundError:
             pass
-        if not self._claims.is_alive(writer_id) and not self._segments(writer_id):
-            self._bury(writer_id)
+        if not self._locks.is_alive(writer_id) and not self.segments(writer_id):
+            self._remove_writer(writer_id)
 
     def close(self) -> None:
-        """Give up the writers that were taken over."""
-        self._claims.close()
+        """Release the locks of the writers that were taken over."""
+        self._locks.close()
 
     def _read(self, fd: int, position: Position, max_bytes: int, closed: bool) -> Batch:
         rest = max(0, self._io.size(fd) - position.offset)
@@ -194,7 +168,7 @@ class SpoolReader:
             found, data = self._scan(fd, position, rest, rest, max_bytes, closed)
         if found.gaps and not closed:
             again, data = self._scan(fd, position, rest, rest, max_bytes, closed)
-            found = _confirmed(found, again, position.offset)
+            found = confirmed(found, again, position.offset)
         if position.offset == 0:
             written = header_format(data)
             if written is not None and written > FORMAT:
@@ -227,9 +201,9 @@ class SpoolReader:
 
     def _skip_missing(self, position: Position) -> Batch:
         writer_id, number, _ = position
-        later = [found for found in self._segments(writer_id) if found >= number]
+        later = [found for found in self.segments(writer_id) if found >= number]
         # Listing and renaming at the same moment can hide a name; a second listing shows it.
-        later += [found for found in self._segments(writer_id) if found >= number]
+        later += [found for found in self.segments(writer_id) if found >= number]
         if not later or min(later) == number:
             return Batch([], position)
         missing = Missing(writer_id, number, min(later) - 1)
@@ -240,69 +214,52 @@ class SpoolReader:
         return Batch([], Position(writer_id, min(later), 0), missing=missing)
 
     def _is_closed(self, writer_id: str, number: int) -> bool:
-        if not self._claims.is_alive(writer_id):
+        if not self._locks.is_alive(writer_id):
             return True
-        segments = self._segments(writer_id)
+        segments = self.segments(writer_id)
         return bool(segments) and segments[-1] > number
 
-    def _look_at(self, writer_id: str) -> WriterInfo | None:
-        """What there is of a writer; ``None`` when nothing is left, which is then removed."""
-        alive = self._claims.is_alive(writer_id)
+    def _inspect(self, writer_id: str) -> WriterInfo | None:
+        """The state of a writer; ``None`` when it has no segments left and is removed."""
+        alive = self._locks.is_alive(writer_id)
         try:
-            segments = tuple(self._segments(writer_id))
+            segments = tuple(self.segments(writer_id))
             if not segments and not alive:
                 if not self._observe:
-                    self._bury(writer_id)
+                    self._remove_writer(writer_id)
                 return None
         except OSError as error:
             if self._observe:
                 raise
             return WriterInfo(writer_id, True, (), str(error))
-        return WriterInfo(writer_id, alive, segments, self._claims.trouble(writer_id))
+        return WriterInfo(writer_id, alive, segments, self._locks.trouble(writer_id))
 
-    def _clear_false_starts(self, names: list[str]) -> dict[str, str]:
-        """A writer takes its lock within an instant; one that has not for so long has died.
+    def _remove_unstarted(self) -> dict[str, str]:
+        """Remove directories of writers that died before they took their lock.
 
-        Returns those that cannot be cleared, and why.
+        A live writer takes it within an instant. Returns what cannot be removed, and why.
         """
         now_s = self._clock.monotonic_s()
         with self._lock:
             self._starting = {
                 name: self._starting.get(name, now_s)
-                for name in names
+                for name in self._names(self.path)
                 if name.startswith(STARTING_PREFIX)
             }
-            old = [
-                name for name, seen_s in self._starting.items() if now_s - seen_s >= FALSE_START_S
-            ]
+            old = [name for name, seen_s in self._starting.items() if now_s - seen_s >= UNSTARTED_S]
         troubles = {}
         for name in old:
             try:
-                self._claims.clear_false_start(name)
+                self._locks.remove_unstarted(name)
             except OSError as error:
                 troubles[name] = str(error)
         return troubles
 
-    def _bury(self, writer_id: str) -> None:
+    def _remove_writer(self, writer_id: str) -> None:
         with self._lock:
             self._missing = {gap for gap in self._missing if gap.writer_id != writer_id}
         self._quarantine.forget(writer_id)
-        self._claims.bury(writer_id)
-
-    def _segments(self, writer_id: str) -> list[int]:
-        return segment_numbers(self._names(self._directory / writer_id))
-
-    def _names(self, directory: Path) -> list[str]:
-        try:
-            return self._io.list_dir(directory)
-        except (FileNotFoundError, NotADirectoryError):
-            return []
-
-    def _size(self, writer_id: str, number: int) -> int:
-        try:
-            return self._io.file_size(self._directory / writer_id / segment_name(number))
-        except FileNotFoundError:
-            return 0
+        self._locks.remove_writer(writer_id)
 
     @contextmanager
     def _opened(self, path: Path) -> Iterator[int]:
@@ -313,19 +270,17 @@ class SpoolReader:
             self._io.close(fd)
 
 
-def _confirmed(first: Scan, second: Scan, offset: int) -> Scan:
-    """What the second of two readings of a growing segment found, up to damage that it found alone.
+def read_batches(
+    reader: SpoolReader, writer_id: str, start: Position | None = None
+) -> Iterator[Batch]:
+    """Everything of one writer from ``start`` or its beginning on, until nothing new is there.
 
-    A reading that overlaps a writing can miss some of a frame and see the one behind it. What was
-    seen behind it was written by then, so damage that stays at its place is damage.
+    The last batch is the one whose position has not moved. Raises ``OSError``.
     """
-    known = {(gap.start, gap.end) for gap in first.gaps}
-    doubtful = [gap.start for gap in second.gaps if (gap.start, gap.end) not in known]
-    if not doubtful:
-        return second
-    stop = doubtful[0]
-    return Scan(
-        [frame for frame in second.frames if frame.position_after.offset <= offset + stop],
-        [gap for gap in second.gaps if gap.end <= stop],
-        stop,
-    )
+    position = start or reader.first_position(writer_id)
+    while True:
+        batch = reader.read(position, _READ_BYTES)
+        yield batch
+        if batch.position_after == position:
+            return
+        position = batch.position_after

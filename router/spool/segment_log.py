@@ -1,8 +1,8 @@
-"""One writer's log as a state: which segment is appended to, what is unsynced, what must move on.
+"""The log of one writer: its active segment, what is unsynced, and how it survives a failing disk.
 
-Two kinds of methods. The quick ones change the state, never wait for a sync, and are called under
-the writer's lock. The slow ones wait for the disk, change no state that the quick ones use, and are
-called by one thread at a time, without the lock.
+The *quick* methods change the log's state, never wait for a sync, and are called under the writer's
+lock. The *slow* methods wait for the disk, change no state that the quick ones use, and are called
+by one thread at a time, without the lock.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ from router.errors import RecordsUnavailable
 from router.spool.disk import NO_ROOM
 from router.spool.segments import Segment, SegmentFailed, SegmentFiles
 
-_SYNC_FAILURES_BORNE: Final = 1
-"""So many failed syncs in a row cost nothing but a new segment."""
+_TOLERATED_SYNC_FAILURES: Final = 1
+"""So many failed syncs in a row cost only a new segment; after more, calls are refused."""
 
 
 def reason_of(error: OSError) -> str:
-    """What clients are refused for when the disk answers like this."""
+    """The reason of refusal for an error of the disk."""
     return "disk_full" if error.errno in NO_ROOM else "disk_error"
 
 
 @dataclass(frozen=True, slots=True)
 class SyncRound:
-    """What one sync makes durable: segments with the number of writes that it covers."""
+    """The work of one sync: segments with the number of writes that it makes durable."""
 
     segments: list[tuple[Segment, int]]
     sealed: list[Segment]
@@ -37,8 +37,8 @@ class SyncRound:
         return not (self.segments or self.sealed or self.to_close)
 
 
-class SpoolLog:
-    """The segments of one writer. ``broken`` is the refusal while there is none to append to."""
+class SegmentLog:
+    """The segments of one writer. ``broken`` is the reason why none can be appended to."""
 
     def __init__(self, files: SegmentFiles, *, segment_bytes: int, reserve_bytes: int) -> None:
         self._files = files
@@ -46,11 +46,11 @@ class SpoolLog:
         self._reserve = reserve_bytes
         self._active: Segment | None = None
         self._sealed: list[Segment] = []
-        self._spare: Segment | None = None
+        self._preallocated: Segment | None = None
         self._to_close: list[Segment] = []
         self._sync_failures = 0
-        self.replayed: list[bytes] = []
-        """Frames that were taken and whose sync failed; a new segment begins with them."""
+        self.replay_buffer: list[bytes] = []
+        """Accepted frames whose sync failed; the next segment begins with them."""
         self.broken: str | None = "disk_error"
         self.write_errors = 0
         self.sync_errors = 0
@@ -66,34 +66,36 @@ class SpoolLog:
         except SegmentFailed as failure:
             self.write_errors += 1
             try:
-                self._go_on_in_spare(failure.error, failure.rest)
+                self._switch_to_preallocated(failure.error, failure.rest)
             except RecordsUnavailable as refused:
                 refused.nothing_written &= len(failure.rest) == len(data)
                 raise
 
     def unsynced_bytes(self) -> int:
-        """Bytes that a power failure would take."""
+        """Bytes that a power failure would lose."""
         segments = [*self._sealed, *([self._active] if self._active else [])]
-        return sum(segment.unsynced_bytes for segment in segments) + sum(map(len, self.replayed))
+        return sum(segment.unsynced_bytes for segment in segments) + sum(
+            map(len, self.replay_buffer)
+        )
 
     def rotate(self) -> None:
-        """Go on in the spare when the active segment is full."""
-        active, spare = self._active, self._spare
-        if active is None or spare is None or active.size < self._segment_bytes:
+        """Go on in the preallocated segment when the active one is full."""
+        active, preallocated = self._active, self._preallocated
+        if active is None or preallocated is None or active.size < self._segment_bytes:
             return
-        self._spare = None
+        self._preallocated = None
         try:
-            self._files.publish(spare)
+            self._files.publish(preallocated)
         except OSError:
-            # Whether readers see the new name is unknown; if they do, the old one is closed.
-            self._to_close.append(spare)
+            # Readers may see the new name, and then take the old segment for closed.
+            self._to_close.append(preallocated)
             self._break("disk_error")
             return
         self._sealed.append(active)
-        self._active = spare
+        self._active = preallocated
 
     def begin_sync(self) -> SyncRound:
-        """What there is to sync now."""
+        """Everything that is unsynced now."""
         segments = [*self._sealed, *([self._active] if self._active else [])]
         to_close, self._to_close = self._to_close, []
         return SyncRound(
@@ -104,14 +106,14 @@ class SpoolLog:
         )
 
     def end_sync(self, covered: SyncRound, error: OSError | None) -> bool:
-        """Take a sync's result; True when what it covered is durable.
+        """Take a sync's result; True when the round is durable.
 
-        After a failed sync the file system may have thrown the data away and call the next one a
-        success. So no segment of the round is trusted again: the frames that it was to cover are
-        written once more, to another segment.
+        After a failed sync the file system may have discarded the data, and the next sync may
+        succeed without it. So no segment of the round is used again: its frames are written once
+        more, to another segment.
         """
         if error is not None:
-            self._move_on(error)
+            self._replace_segments(error)
             return False
         self._sync_failures = 0
         for segment, writes in covered.segments:
@@ -122,72 +124,76 @@ class SpoolLog:
         return True
 
     def begin_recovery(self) -> list[bytes]:
-        """The writes that a new segment has to begin with."""
-        self._discard_spare()  # the new segment takes its number and its draft
-        return list(self.replayed)
+        """The writes that the recovered segment must begin with."""
+        self._discard_preallocated()  # the recovered segment uses its number and its draft
+        return list(self.replay_buffer)
 
     def begin_again(self, segment: Segment, replayed: int) -> None:
-        """Append to a recovered segment that begins with so many of the rescued writes."""
-        del self.replayed[:replayed]
+        """Append to a recovered segment, which begins with ``replayed`` writes of the buffer."""
+        del self.replay_buffer[:replayed]
         self._active = segment
         self.broken = None
 
-    def wants_room(self) -> bool:
-        """Tell whether there is something to do for :meth:`make_room`."""
-        return self._spare is None or self._active is None or self._active.wants(self._reserve)
+    def needs_room(self) -> bool:
+        """Tell whether :meth:`make_room` has something to do."""
+        return (
+            self._preallocated is None
+            or self._active is None
+            or self._active.needs_room(self._reserve)
+        )
 
-    def give_spare(self, spare: Segment | None) -> None:
-        """Keep a draft for when the active segment is full or fails."""
-        if spare is not None:
-            self._spare = spare
+    def set_preallocated(self, preallocated: Segment | None) -> None:
+        """Keep a draft for the time when the active segment is full or fails."""
+        if preallocated is not None:
+            self._preallocated = preallocated
             if self.broken is not None:
-                self._discard_spare()
+                self._discard_preallocated()
 
-    def lose_files(self) -> None:
-        """Somebody removed the directory: save what is in memory, leave the rest."""
+    def abandon_files(self) -> None:
+        """Somebody removed the directory: keep the unsynced frames, and begin in another one."""
         self._replay()
-        self._discard_spare()
+        self._discard_preallocated()
         self._files.move()
         self.broken = "disk_error"
 
-    def _go_on_in_spare(self, error: OSError, data: bytes) -> None:
+    def _switch_to_preallocated(self, error: OSError, data: bytes) -> None:
         self._break(reason_of(error))
-        spare, self._spare = self._spare, None
-        if spare is None:
+        preallocated, self._preallocated = self._preallocated, None
+        if preallocated is None:
             raise RecordsUnavailable(self.broken or "disk_error", nothing_written=True)
         try:
-            self._files.publish(spare)
+            self._files.publish(preallocated)
         except OSError as failed:
-            self._to_close.append(spare)
+            self._to_close.append(preallocated)
             self.broken = reason_of(failed)
             raise RecordsUnavailable(self.broken, nothing_written=True) from None
         try:
-            spare.write(data)
+            preallocated.write(data)
         except SegmentFailed as failure:
-            self._sealed.append(spare)
+            self._sealed.append(preallocated)
             self.broken = reason_of(failure.error)
             untouched = len(failure.rest) == len(data)
             raise RecordsUnavailable(self.broken, nothing_written=untouched) from None
-        self._active, self.broken = spare, None
+        self._active, self.broken = preallocated, None
 
-    def _move_on(self, error: OSError) -> None:
+    def _replace_segments(self, error: OSError) -> None:
         self.sync_errors += 1
         self._sync_failures += 1
         self._replay()
         self.broken = reason_of(error)
-        if self._sync_failures > _SYNC_FAILURES_BORNE:
+        if self._sync_failures > _TOLERATED_SYNC_FAILURES:
             return
         try:
-            self._go_on_in_spare(error, b"".join(self.replayed))
+            self._switch_to_preallocated(error, b"".join(self.replay_buffer))
         except RecordsUnavailable:
             return
-        self.replayed.clear()
+        self.replay_buffer.clear()
 
     def _replay(self) -> None:
-        """Leave all segments; their unsynced frames stay in order, also across segments."""
+        """Abandon all segments; their unsynced frames stay, in order across segments."""
         self._break("disk_error")
         for segment in self._sealed:
-            self.replayed += segment.unsynced
+            self.replay_buffer += segment.unsynced
         self._to_close += self._sealed
         self._sealed = []
 
@@ -197,10 +203,10 @@ class SpoolLog:
             self._sealed.append(self._active)
             self._active = None
 
-    def _discard_spare(self) -> None:
-        if self._spare is not None:
-            self._to_close.append(self._spare)
-            self._spare = None
+    def _discard_preallocated(self) -> None:
+        if self._preallocated is not None:
+            self._to_close.append(self._preallocated)
+            self._preallocated = None
 
     # --- slow -------------------------------------------------------------------------------
 
@@ -209,7 +215,7 @@ class SpoolLog:
         for segment in covered.to_close:
             segment.close()
         for segment in covered.sealed:
-            segment.shed()
+            segment.release_room()
         for segment, _ in covered.segments:
             segment.sync()
         if covered.names:
@@ -229,36 +235,36 @@ class SpoolLog:
         return segment
 
     def make_room(self) -> tuple[Segment | None, OSError | None]:
-        """Set room aside behind the active segment, and draft a spare if there is none.
+        """Reserve room behind the active segment, and preallocate the next one.
 
-        The error is that of the room, without which calls in flight could not be recorded. A
-        missing spare is no more than a missing second chance.
+        The error is that of the reservation, without which running calls could not be recorded.
+        Without a preallocated segment only a second chance is missing.
         """
-        error = spare = None
+        error = preallocated = None
         try:
             if self._active is not None:
-                self._active.extend(self._reserve)
+                self._active.reserve_room(self._reserve)
         except OSError as failed:
             error = failed
         try:
-            if self._spare is None:
-                spare = self._files.draft()
+            if self._preallocated is None:
+                preallocated = self._files.draft()
         except OSError:
             pass
-        return spare, error
+        return preallocated, error
 
     def is_gone(self) -> bool:
-        """Tell whether somebody removed what is being written."""
+        """Tell whether somebody removed the active segment or its lock."""
         return self._active is not None and self._files.is_gone(self._active)
 
     def close(self) -> None:
-        """Close all files and let a reader finish them. What is unsynced stays so."""
+        """Close all files and let a reader take them over, without a sync."""
         self._break("closed")
-        if self._spare is not None:
-            self._files.discard(self._spare)
-            self._spare = None
+        if self._preallocated is not None:
+            self._files.discard(self._preallocated)
+            self._preallocated = None
         for segment in self._sealed:
-            segment.shed()
+            segment.release_room()
         for segment in (*self._sealed, *self._to_close):
             segment.close()
         self._files.close()

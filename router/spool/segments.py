@@ -1,14 +1,16 @@
-"""The files of one writer: its directory, its lock, and segments that are whole at every moment.
+"""The files of one writer: its directory, its lock, and segments that are valid at every moment.
 
-Nothing here is for the path of a call but :meth:`Segment.write`: the rest may wait for the disk.
+Only :meth:`Segment.write` is for the path of a call: the rest may wait for the disk.
 """
 
 from __future__ import annotations
 
+import os
+import secrets
 from pathlib import Path
 from typing import Final
 
-from router.spool.claims import STARTING_PREFIX
+from router.clock import Clock
 from router.spool.disk import NOT_SUPPORTED, REPLACE, TAKE_LOCK, SpoolIO
 from router.spool.frames import (
     LOCK_NAME,
@@ -17,24 +19,25 @@ from router.spool.frames import (
     segment_name,
     whole_frames,
 )
+from router.spool.writer_locks import STARTING_PREFIX
 
 UNLIMITED: Final = 1 << 62
 
 
 class SegmentFailed(Exception):
-    """A write was cut short. The file ends with a whole frame or is not to be used any more."""
+    """A write was cut short. The segment must not be appended to any more."""
 
     def __init__(self, error: OSError, rest: bytes) -> None:
         super().__init__(str(error))
         self.error = error
         self.rest = rest
-        """The frames that did not make it."""
+        """The frames that were not written."""
 
 
 class Segment:
-    """A file that frames are appended to, with copies of those that are not synced yet."""
+    """A file that frames are appended to, with copies of the unsynced frames."""
 
-    __slots__ = ("_io", "fd", "named", "number", "path", "room_end", "size", "unsynced")
+    __slots__ = ("_io", "fd", "named", "number", "path", "reserved_end", "size", "unsynced")
 
     def __init__(self, io: SpoolIO, fd: int, path: Path, number: int, size: int) -> None:
         self._io = io
@@ -42,20 +45,20 @@ class Segment:
         self.path = path
         self.number = number
         self.size = size
-        self.room_end = size
-        """Up to here the file system has promised room."""
+        self.reserved_end = size
+        """The file system has reserved room up to this offset."""
         self.unsynced: list[bytes] = []
         self.named = False
         """The name survives a power failure."""
 
     @property
     def dirty(self) -> bool:
-        """There is something that a power failure would take."""
+        """A power failure would lose frames or the name of the file."""
         return bool(self.unsynced) or not self.named
 
     @property
     def unsynced_bytes(self) -> int:
-        """Bytes that a power failure would take."""
+        """Bytes that a power failure would lose."""
         return sum(map(len, self.unsynced))
 
     def write(self, data: bytes) -> None:
@@ -65,20 +68,20 @@ class Segment:
             while done < len(data):
                 done += self._io.write(self.fd, data[done:] if done else data)
         except OSError as error:
-            # Whole frames stay, because a reader may have read past them already.
-            kept = whole_frames(data, self._appended(done))
-            self._keep(data[:kept])
+            # Whole frames stay, because a reader may have read them already.
+            kept = whole_frames(data, self._appended_bytes(done))
+            self._note_written(data[:kept])
             self._cut()
             raise SegmentFailed(error, data[kept:]) from None
-        self._keep(data)
+        self._note_written(data)
 
-    def wants(self, reserve_bytes: int) -> bool:
-        """Tell whether less than ``reserve_bytes`` are set aside."""
-        return self.room_end - self.size < reserve_bytes
+    def needs_room(self, reserve_bytes: int) -> bool:
+        """Tell whether less than ``reserve_bytes`` are reserved on the disk."""
+        return self.reserved_end - self.size < reserve_bytes
 
-    def extend(self, reserve_bytes: int) -> None:
-        """Have room for ``reserve_bytes`` more set aside; raises ``OSError`` when there is none."""
-        if not self.wants(reserve_bytes):
+    def reserve_room(self, reserve_bytes: int) -> None:
+        """Reserve disk space for at least ``reserve_bytes`` more; raises ``OSError``."""
+        if not self.needs_room(reserve_bytes):
             return
         start = self.size
         try:
@@ -86,35 +89,35 @@ class Segment:
         except OSError as error:
             if error.errno not in NOT_SUPPORTED:
                 raise
-            self.room_end = UNLIMITED
+            self.reserved_end = UNLIMITED
         else:
-            self.room_end = start + 2 * reserve_bytes
+            self.reserved_end = start + 2 * reserve_bytes
 
     def sync(self) -> None:
         """Make all that was written survive a power failure; raises ``OSError``."""
         self._io.sync(self.fd)
 
-    def shed(self) -> None:
-        """Give back the room that was set aside and not used."""
+    def release_room(self) -> None:
+        """Release the disk space that was reserved and not used."""
         try:
             self._io.truncate(self.fd, self.size)
         except OSError:
-            pass  # it is given back with the file
+            pass  # it is released with the file
 
     def close(self) -> None:
-        """Give the file descriptor back."""
+        """Close the file."""
         try:
             self._io.close(self.fd)
         except OSError:
-            pass  # nothing that counts depends on it: what counts was synced
+            pass  # nothing depends on it: the frames were synced
 
-    def _keep(self, data: bytes) -> None:
+    def _note_written(self, data: bytes) -> None:
         if data:
             self.size += len(data)
             self.unsynced.append(data)
 
-    def _appended(self, counted: int) -> int:
-        """What the file has got, which may be more than the writes have told."""
+    def _appended_bytes(self, counted: int) -> int:
+        """By how much the file has grown, which may be more than the writes returned."""
         try:
             return self._io.size(self.fd) - self.size
         except OSError:
@@ -124,11 +127,11 @@ class Segment:
         try:
             self._io.truncate(self.fd, self.size)
         except OSError:
-            pass  # the half frame stays, at the end of a file that is not appended to any more
+            pass  # the torn frame stays, at the end of a file that is not appended to any more
 
 
 class SegmentFiles:
-    """Makes and names the segments of one writer, numbered from 1 without a gap."""
+    """Creates and names the segments of one writer, numbered from 1 without a gap."""
 
     def __init__(self, io: SpoolIO, spool: Path, writer_id: str, reserve_bytes: int) -> None:
         self._io = io
@@ -141,19 +144,19 @@ class SegmentFiles:
         self.directory = spool / writer_id
 
     def open(self) -> None:
-        """Make the directory, locked from the first moment that a reader can see it."""
+        """Create the directory, locked from the first moment that a reader can see it."""
         if self._lock_fd is None:
             self._lock_fd = self._make_directory()
         self._io.sync_dir(self._spool)
 
     def draft(self, data: bytes = b"") -> Segment:
-        """A synced segment that no reader sees yet, with ``data`` and room; raises ``OSError``."""
+        """A synced segment that readers cannot see, with ``data`` and room. Raises ``OSError``."""
         path = self.directory / draft_name(self._next)
         fd = self._io.open(path, REPLACE)
         segment = Segment(self._io, fd, path, self._next, 0)
         try:
             segment.write(header_frame(self.directory.name, self._next) + data)
-            segment.extend(self._reserve_bytes)
+            segment.reserve_room(self._reserve_bytes)
             segment.sync()
         except SegmentFailed as failure:
             self._io.close(fd)
@@ -165,10 +168,10 @@ class SegmentFiles:
         return segment
 
     def publish(self, segment: Segment) -> None:
-        """Show a draft to readers, by which all earlier segments are closed; raises ``OSError``."""
+        """Make a draft visible to readers, which closes earlier segments; raises ``OSError``."""
         path = self.directory / segment_name(segment.number)
-        # Replacing a segment that a reader has begun would lose frames. So a name that may have
-        # been given is never given again; at worst the reader reports a segment as missing.
+        # Replacing a segment that a reader has begun would lose frames. So a name that may exist is
+        # never used again; at worst the reader reports a segment as missing.
         self._next = segment.number + 1
         try:
             self._io.rename(segment.path, path)
@@ -183,11 +186,11 @@ class SegmentFiles:
         self._io.sync_dir(self.directory)
 
     def is_gone(self, segment: Segment) -> bool:
-        """Tell whether somebody removed the file that we write, or the lock that protects it."""
+        """Tell whether somebody removed the segment, or the lock that protects it."""
         return self._is_absent(segment.path) or self._is_absent(self.directory / LOCK_NAME)
 
     def move(self) -> None:
-        """Leave a directory that is gone or no longer ours; ``open`` makes another."""
+        """Abandon a directory that is gone or no longer ours; ``open`` creates another."""
         self.close()
         self._moves += 1
         self._next = 1
@@ -199,10 +202,10 @@ class SegmentFiles:
         try:
             self._io.unlink(draft.path)
         except OSError:
-            pass  # whoever removes the directory removes it
+            pass  # it is removed with the directory
 
     def close(self) -> None:
-        """Let a reader finish what is here."""
+        """Release the lock, so that a reader can take the directory over."""
         if self._lock_fd is not None:
             self._io.close(self._lock_fd)
             self._lock_fd = None
@@ -229,6 +232,11 @@ class SegmentFiles:
         except OSError:
             self._io.close(fd)
             if not self._is_absent(self.directory):
-                self.move()  # it was renamed all the same, and now it belongs to the readers
+                self.move()  # it was renamed all the same, and readers may have taken it over
             raise
         return fd
+
+
+def new_writer_id(clock: Clock) -> str:
+    """A unique id; ids sort by time of creation."""
+    return f"{int(clock.now_s() * 1000):012x}-{os.getpid()}-{secrets.token_hex(4)}"

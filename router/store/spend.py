@@ -18,7 +18,7 @@ from router.limits.budgets.windows import LostWindow, Unit
 from router.records.record_types import parse_timestamp_us
 from router.spool.checkpoints import Checkpoints, checkpoint_path
 from router.spool.frames import USAGE, Position
-from router.spool.reader import SpoolReader
+from router.spool.reader import SpoolReader, read_batches
 from router.store.failures import StoreAbsent, StoreUnavailable
 from router.store.query_pool import Queries
 from router.store.record_queries import MOST_LEFT_OUT
@@ -28,7 +28,6 @@ from router.store.usage_totals import SERVED, Spend
 MOST_UNSTORED_BYTES: Final = 16 * 1024 * 1024
 """Of the spool; reading more would take longer than calls wait."""
 
-_READ_BYTES: Final = 1024 * 1024
 _TRIES: Final = 3
 _NOTHING: Final = Spend(0, 0, 0, 0)
 
@@ -79,8 +78,8 @@ class SpoolTail:
             if reader.backlog_bytes(acknowledged) > MOST_UNSTORED_BYTES:
                 raise _unavailable("too far behind the spool")
             for info in reader.writers():
-                start = acknowledged.get(info.writer_id) or reader.first_position(info.writer_id)
-                for record in _usage_records(reader, start):
+                start = acknowledged.get(info.writer_id)
+                for record in _usage_records(reader, info.writer_id, start):
                     if choose(record):
                         found[str(record.get("record_id"))] = record
         except OSError as error:
@@ -91,9 +90,8 @@ class SpoolTail:
         return Checkpoints(checkpoint_path(self.data_dir, STORE)).load()
 
 
-def _usage_records(reader: SpoolReader, position: Position) -> Iterator[Fields]:
-    while True:
-        batch = reader.read(position, _READ_BYTES)
+def _usage_records(reader: SpoolReader, writer_id: str, start: Position | None) -> Iterator[Fields]:
+    for batch in read_batches(reader, writer_id, start):
         for frame in batch.frames:
             if frame.kind == USAGE:
                 try:
@@ -102,9 +100,6 @@ def _usage_records(reader: SpoolReader, position: Position) -> Iterator[Fields]:
                     continue  # no sink takes it either
                 if isinstance(record, dict):
                     yield record
-        if batch.position_after == position:
-            return
-        position = batch.position_after
 
 
 def _sum(store: RecordStore, tail: SpoolTail, organization_id: str, lost: LostWindow) -> int:

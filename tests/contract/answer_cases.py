@@ -142,10 +142,10 @@ def last_good(world: World) -> RouterStand:
     return stand
 
 
-def with_spool(world: World, refusal: str | None = None, held_bytes: int = 0) -> RouterStand:
+def with_spool(world: World, refusal: str | None = None, buffered_bytes: int = 0) -> RouterStand:
     """A router whose spool stands like this."""
     stand = world.stand(watch=Seen(Shipping(True)))
-    status = replace(stand.spool.status(), held_bytes=held_bytes)
+    status = replace(stand.spool.status(), buffered_bytes=buffered_bytes)
     stand.spool.reason = refusal
     stand.spool.status = lambda: status  # type: ignore[method-assign]
     return stand
@@ -370,7 +370,7 @@ READINESS_CASES: dict[str, list[Case]] = {
         get,
         lambda world, path: world.stand(watch=Seen(Shipping(True))).call("GET", path),
         lambda world, path: last_good(world).call("GET", path),
-        lambda world, path: with_spool(world, held_bytes=1).call("GET", path),
+        lambda world, path: with_spool(world, buffered_bytes=1).call("GET", path),
     ],
     "500": MODEL_CASES["500"],
     "503": [

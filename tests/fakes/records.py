@@ -30,7 +30,7 @@ class WatchedSpool:
         self._spool = spool
         self.records: list[dict[str, Any]] = []
         self.events: list[dict[str, Any]] = []
-        self.held: list[tuple[int, bytes]] = []
+        self.buffered: list[tuple[int, bytes]] = []
         self.violations: list[str] = []
         self.reason: str | None = None
         """Why it cannot be written; ``None`` when it can."""
@@ -53,9 +53,9 @@ class WatchedSpool:
                 for error in _SCHEMAS[kind].iter_errors(fields)
             ]
 
-    def hold(self, frames: Iterable[tuple[int, bytes]]) -> None:
+    def buffer(self, frames: Iterable[tuple[int, bytes]]) -> None:
         """Keep what cannot be written now."""
-        self.held += frames
+        self.buffered += frames
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._spool, name)

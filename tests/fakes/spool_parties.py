@@ -84,7 +84,7 @@ class Worker:
         except RecordsUnavailable:
             if not self.holds:
                 return False
-            self.writer.hold(frames)
+            self.writer.buffer(frames)
         self.taken += numbers
         return True
 
@@ -138,6 +138,15 @@ class Agent:
                 return
             self._checkpoints.save(self._positions)
             position = batch.position_after
+
+
+def is_ready(writer: SpoolWriter) -> bool:
+    """Tell whether a call that begins now could be recorded."""
+    try:
+        writer.check()
+    except RecordsUnavailable:
+        return False
+    return True
 
 
 def put_segment(

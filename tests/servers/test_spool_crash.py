@@ -20,7 +20,7 @@ from router.spool.disk import SpoolIO
 from router.spool.frames import USAGE, Position
 from router.spool.reader import SpoolReader
 from router.spool.writer import SpoolWriter
-from tests.fakes.spool_parties import Agent, fresh, record
+from tests.fakes.spool_parties import Agent, fresh, is_ready, record
 
 ROUNDS = 12
 MIB = 1 << 20
@@ -222,7 +222,7 @@ def test_a_full_disk_loses_nothing_that_was_taken(small_disk: Path, writer: Spoo
     passed_then_refused = 0
     fill(small_disk)
     for number in range(20_000):
-        admitted = writer.ready()
+        admitted = is_ready(writer)
         try:
             writer.append([(USAGE, record(number))])
             taken.append(number)
@@ -237,7 +237,7 @@ def test_a_full_disk_loses_nothing_that_was_taken(small_disk: Path, writer: Spoo
     assert reasons == {"disk_full"}
     assert passed_then_refused == 0, "a call that was admitted could not be recorded"
     (small_disk / "filler").unlink()
-    assert seconds_until(writer.ready) < 2.0
+    assert seconds_until(lambda: is_ready(writer)) < 2.0
     writer.append([(USAGE, record(20_000))])
     writer.close()
     assert deliver(small_disk) == [*taken, 20_000]
@@ -248,13 +248,13 @@ def test_a_spool_that_is_moved_away_is_noticed(small_disk: Path, writer: SpoolWr
     writer.append([(USAGE, record(1))])
     (small_disk / "spool").rename(small_disk / "elsewhere")
     (small_disk / "spool").write_text("in the way")
-    seconds_until(lambda: not writer.ready())
+    seconds_until(lambda: not is_ready(writer))
     with pytest.raises(RecordsUnavailable):
         writer.append([(USAGE, record(2))])
-    writer.hold([(USAGE, record(2))])
+    writer.buffer([(USAGE, record(2))])
     (small_disk / "spool").unlink()
     (small_disk / "elsewhere").rename(small_disk / "spool")
-    assert seconds_until(writer.ready) < 2.0
+    assert seconds_until(lambda: is_ready(writer)) < 2.0
     writer.append([(USAGE, record(3))])
     writer.close()
     assert fresh(deliver(small_disk)) == [1, 2, 3]

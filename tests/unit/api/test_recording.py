@@ -68,7 +68,7 @@ def test_a_stream_that_cannot_be_recorded_does_not_end_well(
     assert b"[DONE]" not in rest
     assert b"event: done" not in rest
     assert b"RECORDS_UNAVAILABLE" in rest or b"records_unavailable" in rest
-    assert len(stand.spool.held) == 2
+    assert len(stand.spool.buffered) == 2
     assert stand.line["code"] == "RECORDS_UNAVAILABLE"
 
 
@@ -84,13 +84,13 @@ def test_an_answer_that_cannot_be_recorded_is_not_given(
     monkeypatch.setattr(stand.spool, "append", refuse)
     reply = stand.call("POST", path, json=body)
     assert (reply.status, reply.header("Retry-After")) == (503, "1")
-    assert len(stand.spool.held) == 2
+    assert len(stand.spool.buffered) == 2
     assert stand.received() == 1
 
 
 def held(stand: RouterStand) -> tuple[dict[str, Any], dict[str, Any]]:
     """The record and the event that wait for the disk."""
-    record, event = (json.loads(payload) for _, payload in stand.spool.held)
+    record, event = (json.loads(payload) for _, payload in stand.spool.buffered)
     return record, event
 
 
@@ -147,7 +147,7 @@ def test_a_call_that_cannot_be_recorded_is_not_made(
         assert stand.call("POST", path, json=body).status == 503
         assert stand.call("POST", path, json={"model": "nowhere"}).status == 400
     assert stand.received() == 0
-    assert stand.spool.held == stand.spool.records == []
+    assert stand.spool.buffered == stand.spool.records == []
     assert stand.services.recorder.refused["disk_full"] >= 6
 
 

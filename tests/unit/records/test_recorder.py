@@ -41,7 +41,7 @@ class Spool:
         self.nothing_written = False
         self.defect: Exception | None = None
         self.appended: Frames = []
-        self.held: Frames = []
+        self.buffered: Frames = []
 
     def check(self) -> None:
         if self.reason is not None:
@@ -53,8 +53,8 @@ class Spool:
             raise self.defect
         self.appended += self._encodable(frames)
 
-    def hold(self, frames: Iterable[tuple[int, bytes]]) -> None:
-        self.held += self._encodable(frames)
+    def buffer(self, frames: Iterable[tuple[int, bytes]]) -> None:
+        self.buffered += self._encodable(frames)
 
     @staticmethod
     def _encodable(frames: Iterable[tuple[int, bytes]]) -> Frames:
@@ -104,7 +104,7 @@ def test_what_the_spool_refuses_is_held(spool: Spool, pen: Recorder) -> None:
     with pytest.raises(RecordsUnavailable):
         pen.record(usage(), EVENT, answered=False)
     pen.record(usage(), EVENT, answered=True)
-    assert sequences(spool.held) == [1, 2]
+    assert sequences(spool.buffered) == [1, 2]
 
 
 def amended(refusal: RecordsUnavailable) -> tuple[bytes, AuditEvent]:
@@ -119,10 +119,10 @@ def test_what_is_held_can_be_amended(spool: Spool, pen: Recorder) -> None:
         pen.record(usage(), EVENT, answered=False, amend=amended)
     spool.reason = None
     pen.record(None, EVENT, answered=True)
-    (_, held), (_, event) = spool.held
+    (_, held), (_, event) = spool.buffered
     first, last = (json.loads(payload) for _, payload in spool.appended)
     assert (json.loads(held)["status"], json.loads(event)["reason"]) == (503, "disk_error")
-    assert sequences(spool.held) == [2]
+    assert sequences(spool.buffered) == [2]
     assert json.loads(event)["previous_hash"] == first["hash"]
     assert last["previous_hash"] == json.loads(event)["hash"]
     assert pen.taken == 4
@@ -133,7 +133,7 @@ def test_what_may_be_written_is_held_as_it_is(spool: Spool, pen: Recorder) -> No
     spool.reason = "disk_slow"
     with pytest.raises(RecordsUnavailable):
         pen.record(usage(), EVENT, answered=False, amend=amended)
-    assert spool.held[0][1] == usage()
+    assert spool.buffered[0][1] == usage()
 
 
 def test_a_defect_of_the_spool_is_a_refusal(spool: Spool, pen: Recorder) -> None:
@@ -141,7 +141,7 @@ def test_a_defect_of_the_spool_is_a_refusal(spool: Spool, pen: Recorder) -> None
     spool.defect = KeyError("x")
     with pytest.raises(RecordsUnavailable):
         pen.record(usage(), EVENT, answered=False, amend=amended)
-    assert spool.held[0][1] == usage()
+    assert spool.buffered[0][1] == usage()
 
 
 def test_a_record_without_an_event(spool: Spool, pen: Recorder) -> None:
@@ -174,7 +174,7 @@ def test_refusals_leave_the_room_to_calls(spool: Spool, pen: Recorder) -> None:
     spool.reason = "spool_full"
     assert not pen.admits_refusals()
     assert pen.refused == {"disk_full": 3, "spool_full": 1}
-    assert spool.appended == spool.held == []
+    assert spool.appended == spool.buffered == []
 
 
 @pytest.mark.parametrize("over", [0, 1, 100_000])

@@ -13,7 +13,15 @@ from router.clock import FrozenClock
 from router.spool.checkpoints import Checkpoints, checkpoint_path, sinks_with_checkpoints
 from router.spool.frames import Position
 from tests.fakes.spool_io import Died, Fault, FaultyIO, File, MemoryDisk, error, fail_at
-from tests.fakes.spool_parties import CHECKPOINTS, Agent, Worker, new_disk, put_segment, segment
+from tests.fakes.spool_parties import (
+    CHECKPOINTS,
+    Agent,
+    Worker,
+    is_ready,
+    new_disk,
+    put_segment,
+    segment,
+)
 
 OLD = {"a": Position("a", 1, 100)}
 NEW = {"a": Position("a", 2, 0), "b": Position("b", 7, 12345)}
@@ -199,10 +207,10 @@ def test_a_spool_that_fills_the_disk_is_emptied(disk: MemoryDisk) -> None:
     while worker.append(number):
         worker.tick()
         number += 1
-    assert not worker.writer.ready()
+    assert not is_ready(worker.writer)
     agent.run()
     worker.tick(0.3)
-    assert worker.writer.ready()
+    assert is_ready(worker.writer)
     assert set(worker.taken) <= set(delivered)
 
 

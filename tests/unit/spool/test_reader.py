@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from router.clock import FrozenClock
-from router.spool.claims import Claims
+from router.spool.directory import SpoolDirectory
 from router.spool.disk import REPLACE, TAKE_LOCK
 from router.spool.frames import (
     AUDIT,
@@ -21,15 +21,15 @@ from router.spool.frames import (
 )
 from router.spool.quarantine import Quarantine, Quarantined
 from router.spool.reader import (
-    FALSE_START_S,
+    UNSTARTED_S,
     Batch,
     DamageCounts,
     Missing,
     SpoolReader,
     WriterInfo,
 )
-from router.spool.size import spool_bytes
 from router.spool.writer import SpoolWriter
+from router.spool.writer_locks import WriterLocks
 from tests.fakes.spool_io import MemoryDisk, error
 from tests.fakes.spool_parties import SPOOL, put_segment, read_all, record, segment
 
@@ -427,7 +427,7 @@ def test_what_a_dead_writer_left_empty_is_cleared(disk: MemoryDisk) -> None:
     reader = SpoolReader(SPOOL, disk, clock=clock)
     assert reader.writers() == []
     # Somebody who starts at this very moment looks the same; so they are given time.
-    clock.advance(FALSE_START_S - 0.1)
+    clock.advance(UNSTARTED_S - 0.1)
     assert reader.writers() == []
     assert disk.list_dir(SPOOL) == [".early", ".late"]
     clock.advance(0.1)
@@ -444,7 +444,7 @@ def test_a_writer_that_is_just_starting_is_left_alone(disk: MemoryDisk) -> None:
     reader = SpoolReader(SPOOL, disk, clock=clock)
     for _ in range(2):
         assert reader.writers() == [WriterInfo("started", True, ())]
-        clock.advance(FALSE_START_S)
+        clock.advance(UNSTARTED_S)
     assert names(disk) == {".starting/lock", "started/lock"}
 
 
@@ -454,7 +454,7 @@ def test_segments_without_a_lock_file_can_still_be_finished(disk: MemoryDisk) ->
     disk.unlink(SPOOL / "w" / LOCK_NAME)
     reader = SpoolReader(SPOOL, disk)
     assert reader.writers() == [WriterInfo("w", False, (1,))]
-    assert Claims(SPOOL, disk, keep=True).is_alive("w")
+    assert WriterLocks(SPOOL, disk, keep=True).is_alive("w")
 
 
 def test_the_backlog_is_what_lies_behind_the_positions(disk: MemoryDisk) -> None:
@@ -512,7 +512,7 @@ def test_a_directory_that_cannot_be_opened_hides_no_other() -> None:
     assert (second.writer_id, second.alive, second.segments) == ("b", True, ())
     assert list(reader.troubles) == ["b"]
     assert reader.backlog_bytes({}) == 2 * len(segment(1))
-    assert spool_bytes(disk, SPOOL) == 2 * len(segment(1))
+    assert SpoolDirectory(SPOOL, disk).total_bytes() == 2 * len(segment(1))
     reader.remove_segment("a", 1)
     disk.closed.clear()
     assert [info.writer_id for info in reader.writers()] == ["b", "c"]
@@ -543,7 +543,7 @@ def test_a_false_start_that_cannot_be_cleared_stops_nobody() -> None:
     put_segment(disk, segment(1))
     reader = SpoolReader(SPOOL, disk, clock=clock)
     reader.writers()
-    clock.advance(FALSE_START_S)
+    clock.advance(UNSTARTED_S)
     assert [info.writer_id for info in reader.writers()] == ["w"]
     assert list(reader.troubles) == [".early"]
 

@@ -8,7 +8,7 @@ import pytest
 
 from router.spool.frames import USAGE, encode_frame, segment_name
 from router.spool.reader import SpoolReader
-from router.spool.segment_log import SpoolLog
+from router.spool.segment_log import SegmentLog
 from router.spool.segments import SegmentFiles
 from tests.fakes.spool_io import Died, Fault, FaultyIO, MemoryDisk, error, fail_at
 from tests.fakes.spool_parties import SPOOL, new_disk, put_segment, read_all, record, segment
@@ -43,14 +43,14 @@ def test_a_draft_left_over_when_the_log_broke_harms_nobody(
     files: SegmentFiles, disk: MemoryDisk
 ) -> None:
     """The recovered segment takes the draft's file; closing the draft must not cut it."""
-    log = SpoolLog(files, segment_bytes=1, reserve_bytes=512)
+    log = SegmentLog(files, segment_bytes=1, reserve_bytes=512)
     log.begin_again(log.recover(b""), 0)
     for number in (1, 2):
-        log.give_spare(log.make_room()[0])
+        log.set_preallocated(log.make_room()[0])
         log.put(frame(number))
         covered = log.begin_sync()
         if number == 2:
-            log.give_spare(log.make_room()[0])
+            log.set_preallocated(log.make_room()[0])
         assert not log.end_sync(covered, error(errno.EIO))
     assert log.broken == "disk_error"
     replayed = log.begin_recovery()
@@ -62,15 +62,17 @@ def test_a_draft_left_over_when_the_log_broke_harms_nobody(
     assert read(disk) == [1, 2, 3]
 
 
-def test_a_spare_that_comes_too_late_is_not_used(files: SegmentFiles, disk: MemoryDisk) -> None:
+def test_a_preallocated_segment_that_comes_too_late_is_not_used(
+    files: SegmentFiles, disk: MemoryDisk
+) -> None:
     """While it was made the log broke; recovery makes its own."""
-    log = SpoolLog(files, segment_bytes=600, reserve_bytes=512)
+    log = SegmentLog(files, segment_bytes=600, reserve_bytes=512)
     log.begin_again(log.recover(b""), 0)
-    spare, failed = log.make_room()
+    preallocated, failed = log.make_room()
     assert failed is None
-    log.lose_files()
-    log.give_spare(spare)
-    assert log.wants_room()
+    log.abandon_files()
+    log.set_preallocated(preallocated)
+    assert log.needs_room()
 
 
 @pytest.mark.parametrize(("when", "following"), [("before", 1), ("after", 2)])

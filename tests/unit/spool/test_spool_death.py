@@ -13,7 +13,7 @@ from router.clock import FrozenClock
 from router.spool.reader import SpoolReader
 from router.spool.writer import Mode
 from tests.fakes.spool_io import Died, Fault, FaultyIO, Kept, Plan, error, fail_at
-from tests.fakes.spool_parties import SPOOL, Agent, Worker, fresh, new_disk
+from tests.fakes.spool_parties import SPOOL, Agent, Worker, fresh, is_ready, new_disk
 
 Party = Literal["worker", "agent"]
 When = Literal["before", "after", "torn"]
@@ -92,7 +92,7 @@ class Story:
         if self.worker is not None:
             for _ in range(int((OUTAGE_S + 2) / TICK_S)):
                 self.worker.tick(TICK_S)
-            assert self.worker.writer.ready(), "not serving again within 2 s"
+            assert is_ready(self.worker.writer), "not serving again within 2 s"
             self.worker.writer.close()
             self._remember()
             self.worker = None

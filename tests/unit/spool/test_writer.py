@@ -18,9 +18,18 @@ from router.clock import FrozenClock
 from router.errors import RecordsUnavailable
 from router.spool.frames import AUDIT, MAGIC, USAGE, segment_name
 from router.spool.reader import SpoolReader
-from router.spool.writer import HELD_BYTES, STALLED_S, UNSYNCED_BYTES, SpoolWriter
+from router.spool.writer import BUFFER_BYTES, STALLED_S, UNSYNCED_BYTES, SpoolWriter
 from tests.fakes.spool_io import Fault, FaultyIO, MemoryDisk, error
-from tests.fakes.spool_parties import SPOOL, Agent, Worker, fresh, new_disk, open_writer, record
+from tests.fakes.spool_parties import (
+    SPOOL,
+    Agent,
+    Worker,
+    fresh,
+    is_ready,
+    new_disk,
+    open_writer,
+    record,
+)
 
 FRAME_BYTES = 12 + len(record(0))
 
@@ -75,7 +84,7 @@ def test_checking_costs_no_step(io: FaultyIO, clock: FrozenClock) -> None:
     writer = open_writer(io, clock)
     before = len(io.steps)
     writer.check()
-    assert writer.ready()
+    assert is_ready(writer)
     assert len(io.steps) == before
 
 
@@ -162,8 +171,8 @@ def test_a_closed_writer_refuses(disk: MemoryDisk, clock: FrozenClock) -> None:
     with pytest.raises(RecordsUnavailable) as refused:
         writer.append([(USAGE, record(1))])
     assert refused.value.reason == "closed"
-    assert not writer.ready()
-    writer.hold([(USAGE, record(1))])
+    assert not is_ready(writer)
+    writer.buffer([(USAGE, record(1))])
     assert writer.status().lost_frames == 1
 
 
@@ -174,7 +183,7 @@ def test_a_payload_over_the_limit_is_the_callers_mistake(
     writer = open_writer(disk, clock)
     with pytest.raises(ValueError, match="at most"):
         writer.append([(USAGE, record(1)), (USAGE, bytes(1 << 21))])
-    assert writer.ready()
+    assert is_ready(writer)
     assert delivered(disk) == []
 
 
@@ -198,7 +207,7 @@ def test_a_full_disk_refuses_calls_before_it_refuses_records(
     worker = Worker(disk, clock, segment_bytes=1 << 20, reserve_bytes=4096)
     disk.capacity = disk.used()
     passed = 0
-    while worker.writer.ready():
+    while is_ready(worker.writer):
         assert worker.append(passed)
         worker.tick()
         passed += 1
@@ -220,12 +229,12 @@ def test_calls_are_served_again_when_there_is_space_again(
     number = 0
     while worker.append(number):
         number += 1
-    assert not worker.writer.ready()
+    assert not is_ready(worker.writer)
     worker.tick()
-    assert not worker.writer.ready()
+    assert not is_ready(worker.writer)
     disk.capacity = None
     worker.tick(0.3)
-    assert worker.writer.ready()
+    assert is_ready(worker.writer)
     assert worker.append(number + 1)
     assert delivered(disk) == worker.taken
 
@@ -299,7 +308,7 @@ def test_a_writer_starts_on_a_disk_that_refuses_everything(
     worker = Worker(io, clock)
     assert not worker.append(1)
     worker.tick()
-    assert not worker.writer.ready()
+    assert not is_ready(worker.writer)
     io.plan = None
     worker.tick()
     assert worker.append(2)
@@ -359,7 +368,7 @@ def test_one_failed_sync_refuses_nothing(
     io.plan = _once(lambda _step, name: Fault(error(errno.EIO), "torn") if name == "sync" else None)
     assert worker.append(1, 2)
     worker.tick()
-    assert worker.writer.ready()
+    assert is_ready(worker.writer)
     assert worker.writer.status().sync_errors == 1
     disk.lose_power("synced", names=False)
     assert fresh(delivered(disk)) == [1, 2]
@@ -374,7 +383,7 @@ def test_each_failed_sync_is_a_first_one_after_a_success(
         io.plan = failing("sync", times=1)
         assert worker.append(number)
         worker.tick(0.01)
-        assert worker.writer.ready()
+        assert is_ready(worker.writer)
     assert worker.writer.status().sync_errors == 3
     assert fresh(delivered(disk)) == [0, 1, 2]
 
@@ -387,9 +396,9 @@ def test_what_recovery_saved_is_durable_at_once(
     worker.append(1, 2)
     io.plan = failing("sync", times=2)
     worker.tick()
-    assert not worker.writer.ready()
+    assert not is_ready(worker.writer)
     worker.tick()
-    assert worker.writer.ready()
+    assert is_ready(worker.writer)
     assert worker.writer.status().unsynced_bytes == 0
     disk.lose_power("synced", names=False)
     assert fresh(delivered(disk)) == [1, 2]
@@ -436,7 +445,7 @@ def test_a_disk_that_hangs_refuses_calls_after_two_seconds(clock: FrozenClock) -
             super().sync(fd)
             for _ in range(3 if self.readiness is not None else 0):
                 clock.advance(STALLED_S / 2)
-                self.readiness.append(writer.ready())
+                self.readiness.append(is_ready(writer))
 
     Hanging.readiness = None  # type: ignore[assignment]
     disk = Hanging()
@@ -445,7 +454,7 @@ def test_a_disk_that_hangs_refuses_calls_after_two_seconds(clock: FrozenClock) -
     writer.append([(USAGE, record(1))])
     writer.tick()
     assert disk.readiness == [True, True, False]
-    assert writer.ready()
+    assert is_ready(writer)
 
 
 def test_unsynced_records_are_bounded_in_memory(io: FaultyIO, clock: FrozenClock) -> None:
@@ -464,7 +473,7 @@ def test_unsynced_records_are_bounded_in_memory(io: FaultyIO, clock: FrozenClock
     writer.tick()
     assert writer.status().refusal == "disk_slow"
     writer.tick()
-    assert writer.ready()
+    assert is_ready(writer)
 
 
 # --- the size of the spool ----------------------------------------------------------------------
@@ -475,7 +484,7 @@ def test_a_full_spool_refuses_calls_and_then_records(disk: MemoryDisk, clock: Fr
     first = Worker(disk, clock, max_bytes=8_000, reserve_bytes=512)
     second = Worker(disk, clock, max_bytes=8_000, reserve_bytes=512)
     number = 0
-    while first.writer.ready():
+    while is_ready(first.writer):
         assert first.append(number)
         first.tick(1.0)
         number += 1
@@ -496,13 +505,13 @@ def test_a_full_spool_serves_again_when_the_agent_has_shipped(
     """Requirement P3: within 2 s, nobody has to restart anything."""
     worker = Worker(disk, clock, max_bytes=8_000)
     number = 0
-    while worker.writer.ready():
+    while is_ready(worker.writer):
         worker.append(number)
         worker.tick(1.0)
         number += 1
     assert delivered(disk) == worker.taken
     worker.tick(0.3)
-    assert worker.writer.ready()
+    assert is_ready(worker.writer)
 
 
 # --- held records -------------------------------------------------------------------------------
@@ -517,12 +526,12 @@ def test_what_is_held_is_written_first_when_the_disk_recovers(
     io.plan = failing("write", "open", number=errno.ENOSPC)
     for number in (2, 3):
         assert not worker.append(number)
-        worker.writer.hold([(USAGE, record(number))])
-    assert worker.writer.status().held_bytes > 0
+        worker.writer.buffer([(USAGE, record(number))])
+    assert worker.writer.status().buffered_bytes > 0
     io.plan = None
     worker.tick()
     assert worker.append(4)
-    assert worker.writer.status().held_bytes == 0
+    assert worker.writer.status().buffered_bytes == 0
     assert delivered(disk) == [1, 2, 3, 4]
 
 
@@ -531,9 +540,9 @@ def test_what_is_held_by_a_working_writer_goes_with_the_next_write(
 ) -> None:
     """Order is kept whether the next append or the next tick comes first."""
     worker = Worker(disk, clock)
-    worker.writer.hold([(USAGE, record(1))])
+    worker.writer.buffer([(USAGE, record(1))])
     worker.append(2)
-    worker.writer.hold([(USAGE, record(3))])
+    worker.writer.buffer([(USAGE, record(3))])
     worker.tick()
     assert delivered(disk) == [1, 2, 3]
 
@@ -544,10 +553,10 @@ def test_held_records_are_bounded_and_counted_when_lost(io: FaultyIO, clock: Fro
     writer = open_writer(io, clock)
     payload = bytes(1 << 20)
     for _ in range(20):
-        writer.hold([(USAGE, payload), (AUDIT, b"{}")])
+        writer.buffer([(USAGE, payload), (AUDIT, b"{}")])
     status = writer.status()
-    assert status.held_bytes <= HELD_BYTES
-    assert status.lost_frames == 2 * (20 - status.held_bytes // (1 << 20))
+    assert status.buffered_bytes <= BUFFER_BYTES
+    assert status.lost_frames == 2 * (20 - status.buffered_bytes // (1 << 20))
     writer.close()
     assert writer.status().lost_frames == 40
 
@@ -557,7 +566,7 @@ def test_closing_writes_what_is_held(io: FaultyIO, disk: MemoryDisk, clock: Froz
     worker = Worker(io, clock)
     io.plan = failing("write", "open")
     assert not worker.append(1)
-    worker.writer.hold([(USAGE, record(1))])
+    worker.writer.buffer([(USAGE, record(1))])
     io.plan = None
     worker.writer.close()
     assert delivered(disk) == [1]
@@ -572,9 +581,9 @@ def test_closing_syncs_what_it_writes_at_the_last_moment(
     clock.advance(1.0)
     worker = Worker(disk, clock, max_bytes=2_000)
     assert not worker.append(40)
-    worker.writer.hold([(USAGE, record(40))])
+    worker.writer.buffer([(USAGE, record(40))])
     worker.tick()
-    assert worker.writer.status().held_bytes > 0
+    assert worker.writer.status().buffered_bytes > 0
     worker.writer.close()
     assert worker.writer.status().lost_frames == 0
     disk.lose_power("synced", names=False)
@@ -626,7 +635,7 @@ def test_a_spool_whose_size_is_unknown_is_told_once(
     told = [one for one in caplog.records if one.message == "size of the spool unknown"]
     assert len(told) == 2
     assert worker.writer.status().total_bytes == before
-    assert worker.writer.ready()
+    assert is_ready(worker.writer)
 
 
 def _refuse(_path: Path) -> list[str]:
@@ -707,8 +716,8 @@ def test_the_background_survives_its_own_mistakes(
     armed.set()
     writer.append([(USAGE, record(1))])
     assert failures.is_set()
-    assert "spool upkeep failed" in caplog.text
-    assert writer.ready()
+    assert "spool maintenance failed" in caplog.text
+    assert is_ready(writer)
     writer.close()
 
 

@@ -152,8 +152,8 @@ def test_not_ready_while_calls_cannot_be_recorded(world: World, reason: str) -> 
 class _FillingSpool:
     """A spool of any size, with anything held in memory."""
 
-    def __init__(self, total_bytes: int, held_bytes: int) -> None:
-        self._figures = SpoolStatus(None, total_bytes, 1000, 0, held_bytes, 0, 0, 0)
+    def __init__(self, total_bytes: int, buffered_bytes: int) -> None:
+        self._figures = SpoolStatus(None, total_bytes, 1000, 0, buffered_bytes, 0, 0, 0)
 
     def check(self) -> None:
         """It can be written."""
@@ -163,15 +163,15 @@ class _FillingSpool:
 
 
 @pytest.mark.parametrize(
-    ("total_bytes", "held_bytes", "status"),
+    ("total_bytes", "buffered_bytes", "status"),
     [(500, 0, "ok"), (501, 0, "degraded"), (0, 1, "degraded")],
 )
 def test_a_spool_that_fills_is_shown_early(
-    world: World, total_bytes: int, held_bytes: int, status: str
+    world: World, total_bytes: int, buffered_bytes: int, status: str
 ) -> None:
     """Half full, or with records in memory only: still ready, and time to look."""
     stand = world.stand(watch=Seen())
-    stand.services.recorder.spool = _FillingSpool(total_bytes, held_bytes)  # type: ignore[assignment]
+    stand.services.recorder.spool = _FillingSpool(total_bytes, buffered_bytes)  # type: ignore[assignment]
     reply = stand.call("GET", "/readyz", key=None)
     assert reply.status == 200
     assert reply.json["checks"]["spool"]["status"] == status

@@ -1,4 +1,4 @@
-"""Who may finish a writer's files: the writer while it lives, then whoever takes its lock first."""
+"""The locks of writers: a live writer holds its own, and a reader takes over those of dead ones."""
 
 from __future__ import annotations
 
@@ -10,35 +10,35 @@ from router.spool.disk import TAKE_LOCK, TRY_LOCK, SpoolIO
 from router.spool.frames import LOCK_NAME
 
 STARTING_PREFIX: Final = "."
-"""A writer's directory has this before its name until the writer holds the lock in it."""
+"""The name of a writer's directory begins with this until the writer holds the lock in it."""
 
 
-class Claims:
-    """The dead writers that this process has taken over. Each can be taken over once.
+class WriterLocks:
+    """The locks of the dead writers that this process has taken over.
 
-    A writer's lock dies with its process, however it ends, so holding the lock proves that nobody
-    appends any more. May be used by several threads.
+    The kernel releases a writer's lock when its process ends, however it ends, so holding the lock
+    proves that nobody appends any more. May be used by several threads.
     """
 
     def __init__(self, directory: Path, io: SpoolIO, *, keep: bool) -> None:
-        """``keep`` is false for a mere look: the lock is given back at once."""
+        """Without ``keep`` the process only observes: each lock is released at once."""
         self._directory = directory
         self._io = io
         self._keep = keep
-        # Without its lock file a directory is nobody's, and can still be taken over.
+        # With `keep`, a directory without its lock file is taken over too.
         self._flags = TAKE_LOCK if keep else TRY_LOCK
-        self._held: dict[str, int] = {}
+        self._fds: dict[str, int] = {}
         self._troubles: dict[str, str] = {}
         self._lock = threading.Lock()
 
     def is_alive(self, writer_id: str) -> bool:
-        """Tell whether somebody else holds the writer's lock; if not, it is ours from now on.
+        """Tell whether another process holds the writer's lock; if not, take it over.
 
-        A writer whose lock cannot be tried counts as alive, for :meth:`trouble` tells why; a mere
-        look raises ``OSError``.
+        A writer whose lock cannot be tried counts as alive, and :meth:`trouble` tells why. Without
+        ``keep`` it raises ``OSError``.
         """
         with self._lock:
-            if writer_id in self._held:
+            if writer_id in self._fds:
                 return False
             self._troubles.pop(writer_id, None)
             try:
@@ -50,34 +50,34 @@ class Claims:
                 return True
 
     def trouble(self, writer_id: str) -> str | None:
-        """Why nobody can tell whether the writer is alive; as :meth:`is_alive` found it last."""
+        """Why the last :meth:`is_alive` could not try the writer's lock, if it could not."""
         return self._troubles.get(writer_id)
 
-    def bury(self, writer_id: str) -> None:
-        """Remove what is left of a writer that has no segments any more, if it is ours."""
+    def remove_writer(self, writer_id: str) -> None:
+        """Remove the directory of a writer without segments, if we hold its lock."""
         with self._lock:
-            if writer_id in self._held:
+            if writer_id in self._fds:
                 self._remove(self._directory / writer_id)
-                self._io.close(self._held.pop(writer_id))
+                self._io.close(self._fds.pop(writer_id))
 
-    def clear_false_start(self, name: str) -> None:
+    def remove_unstarted(self, name: str) -> None:
         """Remove the directory of a writer that died before it held its lock."""
-        place = self._directory / name
+        starting = self._directory / name
         try:
-            fd = self._io.open(place / LOCK_NAME, TAKE_LOCK)
+            fd = self._io.open(starting / LOCK_NAME, TAKE_LOCK)
         except FileNotFoundError:
             return
         try:
             if self._io.lock(fd):
-                self._remove(place)
+                self._remove(starting)
         finally:
             self._io.close(fd)
 
     def close(self) -> None:
-        """Let others take over what is left."""
+        """Release all locks, so that other processes can take them over."""
         with self._lock:
-            while self._held:
-                self._io.close(self._held.popitem()[1])
+            while self._fds:
+                self._io.close(self._fds.popitem()[1])
 
     def _take(self, writer_id: str) -> bool:
         try:
@@ -88,19 +88,19 @@ class Claims:
         try:
             taken = self._io.lock(fd)
             if taken and self._keep:
-                self._held[writer_id] = fd
+                self._fds[writer_id] = fd
                 kept = True
         finally:
             if not kept:
                 self._io.close(fd)
         return taken
 
-    def _remove(self, place: Path) -> None:
-        """Drafts first and the lock last, so that a half-removed directory can be removed later."""
+    def _remove(self, directory: Path) -> None:
+        """Remove the lock last, so that a half-removed directory can be removed later."""
         try:
-            names = self._io.list_dir(place)
+            names = self._io.list_dir(directory)
         except FileNotFoundError:
             return
         for name in sorted(names, key=LOCK_NAME.__eq__):
-            self._io.unlink(place / name)
-        self._io.remove_dir(place)
+            self._io.unlink(directory / name)
+        self._io.remove_dir(directory)
