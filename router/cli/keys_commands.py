@@ -16,7 +16,7 @@ from router.cli.output import Column, print_facts, print_json, print_rows, shown
 from router.clock import Clock
 from router.config.document import DEFAULT_SCOPES, SCOPES, KeyRecord
 from router.config.pepper import load_pepper, pepper_fingerprint
-from router.config.schema.fields import parse_timestamp
+from router.config.schema.notation import parse_timestamp
 from router.config.serialized import serialize_key
 from router.config.settings import Settings, load_settings
 from router.config.state.state_writer import StateWriter

@@ -102,7 +102,7 @@ def file_option(purpose: str, *, required: bool = False) -> Callable[[Function],
 
 def moment(_ctx: click.Context, _parameter: click.Parameter, value: str | None) -> float | None:
     """Seconds since the epoch of an RFC 3339 moment, or of a day, which begins at 00:00 UTC."""
-    from router.config.schema.fields import parse_timestamp
+    from router.config.schema.notation import parse_timestamp
 
     if value is None:
         return None

@@ -1,10 +1,10 @@
-"""What an operator has to mend: mistakes in the document, the store and the pepper."""
+"""Errors that an operator has to fix: in the document, the store and the pepper."""
 
 from __future__ import annotations
 
 
 class ConfigurationError(Exception):
-    """The base of every fault of the configuration; ``problems`` holds one line for each."""
+    """The base of all configuration errors; ``problems`` has one line for each mistake."""
 
     def __init__(self, problems: list[str]) -> None:
         super().__init__("\n".join(problems))
@@ -12,7 +12,7 @@ class ConfigurationError(Exception):
 
 
 class DocumentError(ConfigurationError):
-    """A document cannot be used; each problem begins with the path of the culprit."""
+    """A document cannot be used; each problem begins with the path of the field."""
 
 
 class StateError(ConfigurationError):

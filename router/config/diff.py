@@ -26,7 +26,7 @@ class FieldChange:
 
 @dataclass(frozen=True)
 class Change:
-    """One entity that comes, goes or changes."""
+    """One entity that is added, changed or removed."""
 
     verb: Verb
     section: str
@@ -34,11 +34,11 @@ class Change:
     """The id, or ``organization/model`` of a policy."""
     fields: tuple[FieldChange, ...]
     owner: str | None = None
-    """The organization whose key or policy it is, before the change if there was one."""
+    """The organization of a key or policy, as it was before the change."""
 
 
 def compare(old: dict[str, Any], new: dict[str, Any]) -> list[Change]:
-    """The changes between two plain documents; the order of entities means nothing."""
+    """The changes between two serialized documents; the order of entities means nothing."""
     return [change for section in _SECTIONS for change in _section(section, old, new)]
 
 

@@ -38,7 +38,7 @@ DEFAULT_THRESHOLDS = (80, 95)
 
 @dataclass(frozen=True, slots=True)
 class RateLimit:
-    """How much may be asked for. 0 blocks, ``None`` is unlimited."""
+    """How many calls and tokens are admitted. 0 blocks, ``None`` is unlimited."""
 
     requests_per_second: float | None
     burst: int = 0
@@ -46,16 +46,16 @@ class RateLimit:
     tokens_per_minute: int | None = None
     concurrent: int | None = None
     shadow: bool = False
-    """It only tells what it would have refused."""
+    """It refuses nothing; records show what it would have refused."""
 
 
 @dataclass(frozen=True, slots=True)
 class BudgetReservation:
-    """How much of a budget a call holds before it is known what it uses."""
+    """How much of a budget is reserved for a call before its usage is known."""
 
     mode: ReservationMode
     cap: int | None = None
-    """The most that ``capped`` holds, nano-USD or tokens; ``None`` is the router's own cap."""
+    """The most that ``capped`` reserves, nano-USD or tokens; ``None`` is the router's own cap."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,14 +72,14 @@ class Budget:
     thresholds: tuple[int, ...] = DEFAULT_THRESHOLDS
     """Percentages of the limit that are reported when they are reached, once a period."""
     shadow: bool = False
-    """It only tells what it would have refused."""
+    """It refuses nothing; records show what it would have refused."""
     reservation: BudgetReservation | None = None
     """``None`` is what the router does for all."""
 
 
 @dataclass(frozen=True, slots=True)
 class Organization:
-    """Who pays."""
+    """A customer: keys belong to it, budgets and limits apply to it."""
 
     id: str
     name: str = ""
@@ -146,7 +146,7 @@ class Policy:
 
 @dataclass(frozen=True, slots=True)
 class KeyRecord:
-    """What is known of an API key. The key itself is known to nobody but its holder."""
+    """An API key as it is stored: its hash, never the key itself."""
 
     id: str
     organization_id: str

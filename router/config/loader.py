@@ -1,4 +1,4 @@
-"""A document's file → validated → frozen; the one way in, whoever asks.
+"""Reads, validates and freezes a document; there is no other way in.
 
 ``config validate``, ``config apply`` and the workers that read ``state/`` back all come through
 here, so what passes the check can be applied, and what was applied can be served.
@@ -30,8 +30,8 @@ def load_file(
 ) -> LoadedDocument:
     """Read, validate and freeze a document; ``.json`` is JSON, any other name is YAML.
 
-    ``demo`` allows demo secrets, which are hashed with ``pepper``; a function is asked for it only
-    when a valid document has such a key. Raises :class:`DocumentError` with every problem.
+    ``demo`` allows demo secrets, which are hashed with ``pepper``; a function is called only when a
+    valid document has such a key. Raises :class:`DocumentError` with every problem.
     """
     place = Path(path)
     text = read_text(place)

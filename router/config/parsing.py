@@ -1,4 +1,4 @@
-"""Text of a document → plain data: strict YAML or JSON, and no way to make either explode.
+"""The text of a document → data: strict YAML or JSON, bounded in depth, size and numbers.
 
 YAML here is the part of it that JSON could also say: no aliases, no tags, no duplicate keys, and
 scalars by the rules of YAML 1.2 (``no`` is a word, ``1:30`` is not a number, dates stay text).
@@ -37,7 +37,7 @@ _YAML_LOADER: Final[Any] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 @dataclass
 class Parsed:
-    """Plain data and the mistakes that did not prevent reading on."""
+    """The data, and the mistakes after which reading could go on."""
 
     data: Any
     problems: list[str]
@@ -123,7 +123,7 @@ def _decimal(text: str) -> Decimal:
     return Decimal(text)
 
 
-def plain_scalar(text: str) -> Any:
+def scalar_value(text: str) -> Any:
     """What an unquoted YAML scalar means."""
     if NULL_SHAPE.match(text):
         return None
@@ -190,7 +190,7 @@ class _Builder:
             frame.key = event.value
             return
         try:
-            value = event.value if event.style else plain_scalar(event.value)
+            value = event.value if event.style else scalar_value(event.value)
         except _BadNumberError as error:
             self._note(event, str(error))
             value = None

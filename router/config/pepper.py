@@ -1,4 +1,4 @@
-"""The pepper: the server's secret under which keys are hashed. Without it, no key is valid."""
+"""The pepper: the server's secret with which keys are hashed. Without it, no key is valid."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _FINGERPRINT_DIGITS: Final = 16
 def load_pepper(settings: Settings, *, create: bool) -> bytes:
     """The pepper from ``ROUTER_KEY_PEPPER``, else from the file ``pepper`` in the data directory.
 
-    With ``create`` a missing file is made. What stands in the file works in the variable as well.
+    With ``create`` a missing file is created. The file's contents also work in the variable.
     Raises :class:`PepperError`.
     """
     if settings.key_pepper is not None:
@@ -41,19 +41,19 @@ def load_pepper(settings: Settings, *, create: bool) -> bytes:
 
 
 def pepper_fingerprint(pepper: bytes) -> str:
-    """What tells one pepper from another and gives neither away."""
+    """Identifies a pepper without revealing it: 16 hex digits."""
     return hmac.digest(pepper, b"pepper-fingerprint", "sha256").hex()[:_FINGERPRINT_DIGITS]
 
 
 def has_pepper(settings: Settings) -> bool:
-    """Whether there is a pepper, be it one that :func:`load_pepper` refuses."""
+    """Whether there is a pepper, even one that :func:`load_pepper` refuses."""
     return settings.key_pepper is not None or (settings.data_dir / FILE_NAME).exists()
 
 
 def _create(path: Path) -> None:
-    """Put a whole pepper in place or none: a link appears at once, a written file does not.
+    """Create the whole file or none: a link appears at once, a written file does not.
 
-    Of two processes that do this together, one wins and both read what it wrote.
+    If two processes do this at the same time, one wins and both read what it wrote.
     """
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     draft = path.with_name(f"{path.name}.{secrets.token_hex(8)}")

@@ -1,4 +1,4 @@
-"""The environment, read once into a frozen value. Nobody else touches ``os.environ``."""
+"""The environment, read once into a frozen value. No other module uses ``os.environ``."""
 
 # ruff: noqa: RUF009 - `_env` makes a dataclass field
 
@@ -38,7 +38,7 @@ _MAX_USD: Final = 9_000_000
 
 
 class SettingsError(Exception):
-    """The environment is wrong; ``problems`` holds one line for each variable at fault."""
+    """The environment is wrong; ``problems`` has one line for each wrong variable."""
 
     def __init__(self, problems: list[str]) -> None:
         super().__init__("invalid environment:\n" + "\n".join(f"  {line}" for line in problems))
@@ -143,9 +143,9 @@ def _brokers(raw: str) -> tuple[str, ...]:
 
 
 def _redis_addr(raw: str) -> str:
-    """Only the scheme: the rest is for whoever connects to understand.
+    """Checks the scheme only; connecting checks the rest.
 
-    Never repeats the value: it may hold a password.
+    The message never repeats the value, which may contain a password.
     """
     scheme, separator, _ = raw.partition("://")
     known = raw == EMBEDDED_REDIS or scheme in REDIS_SCHEMES
@@ -296,12 +296,12 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
 
 
 def export_metrics_dir(path: Path) -> None:
-    """Tell the metrics library, in this process and its children, where its files are."""
+    """Set the directory of the metrics library for this process and its children."""
     os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(path)
 
 
 def child_environment(**changes: str) -> dict[str, str]:
-    """A copy of this process's environment with ``changes``, for a process that we start."""
+    """A copy of this process's environment with ``changes``, for a child process."""
     return {**os.environ, **changes}
 
 

@@ -16,7 +16,7 @@ from router.api import pipeline
 from router.api.endpoints import ENDPOINTS, Endpoint
 from router.api.replies import json_reply
 from router.api.scope import Scope, current_scope
-from router.config.schema.fields import parse_timestamp
+from router.config.schema.notation import parse_timestamp
 from router.exports.csv_cells import safe_cell
 from router.records.record_types import AUDIT_ACTIONS
 from router.store.record_store import RecordStore

@@ -1,4 +1,4 @@
-"""The address of a backend. All of a request's target comes from it: nothing may read two ways."""
+"""The address of a backend: every request's target begins with it, so it must be unambiguous."""
 
 from __future__ import annotations
 

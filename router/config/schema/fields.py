@@ -1,31 +1,28 @@
-"""The kinds of value that stand in a document; each takes exactly one type and says what it wants.
+"""The kinds of value in a document; each accepts exactly one type and says which.
 
-marshmallow's own numbers and booleans also take ``"70"`` and ``1``; a document that says one thing
-and means another is a mistake, so these do not.
+marshmallow's own numbers and booleans also accept ``"70"`` and ``1``; these do not, because a
+document that says one thing and means another is a mistake.
 """
 
 from __future__ import annotations
 
 import re
-from datetime import datetime, timezone
 from decimal import Decimal
 from typing import Any, ClassVar, Final, TypeGuard
 
 from marshmallow import ValidationError, fields, validate
 
 from router.config.schema.base_url import normalize_base_url
+from router.config.schema.notation import (
+    format_price,
+    format_timestamp,
+    parse_decimal,
+    parse_timestamp,
+)
 
 MAX_USD_PER_MILLION_TOKENS: Final = 100_000
-NANOS_PER_USD: Final = 10**9
-_MAX_DECIMAL_LENGTH: Final = 40
-
 ID_SHAPE: Final = "[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}"
 _ID: Final = re.compile(ID_SHAPE)
-_DECIMAL_SHAPE: Final = re.compile(r"-?[0-9]+(\.[0-9]+)?")
-_TIMESTAMP_SHAPE: Final = re.compile(
-    r"([0-9]{4}-[0-9]{2}-[0-9]{2})[Tt ]([0-9]{2}:[0-9]{2}:[0-9]{2})(?:\.([0-9]{1,6}))?"
-    r"([Zz]|[-+][0-9]{2}:[0-9]{2})"
-)
 # Control characters would let a name rewrite an operator's terminal; surrogates cannot be stored.
 _PRINTABLE: Final = re.compile(r"[^\x00-\x1f\x7f-\x9f\ud800-\udfff]*")
 _CREDENTIAL_SHAPE: Final = re.compile(r"env:[A-Za-z_][A-Za-z0-9_]*|file:/[^\x00-\x1f\x7f]+")
@@ -203,25 +200,35 @@ class Seconds(Described, fields.Float):
         return seconds
 
 
-DECIMAL_SCHEMA: Final = {
-    "type": ["string", "number"],
-    "pattern": "^[0-9]+(\\.[0-9]+)?$",
-    "minimum": 0,
-}
-
-
-class Price(Described):
-    """USD per million tokens, written as a decimal string or a number → whole nano-USD."""
+class DecimalNumber(Described):
+    """A number that is not negative, written as decimal text or as a number."""
 
     JSON_SCHEMA: ClassVar[dict[str, Any]] = {
-        **DECIMAL_SCHEMA,
+        "type": ["string", "number"],
+        "pattern": "^[0-9]+(\\.[0-9]+)?$",
+        "minimum": 0,
+    }
+
+    def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> Any:
+        try:
+            number = parse_decimal(value)
+        except ValueError as error:
+            raise ValidationError(str(error)) from None
+        if number < 0:
+            raise ValidationError("must not be negative")
+        return number
+
+
+class Price(DecimalNumber):
+    """USD per million tokens → whole nano-USD."""
+
+    JSON_SCHEMA: ClassVar[dict[str, Any]] = {
+        **DecimalNumber.JSON_SCHEMA,
         "maximum": MAX_USD_PER_MILLION_TOKENS,
     }
 
     def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> int:
-        usd = parse_decimal(value)
-        if usd < 0:
-            raise ValidationError("must not be negative")
+        usd = super()._deserialize(value, attr, data, **kwargs)
         if usd > MAX_USD_PER_MILLION_TOKENS:
             raise ValidationError(
                 f"is out of a sane range: more than {MAX_USD_PER_MILLION_TOKENS} USD"
@@ -284,42 +291,3 @@ class Credential(Text):
 def is_id(value: object) -> TypeGuard[str]:
     """Tell whether this has the shape of an id; ``*`` has not."""
     return isinstance(value, str) and _ID.fullmatch(value) is not None
-
-
-def parse_timestamp(value: object) -> float:
-    """Read ISO 8601 with a zone; raises ``ValueError`` with a sentence for the operator."""
-    wanted = "must be a time with its zone, such as 2027-01-31T00:00:00Z"
-    match = _TIMESTAMP_SHAPE.fullmatch(value) if isinstance(value, str) else None
-    if match is None:
-        raise ValueError(wanted)
-    day, clock, fraction, zone = match.groups()
-    # Python 3.10 reads neither "Z" nor fractions of other than 3 or 6 digits.
-    text = f"{day}T{clock}.{(fraction or '').ljust(6, '0')}{'+00:00' if zone in 'Zz' else zone}"
-    try:
-        return datetime.fromisoformat(text).timestamp()
-    except (ValueError, OverflowError):
-        raise ValueError(wanted) from None
-
-
-def format_timestamp(seconds: float) -> str:
-    """ISO 8601 in UTC; :func:`parse_timestamp` reads it back unchanged."""
-    utc = datetime.fromtimestamp(seconds, timezone.utc)
-    return utc.replace(tzinfo=None).isoformat() + "Z"
-
-
-def format_price(nanos: int) -> str:
-    """Nano-USD as decimal USD with at least two places: ``2.50``, ``0.000000001``."""
-    whole, fraction = divmod(nanos, NANOS_PER_USD)
-    return f"{whole}.{f'{fraction:09d}'.rstrip('0').ljust(2, '0')}"
-
-
-def parse_decimal(value: Any) -> Decimal:
-    """Read decimal text or a number, exactly; raises ``ValidationError``."""
-    if isinstance(value, str) and len(value) <= _MAX_DECIMAL_LENGTH:
-        if _DECIMAL_SHAPE.fullmatch(value):
-            return Decimal(value)
-    elif isinstance(value, (int, float, Decimal)) and not isinstance(value, bool):
-        usd = Decimal(repr(value)) if isinstance(value, float) else Decimal(value)
-        if usd.is_finite():
-            return usd
-    raise ValidationError('must be a decimal number such as "2.50"')

@@ -1,4 +1,4 @@
-"""The JSON Schema of the document, for editors and for those who generate documents."""
+"""The JSON Schema of the document, for editors and for programs that generate documents."""
 
 from __future__ import annotations
 

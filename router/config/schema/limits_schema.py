@@ -1,4 +1,4 @@
-"""The document's rate limits and budgets: their fields, and what holds between them."""
+"""The document's rate limits and budgets: their fields, and the rules between them."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from router.config.document import (
     RateLimit,
 )
 from router.config.schema.fields import (
-    DECIMAL_SCHEMA,
     Choice,
+    DecimalNumber,
     Described,
     Flag,
     Identifier,
@@ -25,17 +25,16 @@ from router.config.schema.fields import (
     ListOf,
     Nested,
     Text,
-    format_price,
-    parse_decimal,
 )
 from router.config.schema.mapping import Mapping, Part
+from router.config.schema.notation import format_price
 
 MAX_REQUESTS_PER_SECOND: Final = 1_000_000
 MIN_REQUESTS_PER_SECOND: Final = 0.000001
-"""Below it nothing would ever flow in: rates are counted in millionths."""
+"""Rates are counted in millionths, so a lower one would be 0."""
 
 MAX_TOKENS: Final = 9_000_000_000
-"""Buckets are counted in millionths too, and exact up to here."""
+"""Buckets are counted in millionths too, exactly up to this many."""
 
 MAX_CONCURRENT: Final = 1_000_000
 MAX_BUDGET_USD: Final = 9_000_000
@@ -68,19 +67,13 @@ class Rate(Described, fields.Float):
         return int(value) if value is not None and value.is_integer() else value
 
 
-class Amount(Described):
-    """USD as decimal text or a number, or a number of tokens or calls; the unit tells which."""
+class Amount(DecimalNumber):
+    """USD, or a number of tokens or calls, depending on the unit."""
 
-    JSON_SCHEMA: ClassVar[dict[str, Any]] = {**DECIMAL_SCHEMA, "maximum": MAX_BUDGET}
+    JSON_SCHEMA: ClassVar[dict[str, Any]] = {**DecimalNumber.JSON_SCHEMA, "maximum": MAX_BUDGET}
 
     def __init__(self, about: str) -> None:
         super().__init__(load_default=None, allow_none=True, about=about)
-
-    def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> Decimal:
-        amount = parse_decimal(value)
-        if amount < 0:
-            raise ValidationError("must not be negative")
-        return amount
 
 
 class Zone(Text):
@@ -134,7 +127,7 @@ class RateLimitSchema(Part):
 
     @validates_schema(pass_original=True, skip_on_field_errors=False)
     def check_burst(self, data: dict[str, Any], original: Any, **_: Any) -> None:
-        """A rate without a burst would let nothing through, or everything."""
+        """A rate needs a burst: without one it would admit nothing, or everything."""
         rate = data.get("requests_per_second")
         if rate is not None and isinstance(original, dict) and "burst" not in original:
             raise ValidationError("is missing", "burst")
@@ -154,7 +147,7 @@ class ReservationSchema(Mapping):
 
     @validates_schema
     def check_cap(self, data: dict[str, Any], **_: Any) -> None:
-        """A cap that nobody looks at is a mistake."""
+        """A cap without the mode that uses it is a mistake."""
         if data["cap"] is not None and data["mode"] != "capped":
             raise ValidationError("goes with the mode 'capped' only", "cap")
 
@@ -201,7 +194,7 @@ class BudgetSchema(Part):
 
     @validates_schema(pass_original=True, skip_on_field_errors=False)
     def check_amounts(self, data: dict[str, Any], original: Any, **_: Any) -> None:
-        """What an amount may be depends on the unit. Tells all that is wrong."""
+        """What an amount may be depends on the unit. Reports all mistakes at once."""
         unit, reservation = data.get("unit"), data.get("reservation")
         wrong: dict[str, Any] = {}
         if reservation and unit == "requests":
@@ -237,7 +230,7 @@ class BudgetSchema(Part):
 
 
 def _problem(unit: str | None, amount: Decimal | None, written: Any) -> str | None:
-    """What is wrong with an amount of this unit, which was written like that."""
+    """What is wrong with an amount of this unit; ``written`` is how the document has it."""
     if amount is None or unit is None:
         return None
     counted = amount.scaleb(9) if unit == "usd" else amount

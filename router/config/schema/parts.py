@@ -1,4 +1,4 @@
-"""The shape of the document, part by part; what holds between parts is in ``references``.
+"""The shape of the document, part by part; ``references`` has the rules between parts.
 
 A schema loads its part as the frozen type of ``document`` and dumps it again. Unknown fields are
 refused everywhere.
@@ -144,7 +144,7 @@ class KeySchema(Part):
 
     @validates_schema(pass_original=True, skip_on_field_errors=False)
     def check_one_secret(self, data: dict[str, Any], original: Any, **_: Any) -> None:
-        """``original`` is asked, for a secret of the wrong shape is missing from ``data``."""
+        """Looks at ``original``, because a secret of the wrong shape is missing from ``data``."""
         given = isinstance(original, dict) and [n for n in _SECRETS if n in original]
         if given == list(_SECRETS):
             raise ValidationError("must not stand beside 'demo_secret'", "hash")

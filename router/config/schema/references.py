@@ -1,8 +1,8 @@
-"""What must hold between the parts of a document: every reference leads somewhere, once.
+"""Rules between the parts of a document: every reference leads to exactly one part.
 
-It reads the plain data rather than the parts, so that a document with a wrong shape here and a
-dangling reference there reports both at once. What has the wrong shape is skipped: the schema has
-reported it.
+It reads the serialized document rather than its parts, so that a wrong shape in one place and a
+dangling reference in another are reported together. What has the wrong shape is skipped here,
+because the schema reports it.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from router.config.schema.parts import DEFAULT_WEIGHT
 _Entry = tuple[str, dict[str, Any]]
 
 
-def reference_problems(plain: dict[str, Any]) -> list[str]:
-    """All inconsistencies of a document, each beginning with the path of the culprit."""
-    return [*_Check(plain).problems()]
+def reference_problems(serialized: dict[str, Any]) -> list[str]:
+    """All inconsistencies of a document, each beginning with the path of the field."""
+    return [*_Check(serialized).problems()]
 
 
 class _Check:
-    def __init__(self, plain: dict[str, Any]) -> None:
-        self._plain = plain
+    def __init__(self, serialized: dict[str, Any]) -> None:
+        self._serialized = serialized
         self._organizations = self._ids("organizations")
         self._models = self._ids("models")
         self._backends = self._ids("backends")
@@ -48,7 +48,7 @@ class _Check:
         yield from self._policies()
 
     def _entries(self, section: str) -> Iterator[_Entry]:
-        yield from _mappings(section, self._plain.get(section))
+        yield from _mappings(section, self._serialized.get(section))
 
     def _ids(self, section: str) -> frozenset[str]:
         return frozenset(

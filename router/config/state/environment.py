@@ -1,4 +1,4 @@
-"""The LMDB environment behind ``state/``: its layout, how it is opened, how a key is written down.
+"""The LMDB environment behind ``state/``: its layout, how it is opened, how a key is encoded.
 
 One process may not open the same environment twice: closing one handle would drop the locks of the
 other. Workers only read and the command line only writes, so this matters to a process that does
@@ -22,7 +22,7 @@ import orjson
 from router.config.document import Budget, BudgetReservation, KeyRecord, RateLimit
 
 MAP_SIZE: Final = 1 << 30
-"""Room for some million keys. The file is sparse: it takes what it holds."""
+"""Room for some million keys. The file is sparse: it uses only the space it needs."""
 MAX_READERS: Final = 1024
 DATA_FILE: Final = "data.mdb"
 
@@ -75,7 +75,7 @@ class View:
 
     @property
     def key_ids(self) -> Any:
-        """Id → hash; seldom asked for. Raises ``lmdb.Error``."""
+        """Id → hash; seldom used. Raises ``lmdb.Error``."""
         return self._env.open_db(KEY_IDS, create=False)
 
     def get(self, table: Any, key: bytes) -> bytes | None:
@@ -108,18 +108,18 @@ class View:
         return inode == self.place[0] and size >= self.place[1]
 
     def close(self) -> None:
-        """Give the environment back; what still reads from it gets ``lmdb.Error``."""
+        """Close the environment; later reads raise ``lmdb.Error``."""
         self._env.close()
 
 
 class Reader(Protocol):
-    """Someone who keeps a view open and can do without for a moment."""
+    """An owner of an open view; a writer closes it, and the owner opens another."""
 
     def close(self) -> None:
-        """Close the view; the next question opens another."""
+        """Close the view; the next read opens another."""
 
     def forget(self) -> None:
-        """Drop the view without closing it, for it belongs to the parent process."""
+        """Drop the view without closing it, because it belongs to the parent process."""
 
 
 _opening = threading.RLock()

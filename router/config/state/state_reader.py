@@ -1,7 +1,7 @@
-"""How workers read ``state/``: keys and document, through the memory map.
+"""Workers read keys and document from ``state/`` through the memory map.
 
-A key is looked up on each call, so a revocation holds from the next call on. Everything else is one
-document, read back as a frozen snapshot when its revision changes.
+A key is looked up on each call, so a revocation takes effect with the next call. Everything else is
+one document, read as a frozen snapshot when its revision changes.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class StateReader:
 
     Every method raises :class:`NotConfigured` as long as nothing was applied or the store cannot be
     read. Why it cannot be read is logged, once for each change of the reason; :attr:`fault` says it
-    in words that a health check may show.
+    in words fit for a health check.
     """
 
     def __init__(self, state_dir: Path, clock: Clock | None = None) -> None:
@@ -62,9 +62,9 @@ class StateReader:
 
     def find_key(self, hash: bytes) -> KeyRecord | None:
         """The key with this 32-byte hash as it is stored at this moment."""
-        raw = self._ask(lambda view: view.get(view.keys, hash)) if hash else None
+        raw = self._read(lambda view: view.get(view.keys, hash)) if hash else None
         if raw is None:
-            # "No such key" may only be said of a store in which keys would be.
+            # Only a store that has a document can say that there is no such key.
             self._stored_revision()
             return None
         try:
@@ -74,8 +74,8 @@ class StateReader:
             raise NotConfigured(_UNREADABLE) from None
 
     def find_key_with_id(self, key_id: str) -> KeyRecord | None:
-        """The key with this id; for whoever is not shown the key itself."""
-        raw = self._ask(lambda view: view.get(view.key_ids, key_id.encode()))
+        """The key with this id, for callers that do not have the key itself."""
+        raw = self._read(lambda view: view.get(view.key_ids, key_id.encode()))
         return self.find_key(bytes(raw or b""))
 
     def revision(self) -> int:
@@ -83,8 +83,8 @@ class StateReader:
         return decode_number(self._stored_revision())
 
     def pepper_matches(self, fingerprint: str) -> bool | None:
-        """Whether the stored keys were made with this pepper; ``None`` when nobody noted it."""
-        stored = self._ask(lambda view: view.get(view.meta, PEPPER_FINGERPRINT))
+        """Whether the stored keys were hashed with this pepper; ``None`` when that is not known."""
+        stored = self._read(lambda view: view.get(view.meta, PEPPER_FINGERPRINT))
         return None if stored is None else stored == fingerprint.encode()
 
     def document(self) -> Document:
@@ -103,25 +103,25 @@ class StateReader:
         return self._document
 
     def close(self) -> None:
-        """Give the store back; the next question opens it again."""
+        """Close the store; the next read opens it again."""
         view = self._view
         self.forget()
         if view is not None:
             view.close()
 
     def forget(self) -> None:
-        """Drop the handle that a parent process opened; the next question opens another."""
+        """Drop the handle that a parent process opened; the next read opens another."""
         self._view = None
         self._recheck_at_s = float("-inf")
 
     def _stored_revision(self) -> bytes:
-        raw = self._ask(lambda view: view.get(view.meta, REVISION))
+        raw = self._read(lambda view: view.get(view.meta, REVISION))
         if raw is None:
             raise NotConfigured
         return raw
 
     def _rebuild(self) -> None:
-        revision, raw = self._ask(lambda view: view.get_all(view.meta, REVISION, DOCUMENT))
+        revision, raw = self._read(lambda view: view.get_all(view.meta, REVISION, DOCUMENT))
         # Also when it fails: one attempt and one log line for each bad revision.
         self._document_revision = revision
         try:
@@ -132,32 +132,32 @@ class StateReader:
         else:
             self._document, self._refused = document, None
 
-    def _ask(self, question: Callable[[View], T]) -> T:
+    def _read(self, read: Callable[[View], T]) -> T:
         now_s = self._now_s()
         if now_s >= self._recheck_at_s:
             self._recheck(now_s)
         if self._view is None:
             raise NotConfigured(_UNREADABLE) if self._unread else NotConfigured()
         try:
-            answer = question(self._view)
+            found = read(self._view)
         except lmdb.Error as error:
-            answer = self._ask_again(self._view, question, error)
+            found = self._retry(self._view, read, error)
         if self._unread is not None:
             self._unread = None
-        return answer
+        return found
 
-    def _ask_again(self, view: View, question: Callable[[View], T], error: lmdb.Error) -> T:
-        """Once, after doing what may help; a fault that stays is an outage, never an answer."""
+    def _retry(self, view: View, read: Callable[[View], T], error: lmdb.Error) -> T:
+        """Read once more after a repair; a lasting error is an outage, never an absent value."""
         try:
             if isinstance(error, lmdb.ReadersFullError):
                 # Workers that were killed may have left their slots behind.
                 view.clear_dead_readers()
             else:
-                # Closed by a writer on another thread, or worse: a new handle will tell.
+                # Closed by a writer on another thread, or damaged: a new handle shows which.
                 self._view = None
                 self._open()
             if self._view is not None:
-                return question(self._view)
+                return read(self._view)
         except lmdb.Error as again:
             self._report(again)
         raise NotConfigured(_UNREADABLE) from None

@@ -1,4 +1,4 @@
-"""How the command line changes ``state/``: whole transactions, each written to a journal."""
+"""The command line changes ``state/`` in whole transactions, each written to a journal."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from router.config.serialized import KEY_SCHEMA, serialize, serialize_key, seria
 from router.config.state.transaction import Tables, open_tables
 
 Journal = Callable[[Sequence[Change], int], None]
-"""Is told what is about to change and the revision that it makes; what raises stops the change."""
+"""Called with the changes and the revision they make, before the commit; raising stops them."""
 
 
 class StateWriter:
-    """Changes ``state/`` in short transactions, each of them whole or not at all.
+    """Changes ``state/`` in short transactions: all of a change, or none of it.
 
     The store is open only while a method runs. Every method raises :class:`StateError`, and what
     raised has changed nothing. A method that is given the fingerprint of a pepper raises
@@ -32,8 +32,8 @@ class StateWriter:
     ) -> None:
         """``journal`` is called within each transaction that changes something, as its last step.
 
-        So nothing is changed that was not written down. What it was told may still fail to be
-        committed; then the method raises.
+        So nothing changes that is not in the journal. The commit may still fail after that; then
+        the method raises.
         """
         self._state_dir = state_dir
         self._clock = clock or Clock()
@@ -61,7 +61,7 @@ class StateWriter:
                     old=[key for key in tables.all_keys() if key.id in touched],
                     new=[key for key in loaded.keys if key.id in touched],
                 )
-                tables.note_pepper(fingerprint)
+                tables.store_pepper(fingerprint)
             revision = tables.revision()
             if not revision or any(change.section != "keys" for change in changes):
                 revision = tables.put_document(loaded, self._clock.now_s())
@@ -100,7 +100,7 @@ class StateWriter:
         return {"version": document.pop("version"), "keys": keys, **document}
 
     def pepper_fingerprint(self) -> str | None:
-        """Which pepper the stored keys were made with; ``None`` when nobody noted it."""
+        """The pepper with which the stored keys were hashed; ``None`` when that is not known."""
         if not self._state_dir.is_dir():
             return None
         with open_tables(self._state_dir) as tables:
@@ -130,8 +130,8 @@ class StateWriter:
             if double is not None and double.id != record.id:
                 raise StateError([f"this key is already stored as '{double.id}'"])
             tables.replace_keys(old=[old] if old else [], new=[record])
-            tables.note_pepper(fingerprint)
-            self._tell(tables, old, record)
+            tables.store_pepper(fingerprint)
+            self._write_journal(tables, old, record)
 
     def revoke_key(self, key_id: str) -> KeyRecord:
         """Revoke a key; it stays listed. Returns it as it is stored now."""
@@ -139,7 +139,7 @@ class StateWriter:
             old = _found(tables, key_id)
             record = replace(old, status="revoked")
             tables.replace_keys(old=[], new=[record])
-            self._tell(tables, old, record)
+            self._write_journal(tables, old, record)
             return record
 
     def list_keys(self) -> list[KeyRecord]:
@@ -153,7 +153,7 @@ class StateWriter:
             tables.check_pepper(fingerprint)
             return _found(tables, key_id)
 
-    def _tell(self, tables: Tables, old: KeyRecord | None, new: KeyRecord) -> None:
+    def _write_journal(self, tables: Tables, old: KeyRecord | None, new: KeyRecord) -> None:
         before = [] if old is None else [serialize_key(old)]
         changes = compare({"keys": before}, {"keys": [serialize_key(new)]})
         if changes:
@@ -168,7 +168,7 @@ def _found(tables: Tables, key_id: str) -> KeyRecord:
 
 
 def _check_record(record: KeyRecord, document: dict[str, Any]) -> None:
-    """Refuse what the document could not say either, so that every export can be applied."""
+    """Refuse a key that no document may have, so that every export can be applied."""
     problems = [*flatten_messages(KEY_SCHEMA.validate(serialize_key(record)))]
     organizations = {entry["id"] for entry in document["organizations"]}
     models = {entry["id"] for entry in document["models"]}

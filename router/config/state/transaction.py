@@ -60,7 +60,7 @@ def open_tables(state_dir: Path, *, create: bool = False) -> Iterator[Tables]:
 
 
 class Tables:
-    """What is stored and what may change; a method that raises makes the transaction void."""
+    """The tables within one transaction; a method that raises rolls it back."""
 
     def __init__(self, transaction: lmdb.Transaction, handles: dict[bytes, Any]) -> None:
         self._transaction = transaction
@@ -115,7 +115,7 @@ class Tables:
         return None if self._get(self._keys, raw) is None else self._decode(raw)
 
     def replace_keys(self, *, old: Iterable[KeyRecord], new: Iterable[KeyRecord]) -> None:
-        """Remove some keys, then write some; all at once, so that keys can even swap hashes."""
+        """Remove some keys, then write some, so that keys can swap hashes."""
         for record in old:
             self._transaction.delete(bytes.fromhex(record.hash), db=self._keys)
             self._transaction.delete(record.id.encode(), db=self._key_ids)
@@ -128,7 +128,7 @@ class Tables:
             self._transaction.delete(PEPPER_FINGERPRINT, db=self._meta)
 
     def pepper_fingerprint(self) -> str | None:
-        """Which pepper the stored keys were made with; ``None`` when nobody noted it."""
+        """The pepper with which the stored keys were hashed; ``None`` when that is not known."""
         raw = self._get(self._meta, PEPPER_FINGERPRINT)
         return None if raw is None else raw.decode()
 
@@ -137,8 +137,8 @@ class Tables:
         if fingerprint is not None and self.pepper_fingerprint() not in (None, fingerprint):
             raise PepperError([_OTHER_PEPPER])
 
-    def note_pepper(self, fingerprint: str | None) -> None:
-        """Remember which pepper the stored keys were made with."""
+    def store_pepper(self, fingerprint: str | None) -> None:
+        """Store which pepper the keys were hashed with."""
         if fingerprint is not None and self._transaction.stat(self._key_ids)["entries"]:
             self._transaction.put(PEPPER_FINGERPRINT, fingerprint.encode(), db=self._meta)
 
@@ -149,8 +149,8 @@ class Tables:
         stored = self.all_keys()
         listed = {key.id for key in loaded.keys}
         kept = [] if prune_keys else [key for key in stored if key.id not in listed]
-        problems = [*_orphans(kept, loaded), *_doubles(kept, loaded)]
-        problems += () if reactivate_keys else _revivals(stored, loaded)
+        problems = [*_orphaned(kept, loaded), *_duplicate_hashes(kept, loaded)]
+        problems += () if reactivate_keys else _reactivated(stored, loaded)
         if problems:
             raise StateError(problems)
         compared = stored if prune_keys else [key for key in stored if key.id in listed]
@@ -168,7 +168,7 @@ class Tables:
             raise StateError(["the configuration store: a stored key is damaged"]) from None
 
 
-def _orphans(kept: list[KeyRecord], loaded: LoadedDocument) -> Iterator[str]:
+def _orphaned(kept: list[KeyRecord], loaded: LoadedDocument) -> Iterator[str]:
     """Keys that stay while their organization goes."""
     known = {organization.id for organization in loaded.organizations}
     owners: dict[str, list[str]] = {}
@@ -183,7 +183,7 @@ def _orphans(kept: list[KeyRecord], loaded: LoadedDocument) -> Iterator[str]:
         )
 
 
-def _doubles(kept: list[KeyRecord], loaded: LoadedDocument) -> Iterator[str]:
+def _duplicate_hashes(kept: list[KeyRecord], loaded: LoadedDocument) -> Iterator[str]:
     """Listed keys that are stored under another id."""
     owners = {key.hash: key.id for key in kept}
     for index, key in enumerate(loaded.keys):
@@ -191,8 +191,8 @@ def _doubles(kept: list[KeyRecord], loaded: LoadedDocument) -> Iterator[str]:
             yield f"keys[{index}].hash: already stored as the key '{owners[key.hash]}'"
 
 
-def _revivals(stored: list[KeyRecord], loaded: LoadedDocument) -> Iterator[str]:
-    """Revoked keys that are active in the document, most likely because nobody told it.
+def _reactivated(stored: list[KeyRecord], loaded: LoadedDocument) -> Iterator[str]:
+    """Revoked keys that are active in the document, most likely because it is out of date.
 
     Demo keys are public anyway and come back with the demo.
     """

@@ -28,8 +28,8 @@ from router.config.document import (
     Timeouts,
 )
 from router.config.loader import load_file, load_serialized
-from router.config.schema.fields import format_price, format_timestamp, parse_timestamp
 from router.config.schema.json_schema import document_json_schema
+from router.config.schema.notation import format_price, format_timestamp, parse_timestamp
 from router.config.serialized import dump_yaml, serialize
 from router.config.state.environment import decode_key, encode_key
 

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from router.call import NO_USAGE, Usage
 from router.config.document import Prices
-from router.config.schema.fields import MAX_USD_PER_MILLION_TOKENS, NANOS_PER_USD, format_price
+from router.config.schema.fields import MAX_USD_PER_MILLION_TOKENS
+from router.config.schema.notation import NANOS_PER_USD, format_price
 from router.pricing.cost import cost_nanos, estimate, text_chars
 
 USD = NANOS_PER_USD
