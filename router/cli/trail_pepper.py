@@ -22,7 +22,7 @@ def trail_pepper(settings: Settings, *, create: bool = False) -> bytes:
     from router.config.pepper import has_pepper, load_pepper
 
     if create and not has_pepper(settings):
-        # Any fingerprint but the stored one is wrong, so this only asks whether there is one.
+        # Any fingerprint but the stored one is wrong, so this only checks whether there is one.
         if is_stored_pepper(settings, b"") is None:
             if _has_trail(settings):
                 raise PepperError([_NO_SECOND])
@@ -35,7 +35,7 @@ def trail_pepper(settings: Settings, *, create: bool = False) -> bytes:
 
 
 def is_stored_pepper(settings: Settings, pepper: bytes) -> bool | None:
-    """Whether the stored keys were made with this pepper; ``None`` when nobody can tell."""
+    """Whether the stored keys were made with this pepper; ``None`` when that is unknown."""
     from router.config.pepper import pepper_fingerprint
     from router.config.state.state_reader import StateReader
     from router.errors import NotConfigured

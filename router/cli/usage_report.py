@@ -30,7 +30,7 @@ _COLUMNS: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What was asked, the rows, and what they come to."""
+    """The request, the rows, and their total."""
 
     group_by: Sequence[str]
     from_s: float

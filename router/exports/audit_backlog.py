@@ -16,7 +16,7 @@ SETTLED_S: Final = 1.0
 
 
 def complete_to(spool: SpoolReader, stored: Mapping[str, Position], now_s: float) -> float | None:
-    """The time before which no event was missing in the store; ``None`` when nobody can tell.
+    """The time before which no event was missing in the store; ``None`` when that is unknown.
 
     ``stored`` are the positions that the store has acknowledged, loaded before the call; ``now_s``
     is a time before that. What workers keep in memory while their disk refuses writes is not seen.

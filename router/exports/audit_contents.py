@@ -49,7 +49,7 @@ class Run:
     sequence: int
     hash: str = ""
     is_broken: bool = False
-    """Something was wrong before its end, so its end tells nothing more."""
+    """Something was wrong before its end, so its end proves nothing more."""
     torn_before: int | None = None
     """The line of the only event that does not follow the one before it."""
 

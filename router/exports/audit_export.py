@@ -1,6 +1,6 @@
 """The audit trail as a file that proves itself: its events, then a signed line about all of them.
 
-Events stand in the order of their writers and, within a writer, of its chain. The signed last line
+Events are sorted by writer and, within a writer, by sequence. The signed last line
 says which links of which chains the file holds, together with the signed chain tips and prune
 points of the record store. So a change of any byte shows, and so does a missing line, wherever it
 was.

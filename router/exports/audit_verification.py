@@ -16,7 +16,7 @@ NOT_SIGNED: Final = "is not what was signed"
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What a check found; ``position`` and ``reason`` tell of the first thing that is wrong."""
+    """The result of a check; ``position`` and ``reason`` name the first thing that is wrong."""
 
     ok: bool
     events: int
@@ -82,8 +82,8 @@ class Verification:
             if (contents.lines, contents.digest.hexdigest()) != (facts["events"], facts["digest"]):
                 yield end, "the last line was signed for other lines"
         for writer_id, sequence, why in facts["faults"]:
-            place = Position(end.line, writer_id, sequence)
-            yield place, f"damaged when it was exported: {why}"
+            position = Position(end.line, writer_id, sequence)
+            yield position, f"damaged when it was exported: {why}"
 
 
 def _compare_selection(facts: dict[str, Any], contents: Contents) -> Iterator[Fault]:
@@ -115,8 +115,8 @@ def _compare_chains(facts: dict[str, Any], contents: Contents, key: bytes) -> It
         if entry["first"] is not None:
             line += entry["last"][0] - entry["first"][0] + 1
     for run in unknown.values():
-        place = Position(run.first_line, run.writer_id, run.first_sequence)
-        yield place, "the last line does not list this writer"
+        position = Position(run.first_line, run.writer_id, run.first_sequence)
+        yield position, "the last line does not list this writer"
 
 
 def _compare_run(entry: dict[str, Any], run: Run | None, line: int) -> Iterator[Fault]:
@@ -124,28 +124,28 @@ def _compare_run(entry: dict[str, Any], run: Run | None, line: int) -> Iterator[
     writer_id, first, last = entry["writer_id"], entry["first"], entry["last"]
     if first is None:
         if run is not None:
-            place = Position(run.first_line, writer_id, run.first_sequence)
-            yield place, "the last line lists no event of this writer"
+            position = Position(run.first_line, writer_id, run.first_sequence)
+            yield position, "the last line lists no event of this writer"
         return
     if run is None:
         yield Position(line, writer_id, first[0]), "the events of this writer are missing"
         return
     if run.first_line != line:
-        place = Position(min(line, run.first_line), writer_id, first[0])
-        yield place, f"the events of this writer begin in line {run.first_line}, not in {line}"
+        position = Position(min(line, run.first_line), writer_id, first[0])
+        yield position, f"the events of this writer begin in line {run.first_line}, not in {line}"
     if [run.first_sequence, run.previous_hash] != first:
         yield Position(run.first_line, writer_id, first[0]), "the first event is another one"
     if run.torn_before is not None and run.hash == last[1]:
         # From there on all is what was signed, so it is the one before that was changed.
         line = run.torn_before - 1
-        place = Position(line, writer_id, run.first_sequence + line - run.first_line)
-        yield place, "the event is not the one that belongs before the next"
+        position = Position(line, writer_id, run.first_sequence + line - run.first_line)
+        yield position, "the event is not the one that belongs before the next"
     if run.is_broken:
         return
     if run.sequence != last[0]:
         missing = min(run.sequence, last[0]) + 1
-        place = Position(line + missing - first[0], writer_id, missing)
-        yield place, f"the events end with {run.sequence}, the last line says {last[0]}"
+        position = Position(line + missing - first[0], writer_id, missing)
+        yield position, f"the events end with {run.sequence}, the last line says {last[0]}"
     elif run.hash != last[1]:
         yield Position(run.last_line, writer_id, last[0]), "the last event is another one"
 

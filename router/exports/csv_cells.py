@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Any, Final
 
 _FORMULA_STARTS: Final = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
-"""Spreadsheets take the wide forms of the East for the narrow ones."""
+"""Spreadsheets treat full-width forms like the ASCII characters."""
 
 
 def safe_cell(value: Any) -> Any:
-    """A value that no spreadsheet takes for a formula: a text that could be one gets a ``'``.
+    """The value, made safe for spreadsheets: a text that could be a formula gets a ``'`` in front.
 
-    What clients name (models, labels) stands in such files, and must not run in finance.
+    Clients choose names of models and metadata, which must not run where the file is opened.
     """
     if isinstance(value, str) and value.startswith(_FORMULA_STARTS):
         return "'" + value

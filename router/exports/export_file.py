@@ -1,9 +1,10 @@
-"""A file that grows page by page, may break off at any moment, and goes on where it stopped.
+"""A file that grows page by page; an export that breaks off continues where it stopped.
 
-Beside ``FILE`` stand, until it is complete, ``FILE.partial`` with what has been written and
-``FILE.cursor``, which says how much of it counts, what was asked, and where the next page begins.
-Bytes of the partial file reach the disk before the cursor that counts them; what stands behind them
-is cut off by whoever goes on. ``FILE`` itself appears whole or not at all.
+Until ``FILE`` is complete there are ``FILE.partial`` with what has been written, and
+``FILE.cursor``, which says how much of it counts, what was requested, and where the next page
+begins. Bytes of the
+partial file reach the disk before the cursor that counts them; bytes behind them are cut off when
+the export continues. ``FILE`` itself appears whole or not at all.
 """
 
 from __future__ import annotations
@@ -28,12 +29,12 @@ class ExportRefused(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far an export has come, and of what."""
+    """What was requested of an export, and how far it has come."""
 
     request: Mapping[str, Any]
-    """What was asked for, as JSON can carry it; who goes on must ask for the same."""
+    """What was requested, as JSON can carry it; only the same request can continue."""
     bounds: Mapping[str, Any]
-    """What was found when it began, and holds until it is complete."""
+    """What was found when the export began, and holds until it is complete."""
     after: tuple[int, int] | None = None
     records: int = 0
     size: int = 0
@@ -65,10 +66,10 @@ class ExportFile:
         header: bytes = b"",
         restart: bool = False,
     ) -> Progress:
-        """Go on with what broke off, else begin; ``bounds`` is called only in the latter case.
+        """Continue what broke off, or else begin; ``bounds`` is called only in the latter case.
 
-        Raises :class:`ExportRefused` when something else broke off here, unless ``restart``, and
-        when another process is at it.
+        Raises :class:`ExportRefused` when an export with other options broke off here, unless
+        ``restart``, and when another process exports into the file.
         """
         file = self._lock()
         known = None if restart else self._load()
@@ -87,7 +88,7 @@ class ExportFile:
         return self.progress
 
     def append(self, content: bytes, after: tuple[int, int] | None, records: int) -> None:
-        """Add a page; when this returns it is never asked for again."""
+        """Add a page; when this returns, the page is on the disk and counted."""
         file = self._opened()
         file.write(content)
         file.flush()
@@ -99,7 +100,7 @@ class ExportFile:
         _replace(self._cursor, orjson.dumps(asdict(self.progress)))
 
     def finish(self, convert: Callable[[Path, Path], None] | None = None) -> None:
-        """Put the file into place; ``convert`` makes it out of what was written."""
+        """Give the complete file its name; ``convert`` makes it out of what was written."""
         done = self._partial
         if convert is not None:
             done = self._target.with_name(self._target.name + _DRAFT)
@@ -126,7 +127,7 @@ class ExportFile:
         return self._file
 
     def _load(self) -> Progress | None:
-        """What the cursor says; ``None`` when there is none that can be read."""
+        """The progress that the cursor tells; ``None`` when no cursor can be read."""
         try:
             found = orjson.loads(self._cursor.read_bytes())
             if found.pop("format") != FORMAT:

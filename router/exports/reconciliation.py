@@ -1,10 +1,10 @@
-"""Whether the same records stand wherever they must stand, and which ones do not.
+"""Whether the same records are in the spool, the store and Kafka, and which ones are missing.
 
 A record may have copies in the spool, in the record store and in Kafka. All copies are collected in
 a temporary SQLite database, because there may be more than fit into memory; it sorts and groups
 them, and what differs is explained here.
 
-The sources are read one after the other while calls go on, so they are read in two passes: first
+The sources are read one after the other while calls are served, so there are two passes: first
 all of them, then the spool, the end of the topic and whatever was missing, in this order. A record
 of the first pass is then in every sink, or still in the spool and under way there; if neither, it
 is lost. A record that appears only in the second pass began too late to be compared.

@@ -1,7 +1,7 @@
-"""Usage records as rows of a table: what a column is called, and what a record puts into it.
+"""Usage records as rows of CSV and Parquet files: the columns, and what a record puts into them.
 
-A degraded record leaves empty what nobody knows. Money stands there twice: as whole nano-USD, and
-as exact decimal USD.
+What a degraded record does not know is empty. The cost has two columns: whole nano-USD, and exact
+decimal USD.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from router.records.record_types import format_usd, parse_timestamp_us
 COLUMNS: Final = {
     "record_id": "text",
     "request_id": "text",
-    "timestamp": "moment",
+    "timestamp": "timestamp",
     "organization_id": "text",
     "api_key_id": "text",
     "model": "text",
@@ -31,28 +31,28 @@ COLUMNS: Final = {
     "backend_id": "text",
     "endpoint": "text",
     "operation": "text",
-    "stream": "truth",
-    "status": "number",
+    "stream": "bool",
+    "status": "integer",
     "outcome": "text",
     "limit_state": "text",
     "decision_reason": "text",
     "usage_source": "text",
-    "tokens_input": "number",
-    "tokens_output": "number",
-    "tokens_cached": "number",
-    "cost_nanos": "number",
+    "tokens_input": "integer",
+    "tokens_output": "integer",
+    "tokens_cached": "integer",
+    "cost_nanos": "integer",
     "cost_usd": "usd",
-    "latency_ms": "fraction",
-    "bytes_sent": "number",
-    "retry_count": "number",
+    "latency_ms": "float",
+    "bytes_sent": "integer",
+    "retry_count": "integer",
     "attempts": "attempts",
     "trace_id": "text",
     "span_id": "text",
-    "metadata": "labels",
-    "degraded": "truth",
-    "schema_version": "number",
+    "metadata": "map",
+    "degraded": "bool",
+    "schema_version": "integer",
 }
-"""Names in order, and the kind of each."""
+"""Names in order, and the type of each."""
 CSV_HEADER: Final = (",".join(COLUMNS) + "\r\n").encode()
 
 _GROUP_ROWS: Final = 10_000
@@ -61,7 +61,7 @@ _USD_PLACES: Final = 9
 
 
 def csv_lines(records: Iterable[Mapping[str, Any]]) -> bytes:
-    """One line for each record; lists and labels as JSON in their cell."""
+    """One line for each record; lists and maps are JSON in their cell."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\r\n")
     writer.writerows([_cell(record, name) for name in COLUMNS] for record in records)
@@ -69,17 +69,17 @@ def csv_lines(records: Iterable[Mapping[str, Any]]) -> bytes:
 
 
 def write_parquet(lines: Path, target: Path) -> None:
-    """A Parquet file of a file with a record on each line; a group of rows at a time in memory.
+    """Turn JSON Lines into a Parquet file; memory holds a group of rows at a time.
 
     Raises ``ModuleNotFoundError`` without pyarrow.
     """
     arrow, parquet = import_module("pyarrow"), import_module("pyarrow.parquet")
-    kinds = _arrow_kinds(arrow)
-    schema = arrow.schema([(name, kinds[kind]) for name, kind in COLUMNS.items()])
+    types = _arrow_types(arrow)
+    schema = arrow.schema([(name, types[kind]) for name, kind in COLUMNS.items()])
     with lines.open("rb") as source, parquet.ParquetWriter(target, schema) as writer:
         for group in _groups(source):
             columns = [
-                arrow.array([_typed(record, name) for record in group], type=kinds[kind])
+                arrow.array([_typed(record, name) for record in group], type=types[kind])
                 for name, kind in COLUMNS.items()
             ]
             writer.write_table(arrow.Table.from_arrays(columns, schema=schema))
@@ -104,11 +104,11 @@ def _typed(record: Mapping[str, Any], name: str) -> Any:
     value, kind = _value(record, name), COLUMNS[name]
     if value is None:
         return None
-    if kind == "moment":
+    if kind == "timestamp":
         return parse_timestamp_us(value)
     if kind == "usd":
         return Decimal(value)
-    if kind == "labels":
+    if kind == "map":
         return list(value.items())
     return value
 
@@ -122,23 +122,23 @@ def _value(record: Mapping[str, Any], name: str) -> Any:
     return record.get(name)
 
 
-def _arrow_kinds(arrow: Any) -> dict[str, Any]:
-    text, number = arrow.string(), arrow.int64()
+def _arrow_types(arrow: Any) -> dict[str, Any]:
+    text, integer = arrow.string(), arrow.int64()
     attempt = (
-        ("attempt", number),
+        ("attempt", integer),
         ("backend_id", text),
-        ("status", number),
+        ("status", integer),
         ("error", text),
         ("latency_ms", arrow.float64()),
         ("billed", arrow.bool_()),
     )
     return {
         "text": text,
-        "number": number,
-        "truth": arrow.bool_(),
-        "fraction": arrow.float64(),
-        "moment": arrow.timestamp("us", tz="UTC"),
+        "integer": integer,
+        "bool": arrow.bool_(),
+        "float": arrow.float64(),
+        "timestamp": arrow.timestamp("us", tz="UTC"),
         "usd": arrow.decimal128(_USD_DIGITS, _USD_PLACES),
         "attempts": arrow.list_(arrow.struct(attempt)),
-        "labels": arrow.map_(text, text),
+        "map": arrow.map_(text, text),
     }

@@ -128,7 +128,7 @@ def is_unstorable(error: BaseException | None) -> bool:
     cause = getattr(error, "orig", None)
     state = getattr(cause, "sqlstate", None)
     if state == _NOT_UNIQUE or str(cause).startswith("UNIQUE constraint failed"):
-        # Ids of records were looked after. What else must be unique, the store counts itself.
+        # Conflicts of record ids are handled. Other unique values are numbered by the store itself.
         return False
     return isinstance(error, _REFUSALS) or state == _LIMIT_EXCEEDED
 
@@ -177,8 +177,8 @@ def _insert(connection: Connection, table: Table, rows: Sequence[Row]) -> int:
         values: Any = (objects,)
     else:
         source, values = f"VALUES ({_parameters(len(names))})", list(rows)
-    # To insert first and look afterwards is cheap, for records seldom come twice, and right when
-    # another host delivers the same ones at this moment.
+    # Inserting first and comparing afterwards is cheap, because records seldom come twice, and it
+    # is right when another host delivers the same ones at this moment.
     statement = f"INSERT INTO {table.name} ({columns}) {source} {_UNLESS_KNOWN[table.name]}"
     return connection.exec_driver_sql(statement, values).rowcount
 

@@ -26,10 +26,10 @@ _LONGEST_BYTES: Final = 512
 
 
 def storable(value: str) -> str:
-    """The text as it stands in a column, and as it is looked for there."""
+    """The text as it is stored in a column, and as queries compare it."""
     if len(value) <= _SHORT and value.isascii() and "\0" not in value:
         return value
-    # PostgreSQL stores no NUL, and nobody a half of a surrogate pair; the document keeps the NUL.
+    # PostgreSQL stores no NUL, and no database half a surrogate pair; the document keeps the NUL.
     cleaned = value.replace("\0", "\ufffd").encode("utf-8", "replace")
     if len(cleaned) <= _LONGEST_BYTES:
         return cleaned.decode()

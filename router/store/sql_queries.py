@@ -20,7 +20,7 @@ _KEYSET: Final = struct.Struct(">qq")
 
 MICROS_PER_S: Final = 1_000_000
 _FARTHEST_US: Final = 9e18
-"""Beyond all years that can be written, and still a number for every database."""
+"""Later than every timestamp that can be written, and still a number for every database."""
 TABLES: Final[Mapping[RecordKind, Table]] = {"usage": usage, "audit": audit}
 FILTERS: Final[Mapping[str, ColumnElement[Any]]] = {
     "model": usage.c.model,
@@ -40,7 +40,7 @@ AUDIT_FILTERS: Final[Mapping[str, ColumnElement[Any]]] = {
 
 
 def micros(seconds: float) -> int:
-    """A moment as it is stored."""
+    """Seconds since the epoch as they are stored: microseconds, within what a database can hold."""
     return round(max(-_FARTHEST_US, min(seconds * MICROS_PER_S, _FARTHEST_US)))
 
 

@@ -1,8 +1,8 @@
 """The tables of the record store and how a database gets them.
 
-What is queried stands in columns; the record itself stands beside them as the JSON it was shipped
-as, in a table of its own, so that a sum over a million calls reads no JSON. Texts compare byte by
-byte on every database: an order must not depend on a locale.
+What is queried has columns. The JSON of usage records is in a table of its own, so that a sum over
+a million calls reads no JSON. Texts compare byte by byte on every database: an order must not
+depend on a locale.
 """
 
 from __future__ import annotations

@@ -51,14 +51,14 @@ class UsageTotals:
     """What the calls of one group come to."""
 
     group: Mapping[str, str | None]
-    """The group's values by the names asked for; days and hours in UTC."""
+    """The group's values by the names of ``GROUPS``; days and hours in UTC."""
     requests: int
     errors: int
     """Calls that the backends failed: upstream_error, upstream_aborted, timeout."""
     rejected: int
     client_aborted: int
     estimated: int
-    """Calls whose tokens are estimated, for the backend did not report them."""
+    """Calls whose tokens are estimated, because the backend did not report them."""
     degraded: int
     """Calls of which only the least is known; they are in no sum."""
     retries: int
