@@ -29,8 +29,10 @@ class Entry(NamedTuple):
     """Where a command is and what it is for."""
 
     module: str
-    attribute: str
+    """Below ``router``."""
     summary: str
+    attribute: str = ""
+    """Default: the command's name with underscores."""
 
 
 class LazyGroup(click.Group):
@@ -49,7 +51,9 @@ class LazyGroup(click.Group):
         entry = self._entries.get(cmd_name)
         if entry is None or isinstance(entry, LazyGroup):
             return entry
-        command: click.Command = getattr(importlib.import_module(entry.module), entry.attribute)
+        module = importlib.import_module(f"router.{entry.module}")
+        attribute = entry.attribute or cmd_name.replace("-", "_")
+        command: click.Command = getattr(module, attribute)
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -64,47 +68,45 @@ class LazyGroup(click.Group):
 
 
 COMMANDS: Final[Mapping[str, Entry | LazyGroup]] = {
-    "serve": Entry("router.cli.serve_commands", "serve", "Run the gateway."),
-    "demo": Entry("router.cli.serve_commands", "demo", "Run a gateway with two mock backends."),
-    "agent": Entry("router.cli.agent_commands", "agent", "Ship records to the store and to Kafka."),
+    "serve": Entry("cli.serve_commands", "Run the gateway."),
+    "demo": Entry("cli.serve_commands", "Run a gateway with two mock backends."),
+    "agent": Entry("cli.shipping.agent_commands", "Ship records to the store and to Kafka."),
     "budget-service": Entry(
-        "router.cli.budget_service_commands", "budget_service", "Run the reference budget service."
+        "router.cli.budgets.budget_service_commands",
+        "budget_service",
+        "Run the reference budget service.",
     ),
-    "config": Entry(
-        "router.cli.config_commands", "config", "Validate, compare, apply or export a document."
-    ),
-    "keys": Entry("router.cli.keys_commands", "keys", "Create, list and revoke API keys."),
+    "config": Entry("cli.config_commands", "Validate, compare, apply or export a document."),
+    "keys": Entry("cli.keys_commands", "Create, list and revoke API keys."),
     "requests": LazyGroup(
         name="requests",
         short_help="Sign requests as a client does.",
         help="Sign requests as a client does, to try a call or to compare signatures.",
-        entries={"sign": Entry("router.cli.requests_commands", "sign", "Sign a request.")},
+        entries={"sign": Entry("cli.requests_commands", "Sign a request.")},
     ),
-    "budgets": Entry("router.cli.budgets_commands", "budgets", "Show and correct budgets."),
-    "usage": Entry("router.cli.usage_commands", "usage", "Report or export what was used."),
-    "audit": Entry("router.cli.audit_commands", "audit", "Export, verify, prune the audit trail."),
+    "budgets": Entry("cli.budgets.budgets_commands", "Show and correct budgets."),
+    "usage": Entry("cli.records.usage_commands", "Report or export what was used."),
+    "audit": Entry("cli.records.audit_commands", "Export, verify, prune the audit trail."),
     "records": LazyGroup(
         name="records",
         short_help="Compare usage records of spool, store and Kafka.",
         help="Compare usage records wherever they are kept.",
         entries={
             "reconcile": Entry(
-                "router.cli.records_commands",
+                "router.cli.records.records_commands",
                 "reconcile",
                 "Name what is missing or differs.",
             )
         },
     ),
-    "spool": Entry("router.cli.spool_commands", "spool", "Check or ship records that wait."),
+    "spool": Entry("cli.shipping.spool_commands", "Check or ship records that wait."),
     "dev": LazyGroup(
         name="dev",
         short_help="Commands for developers of the router.",
         help="Commands for developers of the router and of its clients.",
         entries={
-            "contracts": Entry(
-                "router.cli.dev_commands", "contracts", "Write or check contracts/."
-            ),
-            "mock-backend": Entry("router.demo.backend", "command", "Run a mock backend."),
+            "contracts": Entry("cli.dev_commands", "Write or check contracts/."),
+            "mock-backend": Entry("demo.backend", "Run a mock backend.", "command"),
         },
     ),
 }

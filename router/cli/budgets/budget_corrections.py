@@ -8,7 +8,7 @@ from typing import NamedTuple
 import click
 
 from router.breaker import Unavailable
-from router.cli.ledger_session import LedgerSession, ledger_session, sums_of_records
+from router.cli.budgets.ledger_session import LedgerSession, ledger_session, sums_of_records
 from router.cli.operator_audit import OperatorAuditLog
 from router.cli.output import CannotFindOut
 from router.config.settings import Settings

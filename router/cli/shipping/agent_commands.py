@@ -10,7 +10,7 @@ import click
 
 from router.cli.options import Command, kafka_api_version_option
 from router.cli.output import finding_out
-from router.cli.sink_choice import note_sinks
+from router.cli.shipping.sink_choice import note_sinks
 from router.cli.trail_pepper import trail_pepper
 from router.config.settings import Settings, load_settings
 

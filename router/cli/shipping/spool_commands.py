@@ -15,9 +15,9 @@ from router.agent.lock import AgentLock
 from router.agent.status import read_report
 from router.cli.options import Noun, output_option
 from router.cli.output import CannotFindOut, end_with_difference, finding_out, progress_bar
-from router.cli.sink_choice import check_sinks, configured_sinks
-from router.cli.spool_findings import read_findings
-from router.cli.spool_status import print_status, read_status, saved_positions
+from router.cli.shipping.sink_choice import check_sinks, configured_sinks
+from router.cli.shipping.spool_findings import read_findings
+from router.cli.shipping.spool_status import print_status, read_status, saved_positions
 from router.cli.trail_pepper import trail_pepper
 from router.clock import Clock
 from router.config.settings import Settings, load_settings

@@ -12,7 +12,7 @@ from router.agent.lock import taken_over
 from router.agent.sink_set import load_sinks
 from router.agent.status import Shipping, observe_shipping, read_report
 from router.cli.output import Column, count, print_csv, print_json, print_table, size
-from router.cli.sink_choice import configured_sinks
+from router.cli.shipping.sink_choice import configured_sinks
 from router.config.settings import Settings
 from router.spool.checkpoints import Checkpoints, checkpoint_path, sinks_with_checkpoints
 from router.spool.frames import Position

@@ -13,8 +13,8 @@ from click.testing import CliRunner, Result
 from router.agent.lock import AgentLock
 from router.agent.sink_set import SinkSet, Topics, save_sinks
 from router.agent.status import write_report
-from router.cli import spool_commands as command
 from router.cli.main import cli
+from router.cli.shipping import spool_commands as command
 from router.clock import FrozenClock
 from router.spool.checkpoints import Checkpoints, checkpoint_path
 from router.spool.disk import SpoolIO

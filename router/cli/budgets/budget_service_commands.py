@@ -46,7 +46,7 @@ def budget_service(no_records: bool) -> None:
 
     monkey.patch_all()
     # All that opens sockets or makes locks is imported after the patch.
-    from router.cli.ledger_session import redis_client, sums_of_records
+    from router.cli.budgets.ledger_session import redis_client, sums_of_records
     from router.net.resolver import Resolver
     from router.telemetry.logs import configure_logging
 

@@ -136,7 +136,7 @@ def report(
     Errors are calls that backends failed. Latencies are of calls that were not rejected. Days and
     hours are those of UTC.
     """
-    from router.cli import usage_report
+    from router.cli.records import usage_report
 
     if to_s is None:
         to_s = Clock().now_s()

@@ -8,7 +8,6 @@ from typing import IO, TYPE_CHECKING, Any, Final
 import click
 
 from router.cli import output as out
-from router.cli import reconcile_report
 from router.cli.options import (
     Command,
     check_period,
@@ -17,13 +16,14 @@ from router.cli.options import (
     output_option,
     period_options,
 )
-from router.cli.reconcile_report import Answer
+from router.cli.records import reconcile_report
+from router.cli.records.reconcile_report import Answer
 from router.clock import Clock
 from router.config.settings import Settings, load_settings
 
 if TYPE_CHECKING:
     from router.agent.kafka.producer import KafkaConfig
-    from router.cli.reconcile_sources import SpoolSource
+    from router.cli.records.reconcile_sources import SpoolSource
     from router.exports.reconciliation import Reconciliation
 
 _DAY_S: Final = 86_400.0
@@ -98,7 +98,7 @@ def reconcile(
     the store, Kafka or the client's file cannot be read.
     """
     from router.agent.kafka.topic_reader import TopicUnreadable
-    from router.cli.reconcile_sources import SpoolSource, note_refusals
+    from router.cli.records.reconcile_sources import SpoolSource, note_refusals
     from router.exports.client_list import ClientFileError, match_client, read_answers
     from router.exports.comparison import KAFKA, STORE, Scope
     from router.exports.reconciliation import DATABASE_ERRORS, Reconciliation
@@ -155,7 +155,7 @@ def _observe(records: Reconciliation, spool: SpoolSource, kafka: KafkaConfig | N
     Returns how many partitions of the topic have lost their oldest messages.
     """
     from router.agent.kafka.topic_reader import TopicReader
-    from router.cli.reconcile_sources import look_up_missing, read_store, read_topic
+    from router.cli.records.reconcile_sources import look_up_missing, read_store, read_topic
     from router.store.record_store import RecordStore
 
     with ExitStack() as stack:

@@ -9,8 +9,8 @@ from typing import Any, Final, NamedTuple, TypeVar
 
 import click
 
-from router.cli.budget_corrections import Correction, make_correction, parse_amount
-from router.cli.ledger_session import ledger_session
+from router.cli.budgets.budget_corrections import Correction, make_correction, parse_amount
+from router.cli.budgets.ledger_session import ledger_session
 from router.cli.options import Noun, output_option
 from router.cli.output import Column, count, print_facts, print_rows
 from router.config.settings import Settings, load_settings

@@ -15,8 +15,8 @@ import orjson
 import pytest
 from click.testing import CliRunner, Result
 
-from router.cli import usage_commands as command
 from router.cli.main import cli
+from router.cli.records import usage_commands as command
 from router.clock import FrozenClock
 from router.records.record_types import NANOS_PER_USD, degraded_usage, format_timestamp
 from router.store.record_store import RecordStore

@@ -1,0 +1,1 @@
+"""Budgets: their counters, corrections by hand, and the reference budget service."""

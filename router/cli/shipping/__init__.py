@@ -1,0 +1,1 @@
+"""Shipping: the agent, and the spool that it ships from."""
