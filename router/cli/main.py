@@ -72,9 +72,7 @@ COMMANDS: Final[Mapping[str, Entry | LazyGroup]] = {
     "demo": Entry("cli.serve_commands", "Run a gateway with two mock backends."),
     "agent": Entry("cli.shipping.agent_commands", "Ship records to the store and to Kafka."),
     "budget-service": Entry(
-        "router.cli.budgets.budget_service_commands",
-        "budget_service",
-        "Run the reference budget service.",
+        "cli.budgets.budget_service_commands", "Run the reference budget service."
     ),
     "config": Entry("cli.config_commands", "Validate, compare, apply or export a document."),
     "keys": Entry("cli.keys_commands", "Create, list and revoke API keys."),
@@ -92,11 +90,7 @@ COMMANDS: Final[Mapping[str, Entry | LazyGroup]] = {
         short_help="Compare usage records of spool, store and Kafka.",
         help="Compare usage records wherever they are kept.",
         entries={
-            "reconcile": Entry(
-                "router.cli.records.records_commands",
-                "reconcile",
-                "Name what is missing or differs.",
-            )
+            "reconcile": Entry("cli.records.records_commands", "Name what is missing or differs.")
         },
     ),
     "spool": Entry("cli.shipping.spool_commands", "Check or ship records that wait."),
