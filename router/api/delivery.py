@@ -13,7 +13,7 @@ from router.api.call_usage import call_outcome
 from router.api.dialects.dialect import Dialect
 from router.api.dialects.table import DIALECTS
 from router.api.error_specs import error_spec_of, status_of
-from router.api.recording import note_refusal, record_answer, record_end
+from router.api.recording import record_answer, record_end, record_withheld
 from router.api.replies import error_body, json_reply, stream_reply
 from router.api.scope import Scope
 from router.upstream.reply_stream import ReplyStream
@@ -96,13 +96,14 @@ class ClientStream:
         scope = self._scope
         scope.bytes_sent += len(chunk)
         if self._is_last() and not scope.recorded:
-            sent_bytes = scope.bytes_sent - len(chunk)
-            try:
-                record_answer(scope, lambda error: self._withhold(error, sent_bytes))
-            except errors.RecordsUnavailable as error:
+            unrecorded = record_answer(scope)
+            if unrecorded is not None:
+                # An error takes the place of the last event, which must not go out.
                 self._ended = True
-                self._withhold(error, sent_bytes)
-                return self._failure(error)
+                failure = self._failure(unrecorded.error)
+                scope.bytes_sent += len(failure) - len(chunk)
+                record_withheld(scope, unrecorded)
+                return failure
         return chunk
 
     def _is_last(self) -> bool:
@@ -115,24 +116,19 @@ class ClientStream:
             return self._stream.outcome == "completed"
         return self._stream.is_complete
 
-    def _withhold(self, error: errors.RecordsUnavailable, sent_bytes: int) -> None:
-        """An error takes the place of the last event, which must not go out."""
-        note_refusal(self._scope, error)
-        self._scope.bytes_sent = sent_bytes + len(self._failure(error))
-
     def _failure(self, error: errors.RouterError) -> bytes:
         return self._dialect.failure_event(error, trace_id=self._scope.trace.trace_id)
 
 
 def _record_whole(scope: Scope, answer: bytes) -> None:
+    """Record the call; raises ``RecordsUnavailable``, and then nothing of the answer may go out."""
     scope.bytes_sent = len(answer)
-
-    def withhold(error: errors.RecordsUnavailable) -> None:
-        note_refusal(scope, error)
-        scope.status = status_of(error)
-        scope.bytes_sent = len(error_body(scope, error))
-
-    record_answer(scope, withhold)
+    unrecorded = record_answer(scope)
+    if unrecorded is not None:
+        scope.status = status_of(unrecorded.error)
+        scope.bytes_sent = len(error_body(scope, unrecorded.error))
+        record_withheld(scope, unrecorded)
+        raise unrecorded.error
 
 
 def _stream_error(stream: ReplyStream) -> errors.RouterError:

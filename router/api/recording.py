@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import logging
 import time
-from collections.abc import Callable
 
 import orjson
 
@@ -28,31 +27,48 @@ from router.records.record_types import (
     degraded_usage,
     encode_usage,
 )
-from router.records.recorder import Entry
+from router.records.recorder import Entry, Unwritten
 
 log = logging.getLogger("router.records")
 
 Context = dict[str, str | int | float | bool | None]
 
-Withhold = Callable[[RecordsUnavailable], None]
-"""Notes in the scope what the client gets instead of an answer that could not be recorded."""
+
+@dataclasses.dataclass(slots=True)
+class Unrecorded:
+    """A call whose record the spool refused, before its answer was complete."""
+
+    unwritten: Unwritten
+    line: bytes | None
+    event: AuditEvent | None
+
+    @property
+    def error(self) -> RecordsUnavailable:
+        """What the client gets instead of the answer."""
+        return self.unwritten.error
 
 
-def record_answer(scope: Scope, withhold: Withhold) -> None:
-    """Record a call before its answer is complete; raises ``RecordsUnavailable``.
+def record_answer(scope: Scope) -> Unrecorded | None:
+    """Record a call before its answer is complete.
 
-    Nothing may be answered that is not recorded: the caller refuses the call, or ends the stream
-    with an error, when this raises. What it cost is recorded later then, as what ``withhold`` has
-    made of it.
+    Nothing may be answered that is not recorded: when the spool refuses, the caller withholds the
+    answer and then calls :func:`record_withheld`.
     """
     scope.status = 200
-    _record(scope, "completed", time.monotonic(), withhold)
+    return _record(scope, "completed", time.monotonic())
 
 
-def note_refusal(scope: Scope, error: RecordsUnavailable) -> None:
-    """Code and outcome of a call whose answer is withheld."""
-    spec = error_spec_of(error)
-    scope.code, scope.failed_outcome = spec.code, spec.outcome
+def record_withheld(scope: Scope, unrecorded: Unrecorded) -> None:
+    """Buffer the record of a call whose answer is withheld, as what the scope now says of it. What
+    the call has cost stays as it was."""
+    changed = None
+    try:
+        spec = error_spec_of(unrecorded.error)
+        scope.code, scope.failed_outcome = spec.code, spec.outcome
+        if unrecorded.unwritten.may_change:
+            changed = _withheld(scope, unrecorded.line, unrecorded.event)
+    finally:
+        unrecorded.unwritten.buffer(changed)
 
 
 def record_end(scope: Scope, outcome: Outcome, ended_s: float) -> None:
@@ -70,7 +86,9 @@ def record_end(scope: Scope, outcome: Outcome, ended_s: float) -> None:
     if not scope.attempts and not scope.services.recorder.admits_refusals():
         return
     try:
-        _record(scope, outcome, ended_s)
+        unrecorded = _record(scope, outcome, ended_s)
+        if unrecorded is not None:  # nobody can take back what the client has got
+            unrecorded.unwritten.buffer()
     except Exception:
         log.exception("a call could not be recorded", extra={"request_id": scope.request_id})
 
@@ -83,30 +101,21 @@ def streamed_s(scope: Scope, ended_s: float) -> float:
     return max(0.0, (stream.ended_s or ended_s) - scope.answered_s)
 
 
-def _record(
-    scope: Scope, outcome: Outcome, ended_s: float, withhold: Withhold | None = None
-) -> None:
+def _record(scope: Scope, outcome: Outcome, ended_s: float) -> Unrecorded | None:
+    """Append the record and the event; ``None`` when they are in the spool."""
     _name_fault(scope)
     record, line = None, None
     if scope.key is not None:
         record, line = _usage_line(scope, outcome, ended_s)
     event = _event_or_less(scope, record)
-
-    def amend(error: RecordsUnavailable) -> Entry:
-        assert withhold is not None
-        withhold(error)
-        return _amended(scope, line, event)
-
+    # Before it is: whoever is killed while the spool syncs may find it written.
     scope.recorded = True
     try:
-        scope.services.recorder.record(
-            line, event, answered=withhold is None, amend=None if withhold is None else amend
-        )
-    except RecordsUnavailable:
-        raise  # the recorder holds it
+        unwritten = scope.services.recorder.record(line, event)
     except Exception:
         scope.recorded = False
         raise
+    return None if unwritten is None else Unrecorded(unwritten, line, event)
 
 
 def _name_fault(scope: Scope) -> None:
@@ -116,7 +125,7 @@ def _name_fault(scope: Scope) -> None:
         scope.attempts[-1].error = stream.fault
 
 
-def _amended(scope: Scope, line: bytes | None, event: AuditEvent | None) -> Entry:
+def _withheld(scope: Scope, line: bytes | None, event: AuditEvent | None) -> Entry:
     """What was to be recorded, now that the answer is withheld; its cost stays as it was."""
     if line is not None:
         fields = orjson.loads(line)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 import orjson
 
 from router.errors import RecordsUnavailable
-from router.records.audit_chain import AuditChain
+from router.records.audit_chain import AuditChain, Link
 from router.records.record_types import AuditEvent, degraded_usage, parse_timestamp_us
 from router.spool.frames import AUDIT, MAX_PAYLOAD_BYTES, USAGE
 from router.spool.writer import SpoolWriter
@@ -19,6 +19,34 @@ Entry = tuple[bytes | None, AuditEvent | None]
 """An encoded usage record and its event; ``None`` for what could not be built."""
 
 _logger = logging.getLogger("router.records")
+
+
+class Unwritten:
+    """A record that the spool refused. Its call has cost something, so it must be buffered, once:
+    it is written first when the disk recovers."""
+
+    def __init__(
+        self,
+        error: RecordsUnavailable,
+        recorder: Recorder,
+        frames: list[tuple[int, bytes]],
+        rewind_to: Link | None,
+    ) -> None:
+        self.error = error
+        self._recorder = recorder
+        self._frames = frames
+        self._rewind_to = rewind_to
+
+    @property
+    def may_change(self) -> bool:
+        """Whether :meth:`buffer` may still be given another content under the same ids."""
+        return self._rewind_to is not None
+
+    def buffer(self, changed: Entry | None = None) -> None:
+        """Keep the record in memory, as it was or as ``changed`` says."""
+        if changed is not None and self._rewind_to is not None:
+            self._frames = self._recorder.rechained(self._rewind_to, changed)
+        self._recorder.spool.buffer(self._frames)
 
 
 class Recorder:
@@ -50,23 +78,10 @@ class Recorder:
             return False
         return True
 
-    def record(
-        self,
-        usage: bytes | None,
-        event: AuditEvent | None,
-        *,
-        answered: bool,
-        amend: Callable[[RecordsUnavailable], Entry] | None = None,
-    ) -> None:
-        """Append both with one write; raises ``RecordsUnavailable``.
+    def record(self, usage: bytes | None, event: AuditEvent | None) -> Unwritten | None:
+        """Append both with one write. What the spool refused comes back and has to be buffered.
 
-        What the spool refuses is buffered in memory and written first when the disk recovers: the
-        call has cost something, whether its reply goes out or not. With ``answered`` the reply can
-        no longer be withheld, so nothing is raised. Otherwise ``amend`` may change the records to
-        what the refusal makes of the call, under the same ids. It is not called when the records
-        may be on the disk already: one id must never have two contents.
-
-        After any other exception nothing was recorded.
+        After any exception nothing was recorded.
         """
         start = self._chain.end
         frames = self._frames(usage, event)
@@ -76,19 +91,22 @@ class Recorder:
             self.spool.append(frames)
         except Exception as error:
             refusal = _refusal_of(error)
-            if refusal.nothing_written and amend is not None and self._chain.end is end:
-                entry = amend(refusal)
-                self._chain.rewind(start)
-                frames = self._frames(*entry)
-            self.spool.buffer(frames)
-            if not answered:
-                raise refusal from None
+            # What may stand on the disk already must not change: nobody may ever find two contents
+            # under one id. Nor what somebody else has chained on.
+            may_change = refusal.nothing_written and self._chain.end is end
+            return Unwritten(refusal, self, frames, start if may_change else None)
+        return None
 
     def _frames(self, usage: bytes | None, event: AuditEvent | None) -> list[tuple[int, bytes]]:
         frames = [] if usage is None else [(USAGE, self._fitting(usage))]
         if event is not None:
             frames.append((AUDIT, self._link(event)))
         return frames
+
+    def rechained(self, start: Link, entry: Entry) -> list[tuple[int, bytes]]:
+        """The frames of ``entry``, chained on as if nothing had been chained since ``start``."""
+        self._chain.rewind(start)
+        return self._frames(*entry)
 
     def note(self, events: Iterable[AuditEvent]) -> None:
         """Append events that belong to no call; raises ``RecordsUnavailable``."""

@@ -198,7 +198,7 @@ class Calls:
             for record_id in self.records[worker * CALLS : (worker + 1) * CALLS]:
                 record = replace(samples.RECORD, record_id=record_id, request_id=record_id)
                 event = samples.event(event_id=record_id)
-                recorder.record(encode_usage(record), event, answered=False)
+                assert recorder.record(encode_usage(record), event) is None
                 self.clock.advance(1.0)
                 recorder.spool.tick()
         self.disk.lose_power("all", names=True)

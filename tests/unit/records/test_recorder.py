@@ -90,8 +90,8 @@ def sequences(frames: Frames) -> list[int]:
 
 def test_both_are_appended_as_one(spool: Spool, pen: Recorder) -> None:
     """The record as it is, then its event as the next of the chain."""
-    pen.record(usage(), EVENT, answered=False)
-    pen.record(None, EVENT, answered=True)
+    pen.record(usage(), EVENT)
+    pen.record(None, EVENT)
     assert [kind for kind, _ in spool.appended] == [USAGE, AUDIT, AUDIT]
     assert spool.appended[0][1] == usage()
     assert sequences(spool.appended) == [1, 2]
@@ -99,26 +99,30 @@ def test_both_are_appended_as_one(spool: Spool, pen: Recorder) -> None:
 
 
 def test_what_the_spool_refuses_is_held(spool: Spool, pen: Recorder) -> None:
-    """P3: the caller hears of it unless the call was answered; either way nothing is dropped."""
+    """P3: the caller gets it back with the reason; buffered, nothing is dropped."""
     spool.reason = "disk_error"
-    with pytest.raises(RecordsUnavailable):
-        pen.record(usage(), EVENT, answered=False)
-    pen.record(usage(), EVENT, answered=True)
+    for _ in range(2):
+        unwritten = pen.record(usage(), EVENT)
+        assert unwritten is not None
+        assert unwritten.error.reason == "disk_error"
+        unwritten.buffer()
     assert sequences(spool.buffered) == [1, 2]
 
 
-def amended(refusal: RecordsUnavailable) -> tuple[bytes, AuditEvent]:
-    return usage(status=503), replace(EVENT, reason=refusal.reason)
+def buffer_changed(pen: Recorder) -> None:
+    """Record a call whose answer is withheld, because of what the spool says."""
+    unwritten = pen.record(usage(), EVENT)
+    assert unwritten is not None
+    unwritten.buffer((usage(status=503), replace(EVENT, reason=unwritten.error.reason)))
 
 
-def test_what_is_held_can_be_amended(spool: Spool, pen: Recorder) -> None:
+def test_what_was_refused_can_be_buffered_changed(spool: Spool, pen: Recorder) -> None:
     """P3: in the same place of the chain, as nobody has seen what stood there."""
-    pen.record(None, EVENT, answered=True)
+    pen.record(None, EVENT)
     spool.reason, spool.nothing_written = "disk_error", True
-    with pytest.raises(RecordsUnavailable):
-        pen.record(usage(), EVENT, answered=False, amend=amended)
+    buffer_changed(pen)
     spool.reason = None
-    pen.record(None, EVENT, answered=True)
+    pen.record(None, EVENT)
     (_, held), (_, event) = spool.buffered
     first, last = (json.loads(payload) for _, payload in spool.appended)
     assert (json.loads(held)["status"], json.loads(event)["reason"]) == (503, "disk_error")
@@ -128,26 +132,24 @@ def test_what_is_held_can_be_amended(spool: Spool, pen: Recorder) -> None:
     assert pen.taken == 4
 
 
-def test_what_may_be_written_is_held_as_it_is(spool: Spool, pen: Recorder) -> None:
+def test_what_may_be_written_is_buffered_as_it_is(spool: Spool, pen: Recorder) -> None:
     """P2: two contents under one id would be two truths."""
     spool.reason = "disk_slow"
-    with pytest.raises(RecordsUnavailable):
-        pen.record(usage(), EVENT, answered=False, amend=amended)
+    buffer_changed(pen)
     assert spool.buffered[0][1] == usage()
 
 
 def test_a_defect_of_the_spool_is_a_refusal(spool: Spool, pen: Recorder) -> None:
     """P3: what is raised as anything else was not taken; this was."""
     spool.defect = KeyError("x")
-    with pytest.raises(RecordsUnavailable):
-        pen.record(usage(), EVENT, answered=False, amend=amended)
+    buffer_changed(pen)
     assert spool.buffered[0][1] == usage()
 
 
 def test_a_record_without_an_event(spool: Spool, pen: Recorder) -> None:
     """U4: the chain goes on behind it."""
-    pen.record(usage(), None, answered=False)
-    pen.record(None, EVENT, answered=False)
+    pen.record(usage(), None)
+    pen.record(None, EVENT)
     assert [kind for kind, _ in spool.appended] == [USAGE, AUDIT]
     assert sequences(spool.appended) == [1]
 
@@ -156,7 +158,7 @@ def test_an_event_is_chained_without_the_secrets_in_it(spool: Spool, pen: Record
     """P17: the hash is that of what is kept, and its names are sorted as everywhere."""
     key = "rtr_test_" + "k" * 32
     details = {key: 1, "~": f"by {key}", "a": 3}
-    pen.record(None, replace(EVENT, reason=key, before=details), answered=False)
+    pen.record(None, replace(EVENT, reason=key, before=details))
     [(_, line)] = spool.appended
     body, digest = unseal(line)
     event = json.loads(line)
@@ -183,7 +185,7 @@ def test_a_record_that_no_frame_can_carry_is_degraded(
 ) -> None:
     """U4: it used to be an error, for the client and for ever; now the call is known."""
     room = MAX_PAYLOAD_BYTES - len(usage(metadata=""))
-    pen.record(usage(metadata="x" * (room + over)), EVENT, answered=False)
+    pen.record(usage(metadata="x" * (room + over)), EVENT)
     written = json.loads(spool.appended[0][1])
     assert ("degraded" in written) is (over > 0)
     assert pen.degraded == (over > 0)
@@ -206,9 +208,9 @@ def test_an_event_that_cannot_be_written_loses_its_details(
     spool: Spool, pen: Recorder, details: dict[str, Any]
 ) -> None:
     """U4, P20: what happened is still told, and the chain has no gap."""
-    pen.record(None, EVENT, answered=False)
-    pen.record(None, replace(EVENT, event_id="e-2", **details), answered=False)
-    pen.record(None, replace(EVENT, event_id="e-3"), answered=False)
+    pen.record(None, EVENT)
+    pen.record(None, replace(EVENT, event_id="e-2", **details))
+    pen.record(None, replace(EVENT, event_id="e-3"))
     first, cut, last = (json.loads(payload) for _, payload in spool.appended)
     Draft202012Validator(audit_event_schema()).validate(cut)
     assert (cut["event_id"], cut["action"], cut["context"]) == (

@@ -72,7 +72,7 @@ def test_a_body_without_an_id_gets_one(
     assert ids[0] != ids[1]
     assert [reply.header("X-Request-ID") for reply in replies] == ids
     assert [line["request_id"] for line in stand.lines] == ids
-    assert len(stand.backends.first.requests()) == 2
+    assert len(stand.backends.first.requests) == 2
 
 
 def test_a_uuid_of_the_header_names_a_body_without_an_id(stand: RouterStand) -> None:
