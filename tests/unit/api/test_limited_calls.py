@@ -23,6 +23,14 @@ USD = 10**9
 TO_MIDNIGHT_S = 16 * 3600  # from 08:00 UTC, where a frozen clock stands
 CHAT = "/v1/chat/completions"
 
+# Prices of the stand's document, in nano-USD a token: 2.50 and 10.00 USD a million.
+INPUT_NANOS, OUTPUT_NANOS = 2_500, 10_000
+# The fake backend counts words: "hello there" is 2, its answer "You said: hello there" is 4.
+HELLO_TOKENS = 2 + 4
+HELLO_NANOS = 2 * INPUT_NANOS + 4 * OUTPUT_NANOS
+# What no backend reports is estimated at four characters a token, begun ones included.
+GUESSED_PROMPT_NANOS = 3 * INPUT_NANOS
+
 
 class CountingForwarder:
     """Serves like the real one, and knows how much of Redis came before."""
@@ -161,9 +169,7 @@ def test_tokens_are_charged_as_they_were_used(world: World) -> None:
     opened = stand.open("POST", CHAT, json=chat_body(stream=True, max_tokens=3000))
     assert rate_of(stand, "org-tokens")["remaining"] == 2997
     opened.read()
-    used = stand.record["tokens_input"] + stand.record["tokens_output"]
-    assert 0 < used < 100
-    assert rate_of(stand, "org-tokens")["remaining"] == 6000 - used
+    assert rate_of(stand, "org-tokens")["remaining"] == 6000 - HELLO_TOKENS
 
 
 def test_tokens_of_a_call_that_failed_come_back(world: World) -> None:
@@ -339,20 +345,20 @@ def test_the_budget_of_a_key(stand: RouterStand) -> None:
     """Only its own calls count."""
     stand.chat()
     assert stand.call("POST", CHAT, key="saving", json=chat_body()).status == 200
-    cost = stand.spool.records[-1]["cost_nanos"]
     found = budget_of(stand, "pocket", key="saving")
-    assert (found["scope"], found["settled"], found["reserved"]) == ("key", cost / USD, 0)
+    assert (found["scope"], found["settled"], found["reserved"]) == ("key", HELLO_NANOS / USD, 0)
 
 
 def test_what_is_reserved_while_a_call_runs(world: World) -> None:
     """Prompt estimate and most output, at the model's price; less what the cap takes off."""
     stand = limited(world, budgets=(budget(limit=USD),))
     opened = stand.open("POST", CHAT, json=chat_body(stream=True, max_tokens=1000, n=2))
-    expected = (3 * 2_500 + 2000 * 10_000) / USD
+    expected = (GUESSED_PROMPT_NANOS + 2000 * OUTPUT_NANOS) / USD
     assert budget_of(stand)["reserved"] == pytest.approx(expected)
     opened.read()
     assert budget_of(stand)["reserved"] == 0
-    assert stand.metric("budget_settled_nanousd_total") == stand.record["cost_nanos"]
+    settled_nanos = 2 * INPUT_NANOS + 2 * 4 * OUTPUT_NANOS
+    assert stand.metric("budget_settled_nanousd_total") == settled_nanos
 
 
 # --- settlement -----------------------------------------------------------------------------
@@ -363,6 +369,7 @@ def left_early(stand: RouterStand) -> None:
 
 
 def left_midway(stand: RouterStand) -> None:
+    stand.backends.first.set(token_interval_ms=60_000)
     opened = stand.open("POST", CHAT, json=chat_body(stream=True))
     next(opened)
     opened.close()
@@ -391,38 +398,45 @@ def unrecorded(stand: RouterStand) -> None:
     stand.spool.reason = None
 
 
-ENDINGS: dict[str, Callable[[RouterStand], object]] = {
-    "answered": lambda stand: stand.chat(),
-    "streamed": lambda stand: stand.chat(stream=True),
-    "nobody there": lambda stand: stand.chat("dead"),
-    "backend fails": behaving(error_status=500),
-    "backend refuses": behaving(error_status=422),
-    "backend busy": behaving(error_status=429),
-    "too late": behaving("impatient", failure="black_hole"),
-    "nonsense": behaving(failure="bad_json"),
-    "stream breaks": behaving(failure="cut_stream", cut_after_chunks=2),
-    "client leaves early": left_early,
-    "client leaves midway": left_midway,
-    "defect": raising(KeyError("x")),
-    "client gone": raising(errors.ClientGone()),
-    "not recorded": unrecorded,
+# How a call ends → what it costs in nano-USD.
+ENDINGS: dict[str, tuple[Callable[[RouterStand], object], int]] = {
+    "answered": (lambda stand: stand.chat(), HELLO_NANOS),
+    "streamed": (lambda stand: stand.chat(stream=True), HELLO_NANOS),
+    "nobody there": (lambda stand: stand.chat("dead"), 0),
+    "backend fails": (behaving(error_status=500), 0),
+    "backend refuses": (behaving(error_status=422), 0),
+    "backend busy": (behaving(error_status=429), 0),
+    "too late": (behaving("impatient", failure="black_hole"), 0),
+    "nonsense": (behaving(failure="bad_json"), 0),
+    # The event for the role and the one with "You", a token begun.
+    "stream breaks": (
+        behaving(failure="cut_stream", cut_after_chunks=2),
+        GUESSED_PROMPT_NANOS + 1 * OUTPUT_NANOS,
+    ),
+    "client leaves early": (left_early, GUESSED_PROMPT_NANOS),
+    # It has seen the event for the role, and no word.
+    "client leaves midway": (left_midway, GUESSED_PROMPT_NANOS),
+    "defect": (raising(KeyError("x")), 0),
+    "client gone": (raising(errors.ClientGone()), 0),
+    "not recorded": (unrecorded, 0),
 }
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
 def test_nothing_is_held_when_a_call_has_ended(world: World, ending: str) -> None:
-    """B5, R8: no reservation and no slot, and what is charged is what was recorded."""
+    """B5, R8: no reservation and no slot; what is charged is what was recorded, and is right."""
     stand = limited(
         world,
         budgets=(budget(limit=USD), budget("requests", 100)),
         rate_limit=RateLimit(None, concurrent=5),
     )
-    ENDINGS[ending](stand)
+    end, cost_nanos = ENDINGS[ending]
+    end(stand)
     found = budget_of(stand)
     assert (found["reserved"], budget_of(stand, "requests-daily")["reserved"]) == (0, 0)
     assert rate_of(stand, "org-concurrent")["remaining"] == 5
-    costs = [record["cost_nanos"] or 0 for record in stand.spool.records]
-    assert found["settled"] == sum(costs) / USD
+    assert found["settled"] == cost_nanos / USD
+    assert sum(record["cost_nanos"] or 0 for record in stand.spool.records) == cost_nanos
     assert stand.services.limits.figures()["budget_reserved_nanousd"] == 0
 
 
@@ -452,7 +466,6 @@ def test_a_duplicate_gets_the_reply_of_the_first(world: World) -> None:
     stand = limited(world, budgets=(budget(limit=USD),))
     body = native_body()
     first = stand.call("POST", "/v1/inference", json=body)
-    settled = budget_of(stand)["settled"]
     second = stand.call("POST", "/v1/inference", json=body)
     assert stand.lines[-1]["replayed"] is True
     assert (second.status, second.body) == (200, first.body)
@@ -462,7 +475,7 @@ def test_a_duplicate_gets_the_reply_of_the_first(world: World) -> None:
     )
     assert second.header("X-Routing-Backend") == first.header("X-Routing-Backend")
     assert stand.received() == 1
-    assert budget_of(stand)["settled"] == settled
+    assert budget_of(stand)["settled"] == HELLO_NANOS / USD
     record = stand.spool.records[-1]
     assert (record["outcome"], record["usage_source"], record["cost_nanos"]) == (
         "completed",
@@ -589,10 +602,9 @@ def test_what_is_let_through_is_charged_later(world: World) -> None:
     with world.other_stand(budget_fallback="open") as stand:
         stand.redis.away = "timeout"
         assert stand.call("POST", CHAT, key="saving", json=chat_body()).status == 200
-        cost = stand.record["cost_nanos"]
         stand.redis.away = None
         stand.services.limits.retry_queue.run()
-        assert budget_of(stand, "pocket", key="saving")["settled"] == cost / USD
+        assert budget_of(stand, "pocket", key="saving")["settled"] == HELLO_NANOS / USD
 
 
 def test_a_large_reply_is_not_kept(world: World) -> None:
@@ -614,10 +626,9 @@ def test_a_refusal_and_a_duplicate_hold_no_slot(world: World) -> None:
     stand = limited(world, rate_limit=slots)
     body = native_body()
     stand.call("POST", "/v1/inference", json=body)
-    left = rate_of(stand, "org-tokens")["remaining"]
     assert stand.call("POST", "/v1/inference", json=body).header("Idempotency-Replayed") == "true"
     assert rate_of(stand, "org-concurrent")["remaining"] == 5
-    assert rate_of(stand, "org-tokens")["remaining"] == left
+    assert rate_of(stand, "org-tokens")["remaining"] == 6000 - HELLO_TOKENS
 
 
 def test_without_redis_ids_are_not_looked_at(stand: RouterStand) -> None:
@@ -658,7 +669,7 @@ def test_what_was_spent_meanwhile_is_charged_later(world: World) -> None:
     limits.retry_queue.run()
     assert limits.figures()["limits_deferred"] == 0
     found = budget_of(stand)
-    assert (found["settled"], found["reserved"]) == (stand.record["cost_nanos"] / USD, 0)
+    assert (found["settled"], found["reserved"]) == (HELLO_NANOS / USD, 0)
 
 
 # --- what is recorded -----------------------------------------------------------------------
