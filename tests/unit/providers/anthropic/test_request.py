@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
+import re
 from typing import Any
 
 import orjson
 import pytest
-from hypothesis import given
+from anthropic.types.message_create_params import MessageCreateParamsBase
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from router.errors import InvalidRequest
@@ -431,20 +432,22 @@ def test_the_credential_goes_into_its_own_header() -> None:
     assert headers(None) == [version]
 
 
-ODD = st.sampled_from(
-    [None, True, 0, -1, 2**70, 1.5, "", "x", [], {}, [None], ["x"], [[]], [{}], {"type": "text"}]
-)
-TEXTS = st.sampled_from(["", " ", "Hi", "Hi \n"])
-PARTS = st.builds(
-    lambda kind, value, rest: rest | {"type": kind, kind: value},
-    st.sampled_from(["text", "refusal", "image_url", "file"]),
-    TEXTS | st.sampled_from(["https://x", "data:image/png;base64,QQ=="]),
-    st.just({}),
+# --- whatever may come -----------------------------------------------------------------------
+
+IMAGES = ["https://x/a.png", "data:image/png;base64,QQ=="]
+TEXTS = ["", " ", "Hi", "Hi \n"]
+PARTS = st.one_of(
+    st.sampled_from(TEXTS).map(lambda text: {"type": "text", "text": text}),
+    st.sampled_from(TEXTS).map(lambda text: {"type": "refusal", "refusal": text}),
+    st.sampled_from([*IMAGES, *IMAGES, "x"]).map(
+        lambda url: {"type": "image_url", "image_url": url}
+    ),
+    st.just({"type": "file", "file": {"file_id": "x"}}),
 )
 PLAIN = st.builds(
     lambda role, content: {"role": role, "content": content},
     st.sampled_from(["user", "assistant", "system", "developer"]),
-    st.none() | TEXTS | st.lists(PARTS, max_size=3),
+    st.none() | st.sampled_from(TEXTS) | st.lists(PARTS, max_size=3),
 )
 ROUND = st.just(
     [
@@ -454,16 +457,110 @@ ROUND = st.just(
 )
 
 
+def has_counterpart(message: dict[str, Any]) -> bool:
+    """Files have none, nor images but the user's, nor a turn in which the user says nothing."""
+    content = message.get("content") or ""
+    parts = content if isinstance(content, list) else [{"type": "text", "text": content}]
+    kinds = {part["type"] for part in parts}
+    images = [part["image_url"] for part in parts if part["type"] == "image_url"]
+    if "file" in kinds or not all(image in IMAGES for image in images):
+        return False
+    if message["role"] != "user":
+        return not images
+    return any(part[part["type"]].strip() for part in parts)
+
+
 @given(st.lists(PLAIN.map(lambda message: [message]) | ROUND, max_size=6))
-def test_every_conversation_is_refused_or_fit_for_the_api(rounds: list[list[Any]]) -> None:
-    """Whatever a conversation that a user opens goes on like, the API never objects to ours."""
+def test_a_conversation_is_fit_for_the_api_or_refused_where_it_cannot_be(
+    rounds: list[list[Any]],
+) -> None:
+    """However a conversation goes on: refused at the first message without a counterpart, else
+    as the SDK's types and the API want it, with every image of the user's."""
     messages = HELLO + [message for parts in rounds for message in parts]
-    fields = {"messages": messages}
-    with suppress(InvalidRequest):
-        body = write_request("chat", fields, model="claude-x", default_max_tokens=7)
-        check_request(orjson.loads(body))
+    wrong = [i for i, message in enumerate(messages) if not has_counterpart(message)]
+    if wrong:
+        assert str(refused(messages=messages)).startswith(f"messages[{wrong[0]}].content")
+        return
+    sent = [block for turn in written(messages=messages)["messages"] for block in turn["content"]]
+    images = [block for block in sent if block["type"] == "image"]
+    assert len(images) == sum(
+        part["type"] == "image_url"
+        for message in messages
+        for part in message.get("content") or ()
+        if isinstance(part, dict)
+    )
 
 
+SCHEMA = {"type": "json_schema", "json_schema": {"schema": {"type": "object"}}}
+NAMED = {"type": "function", "function": {"name": "get_weather"}}
+# Field → values that can be translated, and values that cannot.
+VALUES: dict[str, tuple[list[Any], list[Any]]] = {
+    "messages": ([HELLO], [None, "x", [], ["x"], [{}], [{"role": "system", "content": "x"}]]),
+    "max_completion_tokens": ([None, 1, 4096], [0, -1, True, 1.5, "x", []]),
+    "max_tokens": ([None, 1, 4096], [0, -1, True, 1.5, "x", []]),
+    "temperature": ([None, 0, 0.3, 2], [-1, 2.1, True, "x", []]),
+    "top_p": ([None, 0, 1], [-1, 1.5, True, "x", {}]),
+    "stop": ([None, [], "x", ["x", "y"]], ["", " ", [""], [1], {}, 0]),
+    "stream": ([None, False, True], []),
+    "user": ([None, "", "u-1"], [5, True, ["x"], {"id": 1}]),
+    "safety_identifier": ([None, ""], [7, ["x"]]),
+    "response_format": ([None, {"type": "text"}, SCHEMA], [{"type": "json_object"}, "json", {}]),
+    "output_config": ([None, {"effort": "low"}], []),
+    "tools": ([None, [], [WEATHER]], ["x", ["x"], [{"type": "function"}], [{"function": {}}]]),
+    "tool_choice": ([None, "auto", "none", "required", NAMED], ["x", 1, [], {"type": "function"}]),
+    "parallel_tool_calls": ([None, False, True], []),
+    "n": ([None, 1], [2, True]),
+    "logprobs": ([None, False], [True, 0]),
+    "modalities": ([None, ["text"]], [["text", "audio"]]),
+    "function_call": ([None], ["auto"]),
+    "top_k": ([3], []),
+}
+
+
+GOOD = st.fixed_dictionaries(
+    {}, optional={name: st.sampled_from(good) for name, (good, _) in VALUES.items()}
+)
+BAD = st.sampled_from([(name, value) for name, (_, bad) in VALUES.items() for value in bad])
+
+
+def mistakes(fields: dict[str, Any]) -> set[str]:
+    """The fields for which a request has to be refused."""
+    found = {
+        name
+        for name, value in fields.items()
+        if any(type(value) is type(bad) and value == bad for bad in VALUES[name][1])
+    }
+    if fields.get("max_completion_tokens") is not None:
+        found.discard("max_tokens")  # its successor counts
+    if fields.get("safety_identifier"):
+        found.discard("user")  # likewise
+    if not fields.get("tools") and fields.get("tool_choice") in ("required", NAMED):
+        found.add("tool_choice")  # there is none to call
+    return found
+
+
+def root(path: str) -> str:
+    """The field that a path into the body begins with."""
+    return re.split(r"[.\[]", path)[0]
+
+
+@settings(max_examples=300)
+@given(GOOD, st.lists(BAD, max_size=2))
+def test_a_request_is_refused_for_a_mistake_and_for_nothing_else(
+    good: dict[str, Any], bad: list[tuple[str, Any]]
+) -> None:
+    """A refusal names one of the mistakes; without any, the SDK's types take what is written."""
+    fields = good | dict(bad)
+    if found := mistakes(fields):
+        named = root(str(refused(**fields)))
+        assert named in {"user" if name == "safety_identifier" else name for name in found}
+    else:
+        assert written(**fields)["model"] == "claude-x"
+
+
+ODD = st.sampled_from(
+    [None, True, 0, -1, 2**70, 1.5, "", "x", [], {}, [None], ["x"], [[]], [{}], {"type": "text"}]
+)
 FIELD_NAMES = st.sampled_from(sorted(TRANSLATED | REFUSED.keys() | {"top_k"}))
 NEAR_MISSES = st.fixed_dictionaries(
     {},
@@ -479,6 +576,13 @@ NEAR_MISSES = st.fixed_dictionaries(
     st.dictionaries(FIELD_NAMES, ODD | NEAR_MISSES | st.lists(NEAR_MISSES, max_size=2)),
 )
 def test_no_request_breaks_the_translation(operation: Any, fields: dict[str, Any]) -> None:
-    """Any JSON at all is translated or refused; nothing else may come out."""
-    with suppress(InvalidRequest):
-        assert write_request(operation, fields, model="claude-x", default_max_tokens=7)
+    """Any JSON at all is translated into fields of the API, or refused with an InvalidRequest."""
+    asks = "messages" if operation == "chat" else "prompt"
+    body, named = b"{}", None
+    try:
+        body = write_request(operation, fields, model="claude-x", default_max_tokens=7)
+    except InvalidRequest as refusal:
+        named = root(refusal.field or asks)  # of a number that JSON cannot carry, none is named
+    assert named in {None, asks, *fields}
+    assert named or fields[asks]
+    assert orjson.loads(body).keys() <= {"stream", *MessageCreateParamsBase.__annotations__}
