@@ -24,7 +24,7 @@ test: $(VENV)/.tox ## lint, contracts and the test matrix (TOX_ARGS="-e py311-fa
 	$(BIN)/tox run $(TOX_ARGS)
 
 proof: $(VENV)/.tox ## the long forms of the tests that have a short form in `make test`
-	ROUTER_TEST_PROOF=1 ROUTER_TEST_PROCESSES=0 $(BIN)/tox run -e servers-locked $(TOX_ARGS)
+	ROUTER_TEST_PROOF=1 ROUTER_TEST_PROCESSES=0 $(BIN)/tox run -e servers-locked -- -m proof
 	$(BIN)/tox run -e servers-lowest -- -m "servers and not endurance"
 
 lint: $(VENV)/.tox ## formatter, linter and strict typing, changing nothing

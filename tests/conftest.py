@@ -67,3 +67,5 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(pytest.mark.endurance)
             if item.path.name in BOUNDS_TESTS:
                 item.add_marker(pytest.mark.bounds)
+            if hasattr(getattr(item, "module", None), "PROOF"):
+                item.add_marker(pytest.mark.proof)
