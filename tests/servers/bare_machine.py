@@ -15,8 +15,8 @@ from tests.servers.router_process import free_port
 ROOT = Path(__file__).resolve().parents[2]
 
 PROGRAMS = ("make", "sh", "curl")
-COREUTILS = ("cp", "mkdir", "rm", "seq", "sort", "touch", "uniq")
-"""What the README's commands and the Makefile use of them."""
+COREUTILS = ("cp", "rm", "seq", "sleep", "sort", "touch", "uname", "uniq")
+"""What the README's commands, the Makefile and `activate` use of them."""
 
 _LEFT_OUT = shutil.ignore_patterns(
     ".git",
@@ -74,6 +74,20 @@ class BareMachine:
             "ROUTER_BIND": self.bind,
             "ROUTER_OPS_BIND": f"127.0.0.1:{free_port()}",
         }
+
+    def remove_pip(self) -> None:
+        """Give it a Python with the standard library alone, and without ensurepip."""
+        library = (
+            self.bin.parent / "lib" / f"python{sys.version_info.major}.{sys.version_info.minor}"
+        )
+        library.mkdir(parents=True)
+        for entry in Path(os.__file__).parent.iterdir():
+            if entry.name not in ("ensurepip", "site-packages", "dist-packages"):
+                (library / entry.name).symlink_to(entry)
+        # A copy, not a link: Python looks for its library beside the file that it is.
+        python = self.bin / "python3"
+        python.unlink()
+        shutil.copy(base_python(), python)
 
     def run(
         self, commands: str, *, timeout_s: float = 60.0, **changes: str
