@@ -1,1 +1,4 @@
-"""Records as files: the audit trail, usage exports, reconciliation."""
+"""Records as files, and their checks: the audit trail, usage records, reconciliation.
+
+It knows files and formats; where records are stored it does not know.
+"""
