@@ -161,7 +161,7 @@ def _store(settings: Settings, draft: KeyRecord, key: str) -> tuple[KeyRecord, s
     with operator_audit_log(settings) as log:
         writer = _writer(settings, log)
         writer.check_new_key(draft)
-        # Keys that were made with a lost pepper do not get a new one beside them.
+        # No new pepper is made where keys exist that were made with a lost one.
         pepper = load_pepper(settings, create=writer.pepper_fingerprint() is None)
         record = replace(draft, hash=hash_key(key, pepper).hex())
         writer.put_key(record, overwrite=False, fingerprint=pepper_fingerprint(pepper))

@@ -39,7 +39,7 @@ _MOST_TEXT: Final = 1000
 class OperatorAuditLog:
     """Writes the audit events of one command; methods raise ``StateUnavailable`` if they cannot.
 
-    :meth:`note` is a journal as ``StateWriter`` wants it.
+    :meth:`note` is what ``StateWriter`` calls within each transaction.
     """
 
     def __init__(self, settings: Settings) -> None:

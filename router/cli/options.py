@@ -172,5 +172,5 @@ kafka_api_version_option = click.option(
     callback=_version,
     metavar="VERSION",
     envvar="KAFKA_API_VERSION",
-    help="Of brokers that cannot be asked for it, such as 2.3.",
+    help="Of brokers that do not report their version, such as 2.3.",
 )

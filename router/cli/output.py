@@ -25,13 +25,13 @@ DIFFERS: Final = 1
 USAGE: Final = 2
 """The exit code of a wrong command line or environment variable."""
 UNKNOWN: Final = 3
-"""The exit code when there is no answer, because something that has it cannot be asked."""
+"""The exit code when there is no answer because its source is unavailable."""
 _UNLIMITED: Final = 1_000_000
-"""Columns of an output that is no terminal: programs read whole lines."""
+"""Characters of a line of a table."""
 
 
 class CannotFindOut(click.ClickException):
-    """Redis, the record store, Kafka or a file cannot be asked; the exit code is 3."""
+    """Redis, the record store, Kafka or a file is unavailable; the exit code is 3."""
 
     exit_code = UNKNOWN
 
@@ -178,7 +178,8 @@ def print_table(
 ) -> None:
     """Print a table, with ``total`` as its last line below a rule.
 
-    On a terminal that is too narrow, long texts fold; elsewhere every row is one line.
+    Every row is one line, so that ids can be copied and programs can read lines; a terminal that is
+    too narrow wraps it.
     """
     from rich.console import Console
     from rich.table import Table
@@ -196,15 +197,12 @@ def print_table(
         table.add_column(
             Text(heading),
             justify="right" if column.align == "right" else "left",
-            no_wrap=column.align != "left",
-            overflow="fold",
+            no_wrap=True,
         )
         cells.append(shown_cells)
     for row_cells in zip(*cells, strict=True):
         table.add_row(*map(Text, row_cells))
-    console = Console(file=sys.stdout, highlight=False)
-    if not console.is_terminal:
-        console.width = _UNLIMITED
+    console = Console(file=sys.stdout, highlight=False, width=_UNLIMITED)
     with console.capture() as captured:
         console.print(table)
     lines = [line.rstrip() for line in captured.get().splitlines()]
@@ -231,7 +229,7 @@ def progress_bar(
 ) -> Iterator[Callable[[float], None]]:
     """Yield a function that adds to what is done; a bar is shown if standard error is a terminal.
 
-    ``total`` is ``None`` where nobody knows it.
+    ``total`` is ``None`` if it is unknown.
     """
     from rich import progress
     from rich.console import Console

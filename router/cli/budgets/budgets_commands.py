@@ -46,7 +46,7 @@ def budgets() -> None:
     """Show what is settled and reserved of budgets and quotas, and correct it by hand.
 
     The figures are those that calls are admitted by, in the Redis of RATE_LIMIT_REDIS_ADDR. Where a
-    budget service holds the budgets, run this beside that service.
+    budget service keeps the budgets, run this where it runs.
     """
 
 

@@ -56,12 +56,12 @@ def agent(
         is_ours = lock.take()
     if not is_ours:
         # Started by a gateway, it writes where the gateway's log goes, and that is JSON. Workers
-        # that look after the agent at the same moment are nothing to tell anybody of.
+        # that start the agent at the same moment are no event worth a line.
         if master_pid is None:
             click.echo(f"another agent runs for {settings.data_dir}")
         return
     configure_logging(settings.log_level)
-    # The gateway's own agent has the gateway's environment: what it says is what is meant.
+    # The gateway's own agent has the gateway's environment, so its settings are right.
     is_embedded = master_pid is not None and settings.agent == "embedded"
     try:
         from router.agent.service import Agent
@@ -101,8 +101,8 @@ def _config(
 
 
 def _run(running: Agent) -> None:
-    # A batch is thousands of objects that die together and in no cycle: to look for cycles after
-    # each 700 of them takes an eighth of all that the agent does.
+    # A batch is thousands of objects that die together and in no cycle. A search for cycles after
+    # each 700 of them would take an eighth of the agent's time.
     gc.freeze()
     gc.set_threshold(_YOUNG_OBJECTS, 20, 20)
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -32,7 +32,7 @@ def configured_sinks(settings: Settings) -> SinkSet:
 def check_sinks(settings: Settings) -> SinkSet:
     """The configured sinks; raises :class:`ConfigurationError` if a sink would lose records.
 
-    To be asked while no agent runs.
+    Valid only while no agent runs.
     """
     wanted = configured_sinks(settings)
     problems = _problems(settings, wanted)

@@ -28,16 +28,16 @@ def saved_positions(data_dir: Path) -> dict[str, Mapping[str, Position]]:
 
 
 def read_status(settings: Settings) -> dict[str, Any]:
-    """The spool, its writers, and each sink by its checkpoint and by what the agent says."""
+    """The spool, its writers, and each sink by its checkpoint and by the agent's report."""
     reader = SpoolReader(settings.spool_dir, observe=True)
     sinks = saved_positions(settings.data_dir)
     infos = reader.writers()
     living = [info.writer_id for info in infos if info.alive]
-    held = taken_over(settings.data_dir, settings.spool_dir, living)
+    claimed = taken_over(settings.data_dir, settings.spool_dir, living)
     writers = [
         {
             "writer_id": info.writer_id,
-            "state": _state(info.alive, info.writer_id in held),
+            "state": _state(info.alive, info.writer_id in claimed),
             "segments": len(info.segments),
             "bytes": reader.bytes_of(info.writer_id),
             "behind_bytes": {
@@ -105,11 +105,11 @@ def _sinks(settings: Settings, names: list[str], shipping: Shipping) -> dict[str
     """Each sink by its name; what an ended agent reported does not count."""
     # What the agent noted, for this shell's environment may be another one.
     known = load_sinks(settings.data_dir) or configured_sinks(settings)
-    said = shipping.sinks if shipping.is_running else {}
+    reported = shipping.sinks if shipping.is_running else {}
     report = read_report(settings.data_dir) or {}
     found = {}
     for name in names:
-        failing = said[name].failing if name in said else None
+        failing = reported[name].failing if name in reported else None
         since = report.get("sinks", {}).get(name, {}).get("failing_since")
         found[name] = {
             "configured": name in known.names,
