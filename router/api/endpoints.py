@@ -9,11 +9,14 @@ from typing import Any, Final
 from flask import Blueprint
 from flask.typing import ResponseReturnValue
 
+from router.api.authentication import verify_body_signature
+from router.api.bodies import parse_object, request_body, require_json
 from router.api.dialects.dialect import CallRoute, Dialect
 from router.api.dialects.table import DIALECTS
 from router.api.scope import Scope
 from router.call import Call
 from router.call import Dialect as DialectName
+from router.errors import RouterError
 
 ReadCall = Callable[[Scope, dict[str, Any], bytes], Call]
 """Makes a call out of a parsed body and the bytes it was parsed from."""
@@ -45,6 +48,25 @@ ENDPOINTS: Final = {
     for name, route in dialect.routes.items()
 }
 """By the names of their Flask endpoints; each module of ``views`` adds its own."""
+
+
+def read(scope: Scope, endpoint: Endpoint) -> None:
+    """Read the call in its dialect; the client's own bytes stay beside it.
+
+    What cannot be read is noted and refused by admission, where it counts for the rate limits like
+    any other call.
+    """
+    if endpoint.read is None:
+        return
+    try:
+        require_json(scope.request)
+        body = request_body(scope)
+        fields = parse_object(body)
+        if endpoint.signature_in_body:
+            verify_body_signature(scope, fields, body)
+        scope.call = endpoint.read(scope, fields, body)
+    except RouterError as error:
+        scope.unreadable = error
 
 
 def serves_calls(name: str) -> bool:

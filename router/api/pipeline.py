@@ -14,10 +14,9 @@ from flask import Blueprint, Response
 from router.api.authentication import authenticate, authorize, verify_signature
 from router.api.call_usage import ending_of
 from router.api.delivery import deliver, replay
-from router.api.endpoints import ENDPOINTS
+from router.api.endpoints import ENDPOINTS, read
 from router.api.forwarding import forward
 from router.api.limiting import admit, take_rates
-from router.api.reading import read
 from router.api.recording import record_end
 from router.api.scope import Scope, current_scope
 from router.api.settlement import settle
