@@ -22,7 +22,7 @@ from router.api.endpoints import call_blueprints
 from router.api.replies import error_reply, finish
 from router.api.scope import Scope, current_scope, enter_scope, leave_scope, request_id_from
 from router.api.target import refuse_ambiguous
-from router.api.views import health, models, own_limits, own_records
+from router.api.views import health, model_list, own_limits, own_records
 from router.call import Dialect
 from router.services import Services
 from router.telemetry import scrape
@@ -81,7 +81,7 @@ def create_app(wired: Services) -> Flask:
     app.register_error_handler(HTTPException, on_http_error)
     app.register_error_handler(Exception, on_unexpected_error)
     dialects = call_blueprints(pipeline.enter, pipeline.serve)
-    models.add_routes(dialects["openai"])
+    model_list.add_routes(dialects["openai"])
     for blueprint in (
         *dialects.values(),
         own_limits.blueprint,

@@ -23,14 +23,14 @@ from router.limits.budgets.maintenance import LedgerMaintenance
 from router.limits.budgets.rebuilding import Rebuilder, RebuildingLedger, SumRecords
 from router.limits.budgets.windows import WindowSpec, WindowState
 from router.limits.configured import default_rate_limit, reservation_rule
-from router.limits.exchange import RedisExchange
 from router.limits.idempotency.entries import Idempotency
 from router.limits.rates.gate import OnUnavailable as RatesOnUnavailable
 from router.limits.rates.gate import RateGate
 from router.limits.rates.limiter import RateLimiter, Runner
 from router.limits.rates.local import LocalLimiter
+from router.limits.redis_exchange import RedisExchange
 from router.limits.remote.client import BudgetClient
-from router.limits.remote.exchange import ServiceExchange
+from router.limits.remote.service_exchange import ServiceExchange
 from router.limits.remote.session import BudgetSession
 from router.limits.retry_queue import RetryQueue
 from router.limits.worker_limits import Limits, ReadWindows

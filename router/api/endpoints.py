@@ -12,7 +12,7 @@ from flask.typing import ResponseReturnValue
 from router.api.authentication import verify_body_signature
 from router.api.bodies import parse_object, request_body, require_json
 from router.api.dialects.dialect import CallRoute, Dialect
-from router.api.dialects.table import DIALECTS
+from router.api.dialects.dialect_table import DIALECTS
 from router.api.scope import Scope
 from router.call import Call
 from router.call import Dialect as DialectName

@@ -118,7 +118,7 @@ class Backend:
 
     id: str
     kind: str
-    """The provider whose API it speaks: a name in ``router.providers.table``."""
+    """The provider whose API it speaks: a name in ``router.providers.provider_table``."""
     base_url: str
     credential: str | None = None
     """A reference, never a secret: ``env:NAME`` or ``file:/path``."""

@@ -19,13 +19,13 @@ from router.limits.budgets.windows import (
     ThresholdEvent,
 )
 from router.limits.configured import RateSpecs
-from router.limits.exchange import RedisExchange
 from router.limits.idempotency.entries import Entry, NotProtected, NotStored
 from router.limits.outcome import Admitted, Outcome, Request
 from router.limits.rates.decision import RateDecision
 from router.limits.rates.gate import RateGate
 from router.limits.rates.limiter import RatePlan
-from router.limits.remote.exchange import ServiceExchange
+from router.limits.redis_exchange import RedisExchange
+from router.limits.remote.service_exchange import ServiceExchange
 from router.limits.retry_queue import RetryQueue
 
 OnUnavailable = Literal["closed", "open"]

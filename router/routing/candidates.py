@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from router.call import Call
 from router.config.document import Backend, Document, Share
 from router.errors import InvalidRequest, ModelNotFound
-from router.providers.table import PROVIDERS
+from router.providers.provider_table import PROVIDERS
 
 Draw = Callable[[], float]
 """Gives numbers in [0, 1)."""

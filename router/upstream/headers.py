@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import Final
 
-from router.providers.table import PROVIDERS
+from router.providers.provider_table import PROVIDERS
 from router.telemetry.redaction import holds_secret
 
 

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 from router.call import Operation
 from router.config.document import Backend
 from router.providers.provider import Provider
-from router.providers.table import PROVIDERS
+from router.providers.provider_table import PROVIDERS
 from router.upstream.connection_pool import Endpoint
 from router.upstream.headers import write_head
 

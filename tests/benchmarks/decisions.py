@@ -22,11 +22,11 @@ import redis
 from router.limits.budgets.ledger import Ledger
 from router.limits.budgets.maintenance import LedgerMaintenance
 from router.limits.budgets.windows import Amounts, Reservation, WindowSpec
-from router.limits.exchange import RedisExchange
 from router.limits.idempotency.entries import Entry, Idempotency
 from router.limits.outcome import Request
 from router.limits.rates.decision import BucketSpec
 from router.limits.rates.limiter import RateLimiter
+from router.limits.redis_exchange import RedisExchange
 from router.redis.address import parse_address
 from router.redis.client import RedisClient
 from router.redis.connection import ConnectionOptions

@@ -14,13 +14,13 @@ from router.breaker import Unavailable
 from router.limits.budgets.ledger import Ledger
 from router.limits.budgets.maintenance import LedgerMaintenance
 from router.limits.budgets.windows import Amounts, Denied, WindowSpec
-from router.limits.exchange import RedisExchange
 from router.limits.idempotency.entries import Entry, Idempotency, InFlight, Replay
 from router.limits.outcome import Admitted, Request
 from router.limits.rates.decision import BucketSpec
 from router.limits.rates.gate import RateGate
 from router.limits.rates.limiter import RateLimiter
 from router.limits.rates.local import LocalLimiter
+from router.limits.redis_exchange import RedisExchange
 from router.limits.retry_queue import RetryQueue
 from router.redis.address import parse_address
 from router.redis.client import RedisClient

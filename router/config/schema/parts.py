@@ -42,7 +42,7 @@ from router.config.schema.fields import (
 )
 from router.config.schema.limits_schema import BudgetSchema, RateLimitSchema
 from router.config.schema.mapping import Part
-from router.providers.table import PROVIDERS
+from router.providers.provider_table import PROVIDERS
 
 DEFAULT_WEIGHT: Final = 100
 MAX_WEIGHT: Final = 1_000_000

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from router import errors
-from router.api.dialects.table import DIALECTS
+from router.api.dialects.dialect_table import DIALECTS
 from router.api.error_specs import ERROR_SPECS, INTERNAL, error_spec_of
 from router.call import OUTCOMES
 from tests.fakes.router_stand import FailingForwarder, World

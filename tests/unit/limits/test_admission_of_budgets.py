@@ -13,9 +13,9 @@ from router.limits.admission import OnUnavailable
 from router.limits.budgets.ledger import Ledger
 from router.limits.budgets.maintenance import LedgerMaintenance
 from router.limits.budgets.windows import Amounts, Denied, LostWindow, ThresholdEvent, WindowSpec
-from router.limits.exchange import RedisExchange
 from router.limits.idempotency.entries import Entry, Idempotency, InFlight, NotStored, Replay
 from router.limits.outcome import Admitted, Request
+from router.limits.redis_exchange import RedisExchange
 from router.limits.retry_queue import RetryQueue
 from tests.fakes.admitting import Budgets
 from tests.unit.limits.conftest import frozen_script

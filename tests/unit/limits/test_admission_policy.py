@@ -19,7 +19,7 @@ from router.limits.budgets.windows import (
 from router.limits.idempotency.entries import Entry, Idempotency, NotProtected
 from router.limits.outcome import Admitted, Request
 from router.limits.rates.decision import decide
-from router.limits.remote.exchange import ServiceExchange
+from router.limits.remote.service_exchange import ServiceExchange
 from router.limits.retry_queue import RetryQueue
 from tests.fakes.admitting import Budgets
 

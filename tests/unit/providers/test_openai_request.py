@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from router.call import Call, Operation
-from router.providers.table import PROVIDERS
+from router.providers.provider_table import PROVIDERS
 from tests.unit.upstream.builders import new_call
 
 OPENAI = PROVIDERS["openai"]

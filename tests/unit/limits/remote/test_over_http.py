@@ -27,11 +27,11 @@ from router.limits.budgets.windows import (
     ThresholdEvent,
     WindowSpec,
 )
-from router.limits.exchange import RedisExchange
 from router.limits.idempotency.entries import Entry, Idempotency, InFlight, Replay
 from router.limits.outcome import Admitted, Request
+from router.limits.redis_exchange import RedisExchange
 from router.limits.remote.client import BudgetClient
-from router.limits.remote.exchange import ServiceExchange
+from router.limits.remote.service_exchange import ServiceExchange
 from router.limits.remote.session import BudgetSession
 from router.limits.retry_queue import RetryQueue
 from tests.fakes.admitting import Budgets

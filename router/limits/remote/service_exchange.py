@@ -16,7 +16,7 @@ from router.redis.scripts import ScriptCall
 
 
 class ServiceExchange:
-    """What :class:`router.limits.exchange.RedisExchange` is, in two exchanges instead of one.
+    """What :class:`router.limits.redis_exchange.RedisExchange` is, in two exchanges instead of one.
 
     The id is claimed in Redis first, then the service is asked. While Redis is unavailable the call
     goes on without protection against duplicates, as its reservation says (``unclaimed``), or

@@ -8,7 +8,7 @@ import pytest
 from router.config.document import Backend
 from router.config.schema.parts import BackendSchema
 from router.providers.provider import Provider
-from router.providers.table import PROVIDERS
+from router.providers.provider_table import PROVIDERS
 from router.upstream.headers import forwardable
 from router.upstream.targets import Target
 from tests.unit.upstream.builders import new_call

@@ -17,10 +17,10 @@ from router.limits.budgets.windows import (
     Reservation,
     WindowSpec,
 )
-from router.limits.exchange import RedisExchange
 from router.limits.idempotency.entries import Entry, InFlight, Mismatch, Replay
 from router.limits.outcome import Request
 from router.limits.rates.decision import BucketSpec
+from router.limits.redis_exchange import RedisExchange
 from tests.unit.limits.conftest import frozen_script
 
 SPEND = WindowSpec("spend", "usd", "daily", 1000)

@@ -14,7 +14,7 @@ from router.redis.scripts import Argument, Loader, ScriptCall, load_script
 
 
 class RedisExchange:
-    """Asks Redis alone. :class:`router.limits.remote.exchange.ServiceExchange` does the same where
+    """Asks Redis alone. :class:`router.limits.remote.service_exchange.ServiceExchange` does the same where
     a budget service holds the budgets.
 
     The id is claimed first. The reservation is made only if that succeeds, and a budget that
