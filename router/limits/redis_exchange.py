@@ -14,8 +14,7 @@ from router.redis.scripts import Argument, Loader, ScriptCall, load_script
 
 
 class RedisExchange:
-    """Asks Redis alone. :class:`router.limits.remote.service_exchange.ServiceExchange` does the same where
-    a budget service holds the budgets.
+    """Asks Redis alone; ``ServiceExchange`` does the same where a budget service has the budgets.
 
     The id is claimed first. The reservation is made only if that succeeds, and a budget that
     refuses frees the id again. A call without an id has no entry, one without budgets no windows.
