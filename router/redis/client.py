@@ -24,6 +24,10 @@ TOPOLOGIES: Final[Mapping[Kind, type[Topology]]] = {
     "cluster": Cluster,
 }
 
+EXCHANGE_SHARE: Final = 0.94
+"""Of the timeout, for the exchange. The rest is for what the caller does with a failure, so that
+its whole decision ends in time."""
+
 _HOPS: Final = 3
 _ASKING: Final = packed(("ASKING",))
 _EVICTION: Final = re.compile(rb"^maxmemory_policy:(\S+)", re.MULTILINE)
@@ -45,8 +49,14 @@ class RedisClient:
         on_change: OnChange = lambda _name, _state: None,
     ) -> None:
         self.address = address
-        self._timeout_s = options.timeout_s
-        options = replace(options, login=address.login, db=address.db, tls=address.tls_context())
+        self._timeout_s = options.timeout_s * EXCHANGE_SHARE
+        options = replace(
+            options,
+            login=address.login,
+            db=address.db,
+            tls=address.tls_context(),
+            timeout_s=self._timeout_s,
+        )
         self._topology = TOPOLOGIES[address.kind](address, options, on_change)
 
     @property

@@ -31,7 +31,7 @@ class ConnectionOptions:
     db: int = 0
     tls: ssl.SSLContext | None = None
     timeout_s: float = TIMEOUT_S
-    """For everything that one exchange needs, connecting and waiting for a connection included."""
+    """For all that one decision needs, connecting and waiting for a connection included."""
     max_connections: int = MAX_CONNECTIONS
     pipeline_commands: bool = False
     """Whether commands that are sent in one turn of gevent's loop share one exchange."""

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
-import redis as redis_library
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -43,6 +42,7 @@ from router.limits.budgets.windows import (
 )
 from router.limits.rates.decision import MICRO, BucketSpec, Correction, SlotSpec
 from router.limits.rates.limiter import RateLimiter
+from tests.fakes.key_guard import GuardedClient
 from tests.fakes.redis_server import BINARY, running
 from tests.fakes.virtual_redis import VirtualRedis, virtual_script
 
@@ -60,14 +60,14 @@ RUNS = settings(
 
 
 @pytest.fixture(scope="module")
-def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[redis_library.Redis]:
-    """An ordinary connection to a server of this module's own."""
+def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GuardedClient]:
+    """To a server of this module's own; every script may touch the keys that it declares, and no
+    other (R5)."""
     if BINARY is None:
         pytest.skip("REDIS-SERVER IS NOT INSTALLED")
     directory: Path = tmp_path_factory.mktemp("redis")
     with running(directory, unix=True) as server:
-        connected = redis_library.Redis(unix_socket_path=server.path, protocol=2)
-        connected.response_callbacks.clear()
+        connected = GuardedClient(server.path)
         yield connected
         connected.close()
 
@@ -214,7 +214,7 @@ class BucketMachine(RuleBasedStateMachine):
         return {lease for lease, until_us in self.holders.items() if until_us > now_us}
 
 
-def test_the_rate_limiter_is_its_model(client: redis_library.Redis) -> None:
+def test_the_rate_limiter_is_its_model(client: GuardedClient) -> None:
     """P8, R2, R4: every answer of every step is that of the reference, on a real server."""
     BucketMachine.client = client
     run_state_machine_as_test(BucketMachine, settings=RUNS)  # type: ignore[no-untyped-call]
@@ -539,7 +539,7 @@ class LedgerMachine(RuleBasedStateMachine):
         return {name: data for name, data in dump.items() if b":lease:" in name}
 
 
-def test_the_ledger_is_its_model(client: redis_library.Redis) -> None:
+def test_the_ledger_is_its_model(client: GuardedClient) -> None:
     """P6, P7, B4, B6, B9, B12, B13, B16, B18: every figure of every step, on a real server."""
     LedgerMachine.client = client
     run_state_machine_as_test(LedgerMachine, settings=RUNS)  # type: ignore[no-untyped-call]

@@ -1,9 +1,11 @@
 """P9: Redis paused, killed, black-holed, slow, emptied and restarted under a router that serves.
 
-The load of each scenario lasts 2 s, or 15 s with ``ROUTER_TEST_PROOF=1``. What an outage adds to a
-call is measured twice: by clients, against the same calls before it, and by the router's own
-histogram of decisions. On a machine that is busy with other tests a call may wait for the processor
-longer than for Redis, so the short form grants some slack.
+The load of each scenario lasts 2 s, or 15 s with ``ROUTER_TEST_PROOF=1``.
+
+How long decisions take is read from the router's own histogram, which has boundaries at the two
+promised bounds: 50 ms while nobody knows of the outage yet, 2 ms afterwards. A busy machine delays
+some decisions whatever the router does, so a share of them has to keep the bound, which is larger
+with ``ROUTER_TEST_PROOF=1``. What clients see is compared with the same calls before the outage.
 """
 
 from __future__ import annotations
@@ -43,13 +45,21 @@ pytestmark = pytest.mark.skipif(BINARY is None, reason="REDIS-SERVER IS NOT INST
 PROOF = bool(os.environ.get("ROUTER_TEST_PROOF"))
 LASTS_S = 15.0 if PROOF else 2.0
 CLIENTS = 4
-REDIS_TIMEOUT_S = 0.1
-SLACK_S = 0.1 if PROOF else 0.5
-"""What a call may take on a machine that is busy with other tests."""
 BACK_S = 2.0
+FIRST_S = 0.05
+"""At most how long a decision takes at first."""
+REDIS_TIMEOUT_S = 0.04
+"""Leaves a busy machine 10 ms of that; tests/servers/test_limits_outages.py shows that a decision
+takes no longer than the timeout itself."""
+WAITED_S = 0.01
+"""A decision that took longer has waited for Redis in vain."""
+FIRST_SHARE = 0.9 if PROOF else 0.5
 QUICK_S = 0.002
+"""At most how long a decision takes once it is known that Redis is unavailable."""
 QUICK_SHARE = 0.99 if PROOF else 0.9
-"""So many decisions are that quick once it is known that Redis is away."""
+TYPICAL = 50 if PROOF else 10
+"""The percentile of calls that shows what is added to each of them. A machine that is busier in one
+second than in another moves the higher ones."""
 RATE, BURST = 20, 20
 
 KEYS = [
@@ -97,9 +107,9 @@ def calling(limited: LimitedRouters, used: str) -> Iterator[list[Answer]]:
             thread.join()
 
 
-def p99_s(answers: list[Answer]) -> float:
+def percentile_s(answers: list[Answer], percent: int) -> float:
     taken_s = sorted(answer.took_s for answer in answers)
-    return taken_s[len(taken_s) * 99 // 100]
+    return taken_s[len(taken_s) * percent // 100]
 
 
 def decisions(limited: LimitedRouters) -> Counter[str]:
@@ -115,17 +125,17 @@ def transitions(limited: LimitedRouters, state: str) -> int:
     return sum(line["event"] == f"redis breaker {state}" for line in limited.router.log())
 
 
-def settled_again(limited: LimitedRouters) -> None:
-    """Every worker has found Redis back."""
+def all_are_back(limited: LimitedRouters) -> None:
+    """Wait until every worker has found that Redis is back."""
 
     def is_back() -> bool:
         return transitions(limited, "closed") == transitions(limited, "open")
 
-    wait_until(is_back, BACK_S + SLACK_S, "the breakers are closed")
+    wait_until(is_back, BACK_S, "the breakers are closed")
 
 
 class Outage:
-    """One way of being away."""
+    """One way of being unavailable."""
 
     def __init__(self, name: str, redis: RedisServer, proxy: Proxy) -> None:
         self.name, self.redis, self.proxy = name, redis, proxy
@@ -163,25 +173,32 @@ def outage(request: pytest.FixtureRequest, redis: RedisServer) -> Iterator[Outag
     proxy.close()
 
 
-def test_redis_is_away(tmp_path: Path, outage: Outage) -> None:
-    """Must show 5, D1, D4, B3: no call waits longer than Redis' timeout; rates are enforced by
-    shares, budgets admit nothing, replay protection is lost; after its return all is as before."""
+def test_redis_is_unavailable(tmp_path: Path, outage: Outage) -> None:
+    """Must show 5, D1, D4, P9, B3: a decision takes at most Redis' timeout, and 2 ms once it is
+    known; rates are enforced by shares, budgets admit nothing, replay protection is lost; after its
+    return all is as before."""
     settings = {"ROUTER_REDIS_TIMEOUT": f"{REDIS_TIMEOUT_S * 1000:g}ms"}
     with limited_routers(tmp_path, outage.proxy.url, KEYS, workers=2, **settings) as limited:
         for used in ("plain", "metered", "paying"):
             wait_until(lambda used=used: limited.call(used).status == 200, 10.0, "it serves")  # type: ignore[misc]
         with calling(limited, "plain") as before:
             time.sleep(LASTS_S / 2)
+        begun = decisions(limited)
         outage.begin()
         with calling(limited, "plain") as plain:
             wait_until(lambda: transitions(limited, "open") >= 2, 10.0, "both workers know")
             known = decisions(limited)
             time.sleep(LASTS_S)
-            late = decisions(limited) - known
+            quick = decisions(limited) - known
         assert set(statuses(plain)) == {200}
-        assert p99_s(plain) - p99_s(before) <= REDIS_TIMEOUT_S + SLACK_S
-        assert max(answer.took_s for answer in plain) <= 2 * REDIS_TIMEOUT_S + SLACK_S
-        assert late[str(QUICK_S)] >= QUICK_SHARE * late["+Inf"] > 0
+        first = known - begun
+        waited = first["+Inf"] - first[str(WAITED_S)]
+        assert first[str(FIRST_S)] - first[str(WAITED_S)] >= FIRST_SHARE * waited
+        assert waited > 0 or outage.name == "killed"
+        assert quick[str(QUICK_S)] >= QUICK_SHARE * quick["+Inf"] > 0
+        assert percentile_s(plain, TYPICAL) - percentile_s(before, TYPICAL) <= QUICK_S
+        noise_s = percentile_s(before, 99) - percentile_s(before, 50)
+        assert percentile_s(plain, 99) - percentile_s(before, 99) <= FIRST_S + noise_s
 
         limited.backend.requests.clear()
         refused = limited.call("paying")
@@ -202,8 +219,8 @@ def test_redis_is_away(tmp_path: Path, outage: Outage) -> None:
 
         outage.end()
         back_s = wait_until(lambda: limited.call("paying").status == 200, 5.0, "budgets are back")
-        assert back_s <= BACK_S + SLACK_S
-        settled_again(limited)
+        assert back_s <= BACK_S
+        all_are_back(limited)
         up = 'api_router_dependency_up{dependency="redis"} 1.0'
         wait_until(lambda: up in limited.router.metrics(), 5.0, "the metrics say so")
         assert transitions(limited, "open") >= 2

@@ -1,5 +1,8 @@
-"""The scripts on fakeredis, and on a real redis-server where tests with servers run; time stands
-still on both until a test moves it."""
+"""The scripts on fakeredis, and on a real redis-server where tests with servers run.
+
+Time stands still on both until a test moves it. On both a script fails when it touches a key that
+its caller has not declared (R5).
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,6 @@ from typing import Any, Protocol
 
 import fakeredis
 import pytest
-import redis as redis_library
 from redis.crc import key_slot
 
 from router.clock import FrozenClock
@@ -20,6 +22,7 @@ from router.limits.budgets.maintenance import LedgerMaintenance
 from router.limits.idempotency.entries import Idempotency
 from router.limits.rates.limiter import RateLimiter
 from router.redis.scripts import Script, ScriptCall, load_script, script
+from tests.fakes.key_guard import PRELUDE, GuardedClient
 from tests.fakes.redis_server import BINARY, running
 
 # In the future, so that what expires by Redis' own clock does not expire during a test.
@@ -33,10 +36,11 @@ class Client(Protocol):
 
 
 def frozen_script(*files: str, **parts: Sequence[str]) -> Script:
-    """A script of the router that is told the time, as its last two arguments."""
+    """A script of the router that is told the time, as its last two arguments, and may touch the
+    declared keys only."""
     source = load_script(*files, **parts).source
     frozen = "local frozen = { ARGV[#ARGV - 1], ARGV[#ARGV] }\n"
-    return script(frozen + source.replace("redis.call('TIME')", "frozen"))
+    return script(PRELUDE + frozen + source.replace("redis.call('TIME')", "frozen"))
 
 
 @dataclass
@@ -115,11 +119,10 @@ def stand(request: pytest.FixtureRequest) -> Iterator[Stand]:
     if request.param == "fakeredis":
         if lua_is_missing():
             pytest.skip("LUPA IS NOT INSTALLED: no script runs on fakeredis")
-        client: redis_library.Redis = fakeredis.FakeRedis(protocol=2)
+        client: Any = fakeredis.FakeRedis(protocol=2)
+        client.response_callbacks.clear()  # replies as Redis sends them, as in production
     else:
-        path = request.getfixturevalue("redis_server")
-        client = redis_library.Redis(unix_socket_path=path, protocol=2)
-    client.response_callbacks.clear()  # replies as Redis sends them, as in production
+        client = GuardedClient(request.getfixturevalue("redis_server"))
     client.execute_command("FLUSHALL")
     yield Stand(client)
     client.close()
