@@ -1,29 +1,30 @@
--- Everything that may stand between a call and a backend: its rates, its id and its budgets, each
--- asked only where none before it has refused.
+-- Admits a call: runs bucket.lua for its rates, claim.lua for its id and reserve.lua for its budgets,
+-- in this order, and stops at the first one that refuses.
 --
--- KEYS  those of bucket.lua (take), of idempotency.lua and of ledger.lua (reserve), in this order
--- ARGV  1 .. 3  how many KEYS each of the three has
---       4 .. 6  how many ARGV; none: it is not asked
+-- KEYS  those of bucket.lua (take), of claim.lua and of reserve.lua (reserve), in this order
+-- ARGV  1 .. 3  number of KEYS of each of the three
+--       4 .. 6  number of ARGV of each; 0 skips it
 --       7 ..    their ARGV, in the same order
 --
--- Rule: a budget that refuses frees the id that this call has just claimed. While it has to be
--- rebuilt, or looked up in another period, the id stays claimed: the same call asks again.
+-- Rule: a budget that refuses frees the id that this call has just claimed. When a budget has to be
+-- rebuilt, or belongs to another period, the id stays claimed, because the same call comes again.
 --
--- Returns { what bucket.lua, idempotency.lua and ledger.lua have returned }; {} if not asked.
+-- Returns { the reply of each of the three }; {} for one that did not run.
 --
 -- Example: one bucket, an id, one window: ARGV { 1, 1, 4, 8, 3, 12, 'take', ... }. The bucket lets
--- the call pass, its id is taken: { { 1, ... }, { 'in_flight', 600000 }, {} }. No budget was asked.
+-- the call pass, but another call has the id: { { 1, ... }, { 'in_flight', 600000 }, {} }. No budget
+-- was touched.
 
-local asked_keys, asked_args = 0, 6
+local used_keys, used_args = 0, 6
 
 local function next_of(part)
   local keys, args = tonumber(ARGV[part]), tonumber(ARGV[part + 3])
-  local keys_from, args_from = asked_keys + 1, asked_args + 1
-  asked_keys, asked_args = asked_keys + keys, asked_args + args
+  local keys_from, args_from = used_keys + 1, used_args + 1
+  used_keys, used_args = used_keys + keys, used_args + args
   if args == 0 then
     return nil
   end
-  return { unpack(KEYS, keys_from, asked_keys) }, { unpack(ARGV, args_from, asked_args) }
+  return { unpack(KEYS, keys_from, used_keys) }, { unpack(ARGV, args_from, used_args) }
 end
 
 local reply = { {}, {}, {} }

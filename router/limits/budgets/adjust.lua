@@ -5,8 +5,8 @@
 --       remembered, in ms, 4 window id, 5 start ms, 6 end ms (0 = never), 7 ms at which the counter
 --       may go (0 = never), 8 thresholds as "percent=amount,..."
 --
--- Rule: settled never falls below 0. What is reserved, and what was reached, stays. A lost window
--- is not corrected: it has to be rebuilt first.
+-- Rule: settled never falls below 0. What is reserved stays as it is, and so do the thresholds that
+-- were reached. A lost window is not corrected: it has to be rebuilt first.
 --
 -- Returns { 'adjusted', settled before, settled after, then 1 and percent of each threshold reached }
 -- | { 'done' } for an id that was used | { 'lost' } | { 'period', ms now }.

@@ -10,14 +10,14 @@
 --              (0 = never), limit (-1 = none), amount, 1 enforced or 0 shadow
 --
 -- Rule: amount <= limit - settled - reserved, in every enforced window; an amount of 0 always fits.
--- Leases past their expiry are dropped first, by whoever comes along. The server's clock must lie
--- inside every window's period, or nothing is done and the caller looks up its periods again.
--- A second reservation with a live lease changes nothing and answers like the first.
+-- Each run first drops the leases that have expired. The server's clock must lie inside the period of
+-- every window; if it does not, the script changes nothing and the caller finds the right period.
+-- A second reservation with a live lease changes nothing and returns what the first one did.
 --
 -- Returns { 'reserved' | 'denied' | 'rebuild' | 'period' | 'closed', ms now or ms when it was
--- reserved, epoch, ids of dropped leases, then (settled, reserved, state) for each window: what was
--- found, and '1' it fits, '0' it does not, '2' it is lost }. 'rebuild': none refuses, but one is lost.
--- 'closed': the lease was settled before it was reserved.
+-- reserved, epoch, ids of dropped leases, then for each window settled and reserved as they were
+-- found, and state: '1' it fits, '0' it does not, '2' the window is lost }. 'rebuild': no window
+-- refuses, but one is lost. 'closed': the lease was settled before it was reserved.
 --
 -- Example: limit 10, settled 4, one live lease "a|3". reserve b 3: 3 <= 10 - 4 - 3, so leases gain
 -- "b|3", reserved becomes 6. reserve c 1: 1 > 10 - 4 - 6, denied with settled 4 and reserved 6.

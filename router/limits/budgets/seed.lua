@@ -5,10 +5,11 @@
 --       go (0 = never), 6 settled according to the records, 7 generation,
 --       8 thresholds as "percent=amount,..."
 --
--- Rule: inspect tells the generation and the orphans, the leases that were settled here since the
--- window was lost. The caller sums up its records without those, and seeds with that generation. An
--- orphan that came since makes a new generation, and the seed is refused: whether its record is in
--- the sum, nobody can know. Of many callers the first opens the window, the others change nothing.
+-- Rule: inspect returns the generation and the orphans, which are the leases that were settled here
+-- since the window was lost. The caller sums up its records without those, and seeds with that
+-- generation. Each new orphan makes a new generation, and a seed of an older generation is refused,
+-- because the sum may or may not contain that orphan's record. Of many callers the first one opens
+-- the window, and the others change nothing.
 --
 -- Returns { 'lost', generation, { orphans } } | { 'open' } | { 'period', ms now } for inspect, and
 -- { 'seeded', then 1 and percent of each threshold reached } | { 'stale' } | { 'open' } for seed.

@@ -3,16 +3,16 @@
 -- KEYS  1      lease, 2 opened periods of the organization
 --       3, 4 ..  counter and leases of each window, of the period in which it was reserved
 -- ARGV  1      lease id
---       2      ms at which it was reserved, 3 epoch then; both empty when the answer never came
---       4      how long after its reservation a settled lease is remembered, in ms
---       5      the same where 2 and 3 do not help, in ms, from now
+--       2      ms at which it was reserved, 3 epoch then; both empty when the caller never got a reply
+--       4      for how long after its reservation a settled lease is remembered, in ms
+--       5      the same, in ms from now, where 2 or 3 is empty or the epoch is another one
 --       6 ..   six a window: id, start ms, ms at which the counter may go (0 = never), amount
 --              reserved, amount used, thresholds as "percent=amount,..."
 --
--- Rule: a lease that is there is booked. One that is marked done is not. One that is missing has
--- been settled and forgotten if it is old enough for that and Redis kept its epoch; else Redis
--- itself forgot it (emptied, failed over), or never heard of it, and it is booked.
--- A lost window books the lease apart, as an orphan, for the seeding to add.
+-- Rule: a lease that exists is booked, one that is marked done is not. A missing lease was settled and
+-- then forgotten, if it is old enough for that and the epoch of Redis is the same; it is not booked
+-- again. Otherwise Redis has lost it (emptied, failed over) or never had it, and it is booked.
+-- In a lost window the amount is kept apart, as an orphan, and seed.lua adds it.
 --
 -- Returns { 'booked' | 'done', then index and percent of each threshold reached by this booking }.
 --

@@ -1,17 +1,18 @@
--- What the ledger's scripts share: a window in one period, and the books of its organization.
+-- Functions of the ledger's scripts: one window in one period, and the opened periods of its
+-- organization.
 --
 -- KEYS, ARGV  none of its own; this file stands before each of the ledger's scripts.
 --
 -- counter  hash of one window in one period: settled and reserved (nano-USD, tokens or calls),
 --          "t:<percent>" for each threshold that was reached. Without a settled field the window is
---          lost: its past is only in the record store. What is settled meanwhile is kept apart, in
---          "o:<lease>", and counted in orphans, until it is seeded.
+--          lost: only the record store has its past. Until it is seeded, what is settled is kept
+--          apart in "o:<lease>" and counted in orphans.
 -- leases   sorted set of what is reserved in it: "<lease>|<amount>", scored by the ms of expiry.
--- opened    hash of the organization: window id -> start of the latest period that was opened here;
+-- opened   hash of the organization: window id -> start of the latest period that was opened here;
 --          epoch: the ms at which this Redis saw the organization for the first time.
 --
--- Rule: a missing counter is a new period if an earlier one was opened here and this one was not;
--- otherwise it has been lost, or was never here, and only seeding opens it.
+-- Rule: a missing counter belongs to a new period if an earlier period was opened here and this one
+-- was not. Otherwise the counter has been lost, or was never here, and only seed.lua opens it.
 --
 -- Example: opened { "org:spend" = 100 }. Period 200 has no counter: it is new, begins at 0 and the
 -- latest becomes 200. When its counter is missing later, latest = 200 says that it has been lost.

@@ -1,11 +1,11 @@
--- Claims an idempotency id for one call, or tells what became of the call that has it.
+-- Claims an idempotency id for one call, or returns the state of the call that has it.
 --
 -- KEYS  1 entry: a hash of fingerprint, owner, and state in_flight | completed | not_kept, with reply
 -- ARGV  1 fingerprint of the request, 2 owner: the lease id of this call, 3 its lease in ms
 --
--- Rule: an entry with another fingerprint is a mismatch, whatever its state. In flight, it belongs to
--- its owner until the lease ends, which frees the id after a worker was killed. Claiming again with
--- the same owner changes nothing.
+-- Rule: an entry with another fingerprint is a mismatch, whatever its state. An entry in flight belongs
+-- to its owner until the lease ends, so that the id is free again after a worker was killed. A second
+-- claim by the same owner changes nothing.
 --
 -- Returns { 'new' } | { 'in_flight', ms left } | { 'replay', reply } | { 'not_kept' } | { 'mismatch' }.
 --

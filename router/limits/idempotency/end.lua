@@ -3,9 +3,9 @@
 -- KEYS  1 entry
 -- ARGV  1 complete | not_kept | abandon, 2 owner, 3 how long to keep the entry, in ms, 4 reply
 --
--- Rule: only the owner of an entry in flight ends it. Whoever lost it, because the lease ended and
--- another call has claimed the id, changes nothing. not_kept: the call was done, its reply is too
--- large to be stored; a duplicate must not be done again, and cannot be replayed.
+-- Rule: only the owner of an entry in flight can end it. A call whose lease has ended, so that another
+-- call could claim the id, changes nothing. not_kept: the call was done, but its reply is too large
+-- to be stored; a duplicate is neither done again nor replayed.
 --
 -- Returns 1 if it ended the claim, else 0.
 --

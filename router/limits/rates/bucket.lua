@@ -9,15 +9,16 @@
 --       then       two for each set of slots: limit, flag
 --
 -- A bucket holds micro-tokens, and a rate of r tokens a second brings r micro-tokens a microsecond.
--- What a rate brings beyond whole micro-tokens is kept in <rest>, in millionths of one, so that no
--- reading loses anything. <time> (µs of this server) never goes back; while the clock is behind it,
--- nothing flows in. A missing bucket is full: a key lives at least as long as it takes to fill.
+-- <rest> keeps the fraction of a micro-token, in millionths, so that no reading loses anything.
+-- <time>, in µs of this server, never goes back; while the clock is behind it, nothing flows in. A
+-- missing bucket is full: a key lives at least as long as the bucket takes to fill.
 --
--- take    Passes where level >= min(cost, burst) and a slot is free or already held. flag 1 is
---         enforced; flag 0 (shadow) refuses nothing, and is charged only if it passes itself.
--- peek    The same answer, charging nothing.
--- finish  Takes cost (gives it back if negative) without asking and removes the lease. flag 1 lets
---         the level go below zero: debt. flag 0 stops at zero.
+-- take    Rule: passes where level >= min(cost, burst), and where a slot is free or the lease has one
+--         already. flag 1 is enforced; flag 0 (shadow) refuses nothing, and is charged only if it
+--         passes itself.
+-- peek    Returns what take would return, and charges nothing.
+-- finish  Takes cost (gives it back if negative) without any condition and removes the lease. flag 1
+--         lets the level go below zero, which is debt. flag 0 stops at zero.
 --
 -- Returns { 1 if nothing enforced refused, µs now, then (1 if passed, level, µs that <time> is
 -- ahead of the clock) for each bucket, (1 if passed, slots in use) for each set }.
@@ -96,12 +97,12 @@ for i = buckets + 1, #KEYS do
   local a = 5 + 4 * buckets + 2 * (i - buckets - 1)
   local in_use = redis.call('ZCOUNT', KEYS[i], '(' .. whole(now_ms), '+inf')
   local score = redis.call('ZSCORE', KEYS[i], lease)
-  local held = score and tonumber(score) > now_ms
-  local passed = held or in_use < tonumber(ARGV[a])
+  local has_slot = score and tonumber(score) > now_ms
+  local passed = has_slot or in_use < tonumber(ARGV[a])
   if not passed and ARGV[a + 1] == '1' then
     allowed = 0
   end
-  slots[#slots + 1] = { key = KEYS[i], passed = passed, held = held, in_use = in_use }
+  slots[#slots + 1] = { key = KEYS[i], passed = passed, has_slot = has_slot, in_use = in_use }
 end
 
 if mode == 'finish' then
@@ -129,7 +130,7 @@ elseif mode == 'take' and allowed == 1 then
   for _, slot in ipairs(slots) do
     if slot.passed then
       occupy(slot.key)
-      slot.in_use = slot.in_use + (slot.held and 0 or 1)
+      slot.in_use = slot.in_use + (slot.has_slot and 0 or 1)
     end
   end
 end

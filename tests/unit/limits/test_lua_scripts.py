@@ -19,12 +19,12 @@ import pytest
 from redis.exceptions import ResponseError
 
 import router.limits
-from router.limits.exchange import RedisExchange
-from router.limits.outcome import Request
 from router.limits.budgets.ledger import Ledger
 from router.limits.budgets.maintenance import LedgerMaintenance
 from router.limits.budgets.windows import Amounts, Reservation, WindowLost, WindowSpec
+from router.limits.exchange import RedisExchange
 from router.limits.idempotency.entries import Entry, Idempotency, NotStored
+from router.limits.outcome import Request
 from router.limits.rates.decision import BucketSpec, Correction, SlotSpec
 from router.limits.rates.limiter import RateLimiter
 from router.limits.redis_keys import quoted, tag
@@ -156,8 +156,8 @@ class RandomCalls:
         organization, lease = self.organization(), self.lease()
         rates = None
         if self.chance.random() < 0.5:
-            plan = self.limiter.plan_take(
-                organization, self.buckets(), self.slots(), lease_id=lease
+            plan = self.limiter.plan(
+                "take", organization, self.buckets(), self.slots(), lease_id=lease
             )
             rates = plan.call
         entry = self.entry(lease) if self.chance.random() < 0.5 else None
