@@ -1,4 +1,4 @@
-"""Is it alive, can it serve, what is it? And, on the ops listener, the metrics."""
+"""Health, readiness and version, on both listeners; the names of what the ops listener serves."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _OLD_CHECKS: Final = {
 @blueprint.get("/v1/status/healthz")
 @blueprint.get("/healthz")
 def healthz() -> Response:
-    """The process answers. Touches nothing, so it fails only when the worker is wedged."""
+    """The process answers. Reads nothing, so it fails only when the worker is blocked."""
     return json_reply(orjson.dumps({"status": "ok", **_build()}))
 
 

@@ -1,4 +1,4 @@
-"""What a caller may still ask for: its rate limits and budgets, from the enforcing counters."""
+"""The caller's rate limits and budgets, read from the enforcing counters."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ENDPOINTS["limits.limits"] = Endpoint(scope=None)
 
 @blueprint.get("/v1/limits")
 def limits() -> Response:
-    """The caller's own; asking is free."""
+    """The caller's own limits; this call itself is not limited."""
     scope = current_scope()
     if scope.request.args:
         raise InvalidRequest("takes no parameters", field=next(iter(scope.request.args))[:64])
@@ -50,7 +50,7 @@ def limits() -> Response:
 
 
 def _all_specs(scope: Scope) -> RateSpecs:
-    """Those of organization and key, and those of every model that has its own."""
+    """The rate limits of organization and key, and of every model that has its own."""
     organization, key = org_and_key(scope)
     default = scope.services.limits.default_rate
     found = [rate_specs(organization, key, None, default=default)]
@@ -65,7 +65,7 @@ def _all_specs(scope: Scope) -> RateSpecs:
 
 
 def _limited(specs: RateSpecs) -> list[BucketSpec | SlotSpec]:
-    """Those of which a decision speaks, in its order."""
+    """The limits of a decision, in its order."""
     limited: list[BucketSpec | SlotSpec] = []
     limited += [bucket for bucket in specs.buckets if bucket.rate_per_s is not None]
     limited += [slot for slot in specs.slots if slot.limit is not None]

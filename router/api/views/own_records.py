@@ -38,8 +38,8 @@ _USAGE_PARAMETERS: Final = frozenset({*_PERIOD, "group_by", "model", "key", "bac
 
 @blueprint.get("/v1/audit/requests/<request_id>")
 def request_story(request_id: str) -> Response:
-    """The full story of one call: its records and the audit events about it."""
-    scope, organization_id = _asked_by()
+    """The history of one call: its records and the audit events about it."""
+    scope, organization_id = _caller_scope()
     _parameters(scope, frozenset())
     body = scope.services.queries.run(
         lambda store: _story(store, organization_id, request_id), organization_id=organization_id
@@ -52,13 +52,13 @@ def request_story(request_id: str) -> Response:
 @blueprint.get("/v1/audit/requests")
 def audit_events() -> Response:
     """Audit events, newest first, a page at a time."""
-    scope, organization_id = _asked_by()
-    asked = _parameters(scope, _AUDIT_PARAMETERS)
-    filters = _chosen(asked, "action", "model", "key")
+    scope, organization_id = _caller_scope()
+    query = _parameters(scope, _AUDIT_PARAMETERS)
+    filters = _chosen(query, "action", "model", "key")
     if filters.get("action", AUDIT_ACTIONS[0]) not in AUDIT_ACTIONS:
         raise errors.InvalidRequest("is no kind of event; see docs/records.md", field="action")
-    from_s, to_s = _period(asked)
-    limit = _limit(asked.get("limit"))
+    from_s, to_s = _period(query)
+    limit = _limit(query.get("limit"))
 
     def written(store: RecordStore) -> bytes:
         page = store.list_audit(
@@ -66,7 +66,7 @@ def audit_events() -> Response:
             from_s=from_s,
             to_s=to_s,
             filters=filters,
-            cursor=asked.get("cursor"),
+            cursor=query.get("cursor"),
             limit=limit,
         )
         return _object({"next_cursor": page.next_cursor}, events=page.events)
@@ -76,17 +76,17 @@ def audit_events() -> Response:
 
 @blueprint.get("/v1/usage")
 def usage() -> Response:
-    """What the organization's calls come to, by any of organization, model, key, backend, time."""
-    scope, organization_id = _asked_by()
-    asked = _parameters(scope, _USAGE_PARAMETERS)
-    filters = _chosen(asked, "model", "key", "backend")
-    group_by = [name for name in asked.get("group_by", "").split(",") if name]
+    """Sums over the organization's calls, by any of organization, model, key, backend, time."""
+    scope, organization_id = _caller_scope()
+    query = _parameters(scope, _USAGE_PARAMETERS)
+    filters = _chosen(query, "model", "key", "backend")
+    group_by = [name for name in query.get("group_by", "").split(",") if name]
     if len(set(group_by)) != len(group_by):
         raise errors.InvalidRequest("names a group twice", field="group_by")
-    shown = asked.get("format", "json")
+    shown = query.get("format", "json")
     if shown not in FORMATS:
         raise errors.InvalidRequest(f"must be one of {', '.join(FORMATS)}", field="format")
-    from_s, to_s = _period(asked)
+    from_s, to_s = _period(query)
 
     def written(store: RecordStore) -> bytes:
         totals = store.usage(
@@ -114,7 +114,7 @@ def _story(store: RecordStore, organization_id: str, request_id: str) -> bytes |
 def _object(facts: Mapping[str, Any], **lists: Iterable[Mapping[str, Any]]) -> bytes:
     """An object of ``facts`` and some lists, as JSON.
 
-    Written on the native thread that has asked, one element at a time: between two of them the
+    Written on the native thread of the query, one element at a time: between two of them the
     loop, for which a large answer at once would be a pause, gets its turn.
     """
     parts = [orjson.dumps(facts)[:-1]]
@@ -123,7 +123,7 @@ def _object(facts: Mapping[str, Any], **lists: Iterable[Mapping[str, Any]]) -> b
     return b"".join(parts) + b"}"
 
 
-def _asked_by() -> tuple[Scope, str]:
+def _caller_scope() -> tuple[Scope, str]:
     """The scope, and the organization whose records the caller may see: its own."""
     scope = current_scope()
     assert scope.caller is not None
@@ -131,7 +131,7 @@ def _asked_by() -> tuple[Scope, str]:
 
 
 def _parameters(scope: Scope, known: frozenset[str]) -> dict[str, str]:
-    """The query's parameters; each may be given once, and none that nobody knows."""
+    """The query's parameters: only known ones, each at most once."""
     found: dict[str, str] = {}
     for name, values in scope.request.args.lists():
         shown = name[:64]
@@ -144,12 +144,12 @@ def _parameters(scope: Scope, known: frozenset[str]) -> dict[str, str]:
     return found
 
 
-def _chosen(asked: Mapping[str, str], *names: str) -> dict[str, str]:
-    return {name: asked[name] for name in names if name in asked}
+def _chosen(query: Mapping[str, str], *names: str) -> dict[str, str]:
+    return {name: query[name] for name in names if name in query}
 
 
-def _period(asked: Mapping[str, str]) -> tuple[float | None, float | None]:
-    from_s, to_s = (_moment(asked.get(name), name) for name in _PERIOD)
+def _period(query: Mapping[str, str]) -> tuple[float | None, float | None]:
+    from_s, to_s = (_moment(query.get(name), name) for name in _PERIOD)
     if from_s is not None and to_s is not None and from_s > to_s:
         raise errors.InvalidRequest("'from' is later than 'to'", field="from")
     return from_s, to_s
