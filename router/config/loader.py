@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hmac
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
@@ -20,6 +20,15 @@ from router.config.document import KeyRecord, LoadedDocument
 from router.config.parsing import Parsed, parse_json, parse_yaml, read_text
 from router.config.schema.parts import DOCUMENT_SCHEMA
 from router.config.schema.references import reference_problems
+
+Source = Callable[[Path], Parsed]
+"""Reads a document from where it lies; raises :class:`DocumentError` when nothing can be read."""
+
+SOURCES: Final[Mapping[str, Source]] = {
+    ".json": lambda path: parse_json(read_text(path)),
+    ".yaml": lambda path: parse_yaml(read_text(path)),
+}
+"""By the suffix of the path; any other suffix is read as YAML. A new source is a line here."""
 
 _PLAIN_NAME: Final = re.compile(r"[A-Za-z0-9._:/*-]{1,128}")
 _MAX_SHOWN: Final = 60
@@ -34,9 +43,8 @@ def load_file(
     valid document has such a key. Raises :class:`DocumentError` with every problem.
     """
     place = Path(path)
-    text = read_text(place)
-    parsed = parse_json(text) if place.suffix == ".json" else parse_yaml(text)
-    return _load(parsed, demo=demo, pepper=pepper)
+    source = SOURCES.get(place.suffix, SOURCES[".yaml"])
+    return _load(source(place), demo=demo, pepper=pepper)
 
 
 def load_serialized(serialized: Any, *, demo: bool = False, pepper: bytes = b"") -> LoadedDocument:
