@@ -284,8 +284,11 @@ def test_each_timeout_ends_a_stream(
         body = client.read_rest() if status == 200 else b""
         elapsed_s = time.monotonic() - started_s
 
-    assert (status == 504) is (phase == "first_byte")
-    assert status == 504 or b'"code":"backend_timeout"' in body
+    if phase == "first_byte":
+        assert status == 504
+    else:
+        assert status == 200
+        assert b'"code":"backend_timeout"' in body
     # Reading on for a moment after the last event is the client's own time.
     limit_s = {"first_byte": 0.6, "idle": 0.6, "total": 1.5}[phase]
     assert limit_s * 0.9 <= elapsed_s < limit_s + 1

@@ -206,3 +206,4 @@ def test_each_command_has_a_chain_of_its_own(run: Run, document: Path, data_dir:
         assert (event["sequence"], event["previous_hash"]) == (number, link.hash)
         assert digest == chain_hash(link.hash, body)
         link = type(link)(number, digest)
+    assert link is not None
