@@ -5,15 +5,12 @@ Nothing here asserts how fast anything is.
 
 from __future__ import annotations
 
-import contextlib
-import http.server
 import json
 import os
 import re
 import signal
 import subprocess
 import sys
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +19,8 @@ import pytest
 from tests.benchmarks.framing import MessageError
 from tests.benchmarks.load import LoadError, run_load
 from tests.benchmarks.redis import PROGRAM as REDIS
+from tests.fakes.backend.scripts import answer, answer_and_end, reply
+from tests.fakes.backend.server import FakeServer
 
 ROOT = Path(__file__).resolve().parents[2]
 ROUND_FIELDS = {
@@ -193,53 +192,15 @@ def test_profile_shows_the_view_and_keeps_the_stacks(tmp_path: Path) -> None:
     assert "tests/benchmarks/control_app.py:" in (tmp_path / "control.collapsed").read_text()
 
 
-class OnceOnly(http.server.BaseHTTPRequestHandler):
-    """Answers the first call of each connection with 200 and the second as its server is told."""
-
-    protocol_version = "HTTP/1.1"
-    refuse: bool
-
-    def setup(self) -> None:
-        """Start counting this connection's calls."""
-        super().setup()
-        self.calls = 0
-
-    def handle(self) -> None:
-        """Serve until the load generator hangs up, which it does in mid-reply."""
-        with contextlib.suppress(ConnectionError):
-            super().handle()
-
-    def do_POST(self) -> None:
-        """Answer one call."""
-        self.rfile.read(int(self.headers["Content-Length"]))
-        self.calls += 1
-        if self.calls > 1 and not self.refuse:
-            self.close_connection = True
-            return
-        self.send_response(200 if self.calls == 1 else 503)
-        self.send_header("Content-Length", "2")
-        self.end_headers()
-        self.wfile.write(b"{}")
-
-    def log_message(self, *_: object) -> None:
-        """Keep the test's output quiet."""
-
-
 @pytest.mark.parametrize(
     ("refuse", "message"), [(True, "not a 200: .*503"), (False, "closed in mid-call")]
 )
 def test_load_ends_with_the_first_call_that_goes_wrong(refuse: bool, message: str) -> None:
     """A refusal or a lost connection fails the round instead of counting as a fast answer."""
-    handler = type("Handler", (OnceOnly,), {"refuse": refuse})
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            with pytest.raises((MessageError, LoadError), match=message):
-                run_load(server.server_address[1], connections=2, seconds=5)
-        finally:
-            server.shutdown()
-            thread.join()
+    whole = reply(b"{}")
+    script = answer(whole, reply(b"{}", 503)) if refuse else answer_and_end(whole)
+    with FakeServer(script) as server, pytest.raises((MessageError, LoadError), match=message):
+        run_load(server.port, connections=2, seconds=5)
 
 
 @pytest.mark.parametrize(

@@ -9,13 +9,14 @@ import json
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
 
 import pytest
 
 from router.store.record_store import RecordStore
+from tests.fakes.backend.received import Request
+from tests.fakes.backend.scripts import reply, serving
+from tests.fakes.backend.server import FakeServer, Peer
 from tests.servers.deployment import CHAT, CLAUDE, HELLO, ORGANIZATION, Deployment, deploy
 from tests.servers.raw_client import Answer, exchange
 from tests.servers.router_process import NewKey, wait_until
@@ -136,58 +137,39 @@ class Canaries:
         return [secret for secret in self.secrets if secret != but and secret.encode() in data]
 
 
-class _Echo(BaseHTTPRequestHandler):
-    """Answers with the status that the prompt asks for and with the credential it was sent."""
-
-    protocol_version = "HTTP/1.1"
-
-    def do_POST(self) -> None:
-        fields = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        status = int(fields["messages"][0]["content"])
-        text = f"Incorrect API key provided: {self.headers['Authorization']}"
-        body = json.dumps({"error": {"message": text, "type": "x", "param": None, "code": None}})
-        self.send_response(status, text)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("WWW-Authenticate", text)
-        self.send_header("Retry-After", text)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body.encode())
-
-    def log_message(self, format: str, *args: object) -> None:
-        """Silence."""
+def _echo(peer: Peer, request: Request) -> bool:
+    """Answer with the status that the prompt asks for and with the credential that was sent."""
+    status = int(request.fields["messages"][0]["content"])
+    text = f"Incorrect API key provided: {request.header('authorization')}"
+    body = json.dumps({"error": {"message": text, "type": "x", "param": None, "code": None}})
+    quoting = (f"WWW-Authenticate: {text}", f"Retry-After: {text}")
+    whole = reply(body.encode(), status, headers=("Content-Type: application/json", *quoting))
+    peer.send(whole.replace(b" Whatever\r\n", f" {text}\r\n".encode(), 1))
+    return True
 
 
 @pytest.fixture(scope="module")
 def canaries(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Canaries]:
     """A router of its own, with a backend that gives credentials away."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _Echo)
-    thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-    thread.start()
     directory = tmp_path_factory.mktemp("canary")
     settings = {"ROUTER_LOG_LEVEL": "DEBUG", "ECHO_CREDENTIAL": ECHO_CREDENTIAL}
-    try:
-        with deploy(directory, **settings) as deployed:
-            deployed.credentials["ECHO_CREDENTIAL"] = ECHO_CREDENTIAL
-            deployed.document["models"].append({"id": ECHO})
-            deployed.document["backends"].append(
-                {
-                    "id": "echo",
-                    "kind": "openai",
-                    "base_url": f"http://127.0.0.1:{server.server_address[1]}/v1",
-                    "credential": "env:ECHO_CREDENTIAL",
-                }
-            )
-            deployed.document["policies"].append(
-                {"organization": "*", "model": ECHO, "backends": [{"id": "echo"}]}
-            )
-            assert deployed.router.apply(deployed.document).returncode == 0
-            signing = deployed.router.create_key(ORGANIZATION, "--require-signature")
-            yield Canaries(deployed, [deployed.key, deployed.narrow_key, signing], [])
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
+    with FakeServer(serving(_echo)) as server, deploy(directory, **settings) as deployed:
+        deployed.credentials["ECHO_CREDENTIAL"] = ECHO_CREDENTIAL
+        deployed.document["models"].append({"id": ECHO})
+        deployed.document["backends"].append(
+            {
+                "id": "echo",
+                "kind": "openai",
+                "base_url": f"{server.url}/v1",
+                "credential": "env:ECHO_CREDENTIAL",
+            }
+        )
+        deployed.document["policies"].append(
+            {"organization": "*", "model": ECHO, "backends": [{"id": "echo"}]}
+        )
+        assert deployed.router.apply(deployed.document).returncode == 0
+        signing = deployed.router.create_key(ORGANIZATION, "--require-signature")
+        yield Canaries(deployed, [deployed.key, deployed.narrow_key, signing], [])
 
 
 def chat_body(content: str = "hi", model: str = CHAT) -> str:

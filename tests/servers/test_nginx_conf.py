@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import http.client
 import json
+import re
 import shutil
 import socket
 import subprocess
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+
+from tests.fakes.backend.received import Request
+from tests.fakes.backend.scripts import chunk, reply, serving
+from tests.fakes.backend.server import FakeServer, Peer
 
 SITE = Path(__file__).resolve().parents[2] / "deploy" / "nginx.conf"
 NGINX = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin:/usr/local/sbin")
@@ -66,64 +69,33 @@ def write_configuration(directory: Path, *, port: int, backend_port: int) -> lis
     return [NGINX, "-p", str(directory), "-e", "stderr", "-c", str(directory / "nginx.conf")]
 
 
-@dataclass
-class Backend:
+class Backend(FakeServer):
     """Stands where the router stands: records requests, answers a stream in two halves."""
 
-    port: int = 0
-    heads: list[tuple[str, dict[str, str]]] = field(default_factory=list)
-    connections: set[tuple[str, int]] = field(default_factory=set)
-    second_half: threading.Event = field(default_factory=threading.Event)
+    def __init__(self) -> None:
+        self.second_half = threading.Event()
+        super().__init__(serving(self._answer))
 
-
-def handler_of(backend: Backend) -> type[BaseHTTPRequestHandler]:
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def do_POST(self) -> None:
-            self.rfile.read(int(self.headers["Content-Length"]))
-            backend.heads.append((self.path, {k.lower(): v for k, v in self.headers.items()}))
-            backend.connections.add(self.client_address)
-            if self.path == "/stream":
-                self._stream()
-            else:
-                self._answer(b"{}")
-
-        def _answer(self, body: bytes) -> None:
-            self.send_response(413 if self.path == "/refused" else 200)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def _stream(self) -> None:
-            self.send_response(200)
-            self.send_header("Content-Type", "text/event-stream")
-            self.send_header("X-Accel-Buffering", "no")
-            self.send_header("Transfer-Encoding", "chunked")
-            self.end_headers()
-            self.wfile.write(b"9\r\ndata: 1\n\n\r\n")
-            backend.second_half.wait(TIMEOUT_S)
-            self.wfile.write(b"9\r\ndata: 2\n\n\r\n0\r\n\r\n")
-
-        def log_message(self, format: str, *args: object) -> None:
-            """Silence: the test reads what was recorded."""
-
-    return Handler
+    def _answer(self, peer: Peer, request: Request) -> bool:
+        if request.path != "/stream":
+            status = 413 if request.path == "/refused" else 200
+            peer.send(reply(b"{}", status, headers=("Content-Type: application/json",)))
+            return True
+        headers = ("Content-Type: text/event-stream", "X-Accel-Buffering: no")
+        peer.send(
+            reply(b"", headers=(*headers, "Transfer-Encoding: chunked"), length=False)
+            + chunk(b"data: 1\n\n")
+        )
+        self.second_half.wait(TIMEOUT_S)
+        peer.send(chunk(b"data: 2\n\n") + chunk(b""))
+        return True
 
 
 @pytest.fixture
 def backend() -> Iterator[Backend]:
-    backend = Backend()
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler_of(backend))
-    backend.port = server.server_address[1]
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-    thread.start()
-    yield backend
-    backend.second_half.set()
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with Backend() as backend:
+        yield backend
+        backend.second_half.set()
 
 
 @pytest.fixture
@@ -186,7 +158,7 @@ def test_nginx_accepts_the_site(tmp_path: Path) -> None:
 def test_a_clients_request_id_goes_through(site: int, backend: Backend) -> None:
     """The id that the client chose is the one in every log."""
     post(site, "/v1/inference", headers={"X-Request-ID": "order-17.b:3"})
-    assert backend.heads[0][1]["x-request-id"] == "order-17.b:3"
+    assert backend.requests[0].header("x-request-id") == "order-17.b:3"
 
 
 @pytest.mark.parametrize("sent", [None, "two words", "x" * 129])
@@ -195,30 +167,29 @@ def test_an_absent_or_unusable_request_id_is_replaced(
 ) -> None:
     """The router always gets an id that it can use."""
     post(site, "/v1/inference", headers={} if sent is None else {"X-Request-ID": sent})
-    received = backend.heads[0][1]["x-request-id"]
-    assert len(received) == 32
-    assert int(received, 16) >= 0
+    received = backend.requests[0].header("x-request-id")
+    assert re.fullmatch("[0-9a-f]{32}", received or "")
 
 
 def test_the_clients_address_is_appended(site: int, backend: Backend) -> None:
     """A forged X-Forwarded-For stays in front of the address that nginx saw."""
     post(site, "/v1/inference", headers={"X-Forwarded-For": "203.0.113.9"})
-    assert backend.heads[0][1]["x-forwarded-for"] == "203.0.113.9, 127.0.0.1"
+    assert backend.requests[0].header("x-forwarded-for") == "203.0.113.9, 127.0.0.1"
 
 
 @pytest.mark.parametrize("path", ["/v1/%2e%2e/admin?a=%20b", "/v1//models", "/v1/a%2fb"])
 def test_the_path_is_not_rewritten(site: int, backend: Backend, path: str) -> None:
     """Signatures cover the path, and the router must see what the client really sent."""
     post(site, path)
-    assert [seen for seen, _ in backend.heads] == [path]
+    assert [request.target for request in backend.requests] == [path]
 
 
 def test_connections_to_the_router_are_reused(site: int, backend: Backend) -> None:
     """Twenty calls by twenty clients take one connection, on HTTP/1.1 without `close`."""
     for _ in range(20):
         post(site, "/v1/inference")
-    assert len(backend.connections) == 1
-    assert "connection" not in backend.heads[-1][1]
+    assert backend.connections == 1
+    assert backend.requests[-1].header("connection") is None
 
 
 def test_an_event_reaches_the_client_before_the_next_exists(site: int, backend: Backend) -> None:
@@ -238,7 +209,7 @@ def test_a_body_over_the_routers_limit_still_reaches_it(site: int, backend: Back
     """The refusal of 10 MiB and a byte is the router's, in the client's dialect."""
     reply, body = post(site, "/refused", body=b"x" * (10 * 2**20 + 1))
     assert (reply.status, body) == (413, b"{}")
-    assert len(backend.heads) == 1
+    assert len(backend.requests) == 1
 
 
 def test_a_body_far_over_the_limit_is_refused_in_json(site: int, backend: Backend) -> None:
@@ -252,7 +223,7 @@ def test_a_body_far_over_the_limit_is_refused_in_json(site: int, backend: Backen
         body = json.loads(reply.read())
     assert reply.status == 413
     assert set(body) == {"error", "code", "trace_id"}
-    assert backend.heads == []
+    assert backend.requests == []
 
 
 def test_a_router_that_is_away_is_a_503(site_without_router: int) -> None:

@@ -8,13 +8,14 @@ import statistics
 import time
 import uuid
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 import pytest
 
+from tests.fakes.backend.received import Request
+from tests.fakes.backend.scripts import chunk, reply, serving
+from tests.fakes.backend.server import FakeServer, Peer
 from tests.servers.deployment import CHAT, CLAUDE, HELLO, SECOND, Deployment
 from tests.servers.router_process import wait_until
 from tests.servers.streaming_client import StreamingClient
@@ -42,54 +43,34 @@ def stream(
     return request_id, client
 
 
-class _Stamping(BaseHTTPRequestHandler):
-    """A backend that writes into each event when it sent it."""
-
-    protocol_version = "HTTP/1.1"
-    disable_nagle_algorithm = True
-
-    def do_POST(self) -> None:
-        self.rfile.read(int(self.headers["Content-Length"]))
-        self.send_response(200)
-        self.send_header("Content-Type", "text/event-stream")
-        self.send_header("Transfer-Encoding", "chunked")
-        self.end_headers()
-        for _ in range(EVENTS):
-            time.sleep(EVENT_INTERVAL_S)
-            chunk = {"sent": time.monotonic(), "choices": [{"index": 0, "delta": {"content": "x"}}]}
-            self._write(b"data: " + json.dumps(chunk).encode() + b"\n\n")
-        self._write(b"data: [DONE]\n\n")
-        self.wfile.write(b"0\r\n\r\n")
-
-    def _write(self, event: bytes) -> None:
-        self.wfile.write(b"%x\r\n%b\r\n" % (len(event), event))
-
-    def log_message(self, format: str, *args: object) -> None:
-        """Silence."""
+def _stamped(peer: Peer, _: Request) -> bool:
+    """Stream events in which stands when they were sent."""
+    kind = "Content-Type: text/event-stream"
+    peer.send(reply(b"", headers=(kind, "Transfer-Encoding: chunked"), length=False))
+    for _ in range(EVENTS):
+        peer.pause(EVENT_INTERVAL_S)
+        event = {"sent": time.monotonic(), "choices": [{"index": 0, "delta": {"content": "x"}}]}
+        peer.send(chunk(b"data: " + json.dumps(event).encode() + b"\n\n"))
+    peer.send(chunk(b"data: [DONE]\n\n") + chunk(b""))
+    return True
 
 
 @pytest.fixture
 def stamping(deployed: Deployment) -> Iterator[int]:
     """The port of a stamping backend, which serves the model `stamped`."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _Stamping)
-    thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-    thread.start()
-    port: int = server.server_address[1]
     document = copy.deepcopy(deployed.document)
-    base_url = f"http://127.0.0.1:{port}/v1"
-    document["backends"].append({"id": "stamping", "kind": "openai", "base_url": base_url})
     document["models"].append({"id": "stamped"})
     served = {"organization": "*", "model": "stamped", "backends": [{"id": "stamping"}]}
     document["policies"].append(served)
-    try:
-        assert deployed.router.apply(document).returncode == 0
-        time.sleep(0.3)
-        yield port
-    finally:
-        assert deployed.router.apply(deployed.document).returncode == 0
-        server.shutdown()
-        thread.join()
-        server.server_close()
+    with FakeServer(serving(_stamped)) as server:
+        base_url = f"{server.url}/v1"
+        document["backends"].append({"id": "stamping", "kind": "openai", "base_url": base_url})
+        try:
+            assert deployed.router.apply(document).returncode == 0
+            time.sleep(0.3)
+            yield server.port
+        finally:
+            assert deployed.router.apply(deployed.document).returncode == 0
 
 
 def delays(client: StreamingClient) -> list[float]:
