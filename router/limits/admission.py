@@ -135,7 +135,7 @@ class Admission:
         asks_nothing = not (request.windows or entry or self.uses_budget_service)
         plan: RatePlan | None = None
         if asking.specs is not None:
-            if asks_nothing or self.uses_budget_service or not self._rates.may_be_joined:
+            if asks_nothing or self.uses_budget_service or not self._rates.can_be_joined:
                 try:
                     asking.decision = self._take(
                         request.organization_id, asking.specs, request.lease_id
@@ -173,7 +173,7 @@ class Admission:
                     None if plan is None else plan.call, request, entry
                 )
                 if plan is not None:
-                    asking.decision = self._rates.answered(organization_id, plan, rated)
+                    asking.decision = self._rates.read(organization_id, plan, rated)
                     plan = None
                     self.decisions["redis"] += 1
                     if not asking.decision.allowed:
@@ -206,7 +206,7 @@ class Admission:
         assert asking.specs is not None
         request = asking.request
         try:
-            asking.decision = self._rates.unanswered(
+            asking.decision = self._rates.decide_without_redis(
                 error,
                 request.organization_id,
                 asking.specs.buckets,

@@ -46,13 +46,6 @@ class RetryQueue:
             self.dropped += 1
         self._waiting.append(work)
 
-    def now_or_later(self, work: Work) -> None:
-        """Have ``work`` done at once if Redis is there."""
-        try:
-            work()
-        except Unavailable:
-            self.later(work)
-
     def run(self) -> int:
         """Try all work once, until some of it has failed often; returns how much was done. Raises
         nothing. What failed waits behind the rest, which may be about another dependency.

@@ -113,17 +113,14 @@ class Idempotency:
             return Replay(facts[0])
         return NotStored() if status == b"not_kept" else Mismatch()
 
-    def complete(self, entry: Entry, reply: bytes) -> bool:
-        """Keep the reply for replays; false when the id was no longer this call's."""
+    def end(self, entry: Entry, reply: bytes | NotStored | None) -> bool:
+        """End the claim as :meth:`plan_end` says; false when the id was no longer this call's."""
         return bool(self._redis.run(self.plan_end(entry, reply)) == 1)
 
-    def abandon(self, entry: Entry) -> bool:
-        """Free the id: nothing was done under it."""
-        return bool(self._redis.run(self.plan_end(entry, None)) == 1)
-
     def plan_end(self, entry: Entry, reply: bytes | NotStored | None) -> ScriptCall:
-        """What :meth:`complete` would send, or without a reply :meth:`abandon`. ``NotStored`` tells
-        duplicates that the call was done, and so does a reply that is too large."""
+        """What :meth:`end` would send: it stores the reply for replays, or without one frees the id.
+        ``NotStored`` shows duplicates that the call was done, and so does a reply that is too
+        large."""
         mode, body = "complete", b""
         if reply is None:
             mode = "abandon"

@@ -30,13 +30,13 @@ class RateGate:
         self,
         limiter: RateLimiter,
         local: LocalLimiter,
-        deferred: RetryQueue,
+        retry_queue: RetryQueue,
         *,
         on_unavailable: OnUnavailable = "local",
     ) -> None:
         self._limiter = limiter
         self._local = local
-        self._retry_queue = deferred
+        self._retry_queue = retry_queue
         self._on_unavailable = on_unavailable
 
     def take(
@@ -55,15 +55,17 @@ class RateGate:
         """
         try:
             if self._local.has_shares:
-                self._tell_redis(organization_id, buckets)
+                self._report_to_redis(organization_id, buckets)
             decision = self._limiter.take(organization_id, buckets, slots, lease_id=lease_id)
         except Unavailable as error:
-            return self.unanswered(error, organization_id, buckets, slots, lease_id=lease_id)
+            return self.decide_without_redis(
+                error, organization_id, buckets, slots, lease_id=lease_id
+            )
         self._local.observe(organization_id, buckets, decision)
         return decision
 
     @property
-    def may_be_joined(self) -> bool:
+    def can_be_joined(self) -> bool:
         """Whether the rates can be taken together with something else, by :meth:`plan`: Redis knows
         of all that was decided here."""
         return not self._local.has_shares
@@ -76,16 +78,16 @@ class RateGate:
         *,
         lease_id: str = "",
     ) -> RatePlan:
-        """What :meth:`take` would send; then ask :meth:`answered`, or :meth:`unanswered`."""
+        """What :meth:`take` would send; then ask :meth:`read`, or :meth:`decide_without_redis`."""
         return self._limiter.plan("take", organization_id, buckets, slots, lease_id=lease_id)
 
-    def answered(self, organization_id: str, plan: RatePlan, reply: object) -> RateDecision:
+    def read(self, organization_id: str, plan: RatePlan, reply: object) -> RateDecision:
         """What Redis made of a plan."""
         decision = self._limiter.read(plan, reply)
         self._local.observe(organization_id, plan.buckets, decision)
         return decision
 
-    def unanswered(
+    def decide_without_redis(
         self,
         error: Unavailable,
         organization_id: str,
@@ -165,7 +167,7 @@ class RateGate:
                 lambda: self._limiter.finish(organization_id, (), slots, lease_id=lease_id)
             )
 
-    def _tell_redis(self, organization_id: str, buckets: Sequence[BucketSpec]) -> None:
+    def _report_to_redis(self, organization_id: str, buckets: Sequence[BucketSpec]) -> None:
         if self._limiter.is_unavailable:
             return
         # Forgotten first: of many calls that find Redis back, one reports to it.

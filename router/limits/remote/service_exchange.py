@@ -113,4 +113,4 @@ class ServiceExchange:
             self._retry_queue.later(lambda: self._end_entry(entry, stored))
 
     def _end_entry(self, entry: Entry, reply: bytes | NotStored | None) -> None:
-        self._redis.run(self._idempotency.plan_end(entry, reply))
+        self._idempotency.end(entry, reply)

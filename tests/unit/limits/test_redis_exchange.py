@@ -59,7 +59,7 @@ def test_a_duplicate_reserves_nothing(stand: Any, admission: RedisExchange, stat
     """P19: whatever the first call's state, its duplicate costs nothing."""
     admission.ask(None, request_of("a"), entry_of("a"))[1]
     if state == "completed":
-        stand.idempotency().complete(entry_of("a"), b"reply")
+        stand.idempotency().end(entry_of("a"), b"reply")
     body = b"other" if state == "mismatch" else b"body"
     outcome = admission.ask(None, request_of("b"), entry_of("b", body=body))[1]
     expected = {"in flight": InFlight, "completed": Replay, "mismatch": Mismatch}[state]

@@ -39,16 +39,6 @@ def test_it_is_done_in_order_when_redis_is_back() -> None:
     assert len(deferred) == 0
 
 
-def test_now_if_possible() -> None:
-    """What can be done at once does not wait."""
-    log, deferred = Log(), RetryQueue()
-    deferred.now_or_later(log.work(1))
-    assert len(deferred) == 1
-    log.away = False
-    deferred.now_or_later(log.work(2))
-    assert log.told == [2]
-
-
 def test_memory_is_bounded(caplog: pytest.LogCaptureFixture) -> None:
     """P3: in a long outage the oldest goes first; it is counted, and said once."""
     caplog.set_level(logging.ERROR)

@@ -43,7 +43,7 @@ def test_a_reply_is_replayed_byte_for_byte(stand: Any, reply: bytes) -> None:
     """Whatever the bytes are, also none."""
     entries = stand.idempotency()
     entries.begin(FIRST, lease_ms=LEASE_MS)
-    assert entries.complete(FIRST, reply)
+    assert entries.end(FIRST, reply)
     assert entries.begin(SECOND, lease_ms=LEASE_MS) == Replay(reply)
 
 
@@ -53,7 +53,7 @@ def test_another_request_under_the_same_id_is_a_mismatch(stand: Any) -> None:
     other = replace(SECOND, fingerprint=fingerprint(b"another body"))
     entries.begin(FIRST, lease_ms=LEASE_MS)
     assert entries.begin(other, lease_ms=LEASE_MS) == Mismatch()
-    entries.complete(FIRST, b"reply")
+    entries.end(FIRST, b"reply")
     assert entries.begin(other, lease_ms=LEASE_MS) == Mismatch()
 
 
@@ -68,7 +68,7 @@ def test_an_abandoned_id_is_free(stand: Any) -> None:
     """A call that the router refused leaves nothing behind."""
     entries = stand.idempotency()
     entries.begin(FIRST, lease_ms=LEASE_MS)
-    assert entries.abandon(FIRST)
+    assert entries.end(FIRST, None)
     assert stand.key_names() == []
     assert entries.begin(SECOND, lease_ms=LEASE_MS) == New()
 
@@ -79,10 +79,10 @@ def test_only_the_owner_ends_a_claim(stand: Any) -> None:
     entries.begin(FIRST, lease_ms=LEASE_MS)
     stand.client.execute_command("FLUSHALL")  # as when its lease has ended
     entries.begin(SECOND, lease_ms=LEASE_MS)
-    assert not entries.complete(FIRST, b"late")
-    assert not entries.abandon(FIRST)
-    assert entries.complete(SECOND, b"in time")
-    assert not entries.abandon(SECOND)
+    assert not entries.end(FIRST, b"late")
+    assert not entries.end(FIRST, None)
+    assert entries.end(SECOND, b"in time")
+    assert not entries.end(SECOND, None)
     assert entries.begin(FIRST, lease_ms=LEASE_MS) == Replay(b"in time")
 
 
@@ -90,7 +90,7 @@ def test_a_reply_that_is_too_large_is_not_kept_and_not_made_twice(stand: Any) ->
     """A duplicate learns that it was done; it is neither charged again nor given half a reply."""
     entries = stand.idempotency(max_reply_bytes=10)
     entries.begin(FIRST, lease_ms=LEASE_MS)
-    assert entries.complete(FIRST, b"x" * 11)
+    assert entries.end(FIRST, b"x" * 11)
     assert entries.begin(SECOND, lease_ms=LEASE_MS) == NotStored()
     assert b"reply" not in stand.dump()[FIRST.key]
 
@@ -100,7 +100,7 @@ def test_entries_end_by_themselves(stand: Any) -> None:
     entries = stand.idempotency(keep_s=3600)
     entries.begin(FIRST, lease_ms=LEASE_MS)
     assert 590_000 < stand.client.execute_command("PTTL", FIRST.key) <= 600_000
-    entries.complete(FIRST, b"reply")
+    entries.end(FIRST, b"reply")
     assert 3_590_000 < stand.client.execute_command("PTTL", FIRST.key) <= 3_600_000
 
 
