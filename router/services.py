@@ -208,7 +208,6 @@ def build_limits(
     else:
         exchange = ServiceExchange(
             client,
-            runner,
             entries,
             retry_queue,
             entries_on_unavailable=entries_on_unavailable,

@@ -118,7 +118,7 @@ class Idempotency:
         return bool(self._redis.run(self.plan_end(entry, reply)) == 1)
 
     def plan_end(self, entry: Entry, reply: bytes | NotStored | None) -> ScriptCall:
-        """What :meth:`end` would send: it stores the reply for replays, or without one frees the id.
+        """What :meth:`end` sends: it stores the reply for replays, or without one frees the id.
         ``NotStored`` shows duplicates that the call was done, and so does a reply that is too
         large."""
         mode, body = "complete", b""

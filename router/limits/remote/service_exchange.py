@@ -9,7 +9,6 @@ from router.breaker import NOT_SENT, Reason, Unavailable
 from router.limits.budgets.windows import Amounts, NotReserved, Reservation, Settlement
 from router.limits.idempotency.entries import Entry, Idempotency, New, NotProtected, NotStored
 from router.limits.outcome import ExchangeReply, Request
-from router.limits.rates.limiter import Runner
 from router.limits.remote.client import BudgetClient
 from router.limits.retry_queue import RetryQueue
 from router.redis.scripts import ScriptCall
@@ -28,14 +27,12 @@ class ServiceExchange:
     def __init__(
         self,
         client: BudgetClient,
-        redis: Runner,
         idempotency: Idempotency,
         retry_queue: RetryQueue,
         *,
         entries_on_unavailable: Literal["closed", "open"] = "open",
     ) -> None:
         self._client = client
-        self._redis = redis
         self._idempotency = idempotency
         self._retry_queue = retry_queue
         self._entries_on_unavailable = entries_on_unavailable

@@ -221,7 +221,6 @@ def test_a_service_is_not_asked_for_a_call_without_protection(reason: Reason, le
     redis, service, deferred = Away(reason), Service(), RetryQueue()
     admission = ServiceExchange(
         service,  # type: ignore[arg-type]
-        redis,
         Idempotency(redis),
         deferred,
         entries_on_unavailable="closed",

@@ -22,11 +22,11 @@ import router.limits
 from router.limits.budgets.ledger import Ledger
 from router.limits.budgets.maintenance import LedgerMaintenance
 from router.limits.budgets.windows import Amounts, Reservation, WindowLost, WindowSpec
-from router.limits.exchange import RedisExchange
 from router.limits.idempotency.entries import Entry, Idempotency, NotStored
 from router.limits.outcome import Request
 from router.limits.rates.decision import BucketSpec, Correction, SlotSpec
 from router.limits.rates.limiter import RateLimiter
+from router.limits.redis_exchange import RedisExchange
 from router.limits.redis_keys import quoted, tag
 from router.redis.scripts import Script, ScriptCall, load_script, packed, script
 from tests.fakes.key_guard import PRELUDE, GuardedClient

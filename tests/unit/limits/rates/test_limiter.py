@@ -259,7 +259,8 @@ def test_finish_settles_and_releases_in_one_round_trip(stand: Any) -> None:
 
 
 class Reference:
-    """A token bucket in exact fractions, without expiry."""
+    """A token bucket in exact fractions, without expiry. A refused call leaves it as it was (R2):
+    neither its level nor the latest time it has seen."""
 
     def __init__(self, rate_micro: int, burst: int) -> None:
         self.rate = Fraction(rate_micro, 1_000_000)
@@ -269,11 +270,11 @@ class Reference:
 
     def take(self, now_us: int, cost: int) -> bool:
         passed = max(0, now_us - self.at_us)
-        self.at_us += passed
-        self.level = min(Fraction(self.burst), self.level + self.rate * Fraction(passed, 1_000_000))
-        if self.level < min(cost, self.burst):
+        level = min(Fraction(self.burst), self.level + self.rate * Fraction(passed, 1_000_000))
+        if level < min(cost, self.burst):
             return False
-        self.level -= cost
+        self.level = level - cost
+        self.at_us += passed
         return True
 
 

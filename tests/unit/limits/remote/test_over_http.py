@@ -261,7 +261,7 @@ def test_exactly_as_many_as_fit_are_admitted_at_once(service: Service, stand: An
 def gates(service: Service, stand: Any, **options: Any) -> tuple[Budgets, Budgets]:
     entries = stand.idempotency()
     local = RedisExchange(stand, stand.ledger(), entries, load=frozen_script)
-    remote = ServiceExchange(service.client, stand, entries, RetryQueue())
+    remote = ServiceExchange(service.client, entries, RetryQueue())
     return tuple(
         Budgets(
             exchange,
@@ -381,7 +381,6 @@ def test_without_redis_ids_are_not_protected_but_budgets_hold(service: Service, 
     redis, deferred = Away(), RetryQueue()
     admission = ServiceExchange(
         service.client,
-        redis,  # type: ignore[arg-type]
         Idempotency(redis),  # type: ignore[arg-type]
         deferred,
     )
