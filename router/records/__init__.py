@@ -1,1 +1,1 @@
-"""Usage records and audit events: what they are, how events are chained, how both are recorded."""
+"""Usage records and audit events: their fields, the chain of events, and recording both."""

@@ -1,1 +1,1 @@
-"""Records on disk until they are shipped: written by workers, read by the agent."""
+"""Records on local disk until they are shipped: workers append them, the agent reads them."""

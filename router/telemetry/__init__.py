@@ -1,1 +1,1 @@
-"""Logs, metrics and trace context. Imported by everything, imports only the nouns."""
+"""Logs, metrics, trace context and redaction. Every folder may import it; it imports only nouns."""

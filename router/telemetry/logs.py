@@ -34,12 +34,12 @@ class JsonFormatter(logging.Formatter):
             text = orjson.dumps(line, default=str)
         except TypeError:  # huge integers, keys that are no strings, lone surrogates, cycles
             text = orjson.dumps({_shown(k): _shown(v) for k, v in line.items()})
-        # Text of others may stand in a message or a traceback: a path, a parser's complaint.
+        # A message or a traceback may quote text of clients: a path, an error of a parser.
         return redact(text.decode())
 
 
 def _message(record: logging.LogRecord) -> str:
-    """The message; ``logging`` would write one that does not fit its arguments to stderr, raw."""
+    """The message; ``logging`` itself writes a message with wrong arguments to stderr, raw."""
     try:
         return record.getMessage()
     except Exception:
@@ -57,13 +57,13 @@ def _shown(value: object) -> str:
 def configure_logging(level: str) -> None:
     """Send every logger of this process to standard output as JSON."""
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(encoding="utf-8")  # as JSON is, whatever the locale says
+        sys.stdout.reconfigure(encoding="utf-8")  # as JSON requires, whatever the locale
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(JsonFormatter())
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level)
-    # Where lines cannot be written, tracebacks about it cannot either.
+    # When lines cannot be written, tracebacks about it cannot either.
     logging.raiseExceptions = False
 
 
@@ -71,11 +71,11 @@ class CallLog:
     """Writes the one line of each call. Not through ``logging``: it costs 3 µs instead of 20."""
 
     def __init__(self, stream: BinaryIO | None = None) -> None:
-        # Not the buffered stream: what that cannot write it keeps, and tries again with the next.
+        # Not the buffered stream: it keeps what it cannot write and tries again later.
         self._stream: BinaryIO = _unbuffered(sys.stdout.buffer) if stream is None else stream
 
     def write(self, fields: dict[str, Any]) -> bool:
-        """One line; the caller has seen to it that no secret and no payload is in ``fields``.
+        """Write one line; the caller guarantees that ``fields`` has no secret and no payload.
 
         False when it cannot be written: a full disk or a closed pipe must not fail a call.
         """

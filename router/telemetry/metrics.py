@@ -1,7 +1,7 @@
 """Every metric of the router, declared once. Labels come from closed sets only.
 
-Never a key, an organization, a model or a path as the client wrote it: what a client can choose
-freely must not create series. Backend ids come from the document, so they are closed too.
+A label is never a key, an organization, a model or a path as the client wrote it: a client must not
+be able to create series. Backend ids come from the document, so they are closed too.
 
 In a worker the values live in memory-mapped files named by the worker's *slot*, not by its pid
 (``use_worker_slot``): a recycled worker goes on counting in the file of its predecessor, so

@@ -1,7 +1,7 @@
-"""What looks like a secret of ours is taken out of everything that we write.
+"""Removes API keys and signing secrets from everything that the router writes.
 
 A client may put its key where no key belongs: into a path, a request id, a model's name. The
-shapes are those of ``auth.keys``: an API key without its checksum, and a signing secret.
+patterns are those of ``auth.keys``: an API key, also without its checksum, and a signing secret.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ _IN_BYTES: Final = re.compile(_SECRET.encode("ascii"))
 
 
 def holds_secret(text: str) -> bool:
-    """Whether a key or a signing secret, valid or not, stands anywhere in ``text``."""
-    # Two plain searches cost a fifth of the pattern, and nearly every text ends here.
+    """Whether ``text`` contains a key or a signing secret, valid or not."""
+    # Two plain searches cost a fifth of the pattern, and suffice for nearly every text.
     return ("rtr_" in text or "rsk_" in text) and _IN_TEXT.search(text) is not None
 
 
@@ -26,5 +26,5 @@ def redact(text: str) -> str:
 
 
 def redact_bytes(data: bytes) -> bytes:
-    """Do the same to UTF-8."""
+    """The same for UTF-8."""
     return _IN_BYTES.sub("…".encode(), data) if b"rtr_" in data or b"rsk_" in data else data

@@ -1,4 +1,4 @@
-"""The figures of all workers together, as one scrape reads them from their files."""
+"""One scrape: the metrics of all workers together, read from their files."""
 
 from __future__ import annotations
 
@@ -37,15 +37,15 @@ class SlotCollector(MultiProcessCollector):
     def _can_read(self, file: Path) -> bool:
         try:
             self.merge([str(file)])  # type: ignore[no-untyped-call]
-        except Exception:  # there is no telling what damaged bytes do to their reader
+        except Exception:  # damaged bytes may raise anything in the library
             return False
         return True
 
 
 def render(accept: str | None) -> tuple[str, str]:
-    """One scrape in the format that ``Accept`` asks for; body and content type.
+    """The body and content type of one scrape, in the format that ``Accept`` asks for.
 
-    Raises ``ValueError`` when ``PROMETHEUS_MULTIPROC_DIR`` leads nowhere.
+    Raises ``ValueError`` when ``PROMETHEUS_MULTIPROC_DIR`` is no directory.
     """
     registry = CollectorRegistry()
     SlotCollector(registry)  # type: ignore[no-untyped-call]
@@ -55,7 +55,7 @@ def render(accept: str | None) -> tuple[str, str]:
 
 
 def _is_new(file: Path) -> bool:
-    """A worker that starts makes its files empty first; one that ends may take them away."""
+    """A starting worker creates its files empty; an ending one may remove them."""
     try:
         return file.stat().st_size == 0
     except FileNotFoundError:

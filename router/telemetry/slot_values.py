@@ -28,15 +28,15 @@ _log = logging.getLogger(__name__)
 
 
 class _NoFile:
-    """Stands in for a file that cannot be had: its values live in this process alone."""
+    """Replaces a file that cannot be opened: its values exist in this process only."""
 
     def __init__(self) -> None:
         self._m = bytearray(_VALUE.size)
-        """Takes what is written and keeps it from everybody."""
+        """A buffer that no scrape reads."""
 
 
 class _SlotFiles:
-    """The files of one slot. No page of them is touched before the file system has set it aside.
+    """The files of one slot. No page of them is written before the file system has reserved it.
 
     A mapped page that turns out to have no room on the disk kills the process (SIGBUS).
     """
@@ -45,10 +45,10 @@ class _SlotFiles:
         self._slot = slot
         self._directory = directory
         self._files: dict[str, MmapedDict | _NoFile] = {}
-        self._told: set[str] = set()
+        self._warned: set[str] = set()
 
     def with_room_for(self, prefix: str, key: str) -> MmapedDict | _NoFile:
-        """The file for this value, grown if need be; a stand-in when there is no room."""
+        """The file for this value, grown if necessary; a replacement when there is no room."""
         if prefix not in self._files:
             self._files[prefix] = self._open(self._directory / f"{prefix}_{self._slot}.db")
         file = self._files[prefix]
@@ -62,31 +62,31 @@ class _SlotFiles:
             if capacity > file._capacity:
                 _allocate(file._f.fileno(), capacity)
         except OSError as error:
-            self._tell("metrics are not exported: %s", error.strerror or error)
+            self._warn("metrics are not exported: %s", error.strerror or error)
             return _NoFile()
         return file
 
     def _open(self, path: Path) -> MmapedDict | _NoFile:
         try:
             if _is_corrupt(path):
-                self._tell("a corrupt file of metrics was put aside: %s", path.name)
+                self._warn("a corrupt file of metrics was put aside: %s", path.name)
                 path.unlink()
             with path.open("ab") as file:
                 _allocate(file.fileno(), max(INITIAL_BYTES, os.fstat(file.fileno()).st_size))
             return MmapedDict(str(path))  # type: ignore[no-untyped-call]
         except OSError as error:
-            self._tell("metrics are not exported: %s", error.strerror or error)
+            self._warn("metrics are not exported: %s", error.strerror or error)
             return _NoFile()
 
-    def _tell(self, message: str, reason: object) -> None:
-        """Once for each kind of trouble: the other files are likely to have the same."""
-        if message not in self._told:
-            self._told.add(message)
+    def _warn(self, message: str, reason: object) -> None:
+        """Log once for each kind of problem: the other files are likely to have the same."""
+        if message not in self._warned:
+            self._warned.add(message)
             _log.warning(message, reason)
 
 
 def _allocate(descriptor: int, size_bytes: int) -> None:
-    """Have the file system set the blocks aside, where it can; OSError when it has none."""
+    """Reserve disk blocks where the file system can; raises ``OSError`` when there are none."""
     try:
         os.posix_fallocate(descriptor, 0, size_bytes)
     except OSError as error:
@@ -95,7 +95,7 @@ def _allocate(descriptor: int, size_bytes: int) -> None:
 
 
 def _is_corrupt(path: Path) -> bool:
-    """Whether the library would fail to read the file, or never come to an end."""
+    """Whether the library would fail to read the file, or loop for ever."""
     try:
         size_bytes = path.stat().st_size
     except FileNotFoundError:
@@ -118,7 +118,7 @@ def slot_value_class(slot: str, directory: Path) -> type:
     files = _SlotFiles(slot, directory)
 
     class SlotValue:
-        """One number; what an earlier worker in the slot has counted stays counted."""
+        """One number; it continues from the value of an earlier worker in the slot."""
 
         _multiprocess = True
 
@@ -154,9 +154,9 @@ def slot_value_class(slot: str, directory: Path) -> type:
             return float(self._value)
 
         def set_exemplar(self, exemplar: object) -> None:
-            """Exemplars have no place in the files."""
+            """The files have no exemplars."""
 
         def get_exemplar(self) -> None:
-            """Exemplars have no place in the files."""
+            """The files have no exemplars."""
 
     return SlotValue

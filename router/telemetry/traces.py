@@ -1,4 +1,4 @@
-"""W3C Trace Context (https://www.w3.org/TR/trace-context/): honoured, continued, forwarded."""
+"""W3C Trace Context (https://www.w3.org/TR/trace-context/): read, continued and forwarded."""
 
 from __future__ import annotations
 

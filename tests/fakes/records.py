@@ -62,11 +62,11 @@ class WatchedSpool:
 
 
 def watched(recorder: Recorder) -> tuple[Recorder, WatchedSpool]:
-    """The same pen, its chain included, over a spool that is looked at."""
+    """The same recorder, its chain included, over a watched spool."""
     spool = WatchedSpool(recorder.spool)
-    pen = copy.copy(recorder)
-    pen.spool = spool  # type: ignore[assignment]
-    return pen, spool
+    copied = copy.copy(recorder)
+    copied.spool = spool  # type: ignore[assignment]
+    return copied, spool
 
 
 def store(spool: WatchedSpool, url: str, pepper: str) -> None:

@@ -88,7 +88,7 @@ class ListSink:
         self.poison: set[str] = set()
         self.down = False
         self.crash: Exception | None = None
-        self.tended = 0
+        self.maintained = 0
         self._clock = clock
 
     def deliver(self, batch: Sequence[DecodedFrame]) -> list[Refused]:
@@ -110,7 +110,7 @@ class ListSink:
 
     def maintain(self) -> None:
         """Count it."""
-        self.tended += 1
+        self.maintained += 1
 
     def close(self) -> None:
         """Nothing is open."""

@@ -155,7 +155,7 @@ class File:
     data: bytearray = field(default_factory=bytearray)
     synced: bytes = b""
     lost: list[tuple[int, int]] = field(default_factory=list)
-    """Thrown away by a failed sync: a later one calls itself a success and does not write them."""
+    """Discarded by a failed sync: a later one succeeds without writing them."""
     room_end: int = 0
     locked_by: int | None = None
 

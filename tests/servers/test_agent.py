@@ -121,7 +121,7 @@ def test_an_agent_without_the_pepper_of_the_trail_makes_none(
     assert agent.stop() == 0
     (agent.data_dir / "pepper").unlink()
     agent.log_path.unlink()
-    assert agent.spawn().wait() == 1
+    assert agent.spawn().wait() == 3
     assert "Error: no pepper" in agent.log_path.read_text()
     assert not (agent.data_dir / "pepper").exists()
 
@@ -179,8 +179,8 @@ def test_a_dead_writers_chain_is_closed_and_its_files_are_gone(
         store.audit_trail() as trail,
     ):
         (marks,) = trail.writers
-        assert marks.head is not None
-        assert (marks.head.sequence, marks.head.closed) == (50, True)
+        assert marks.tip is not None
+        assert (marks.tip.sequence, marks.tip.closed) == (50, True)
 
 
 def test_a_record_that_cannot_be_stored_is_dead_lettered(

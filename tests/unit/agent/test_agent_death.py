@@ -42,7 +42,7 @@ class Life:
     """An agent with its sinks, from its start to its death, on a disk that outlives it."""
 
     def __init__(
-        self, io: FaultyIO, sinks: Sequence[Sink], clock: FrozenClock, letters: Path
+        self, io: FaultyIO, sinks: Sequence[Sink], clock: FrozenClock, dead_letters: Path
     ) -> None:
         self._clock = clock
         self._reader = SpoolReader(SPOOL, io)
@@ -54,7 +54,7 @@ class Life:
                     sink,
                     MergedFrames(self._reader, checkpoints.load(), clock=clock),
                     checkpoints,
-                    DeadLetters(letters, sink.name),
+                    DeadLetters(dead_letters, sink.name),
                     stop=threading.Event(),
                     clock=clock,
                 )
@@ -203,13 +203,13 @@ class Calls:
                 recorder.spool.tick()
         self.disk.lose_power("all", names=True)
 
-    def ship(self, store: RecordStore, letters: Path, plan: Plan | None = None) -> list[str]:
+    def ship(self, store: RecordStore, dead_letters: Path, plan: Plan | None = None) -> list[str]:
         """The life of one agent, until it dies or has nothing left to do; its steps."""
         io = FaultyIO(self.disk, plan)
         wrapped = StoreThatDies(io, store)
         sink = StoreSink(wrapped, audit_retention_days=0, clock=self.clock)
         try:
-            Life(io, [sink], self.clock, letters).work()
+            Life(io, [sink], self.clock, dead_letters).work()
         finally:
             io.die()
         return io.steps

@@ -22,8 +22,8 @@ def lines(data_dir: Path) -> list[dict[str, object]]:
 
 def test_a_letter_tells_what_why_and_from_where(tmp_path: Path) -> None:
     """P5: dead-lettered with its reason, the record itself unchanged."""
-    letters = DeadLetters(tmp_path, "store", FrozenClock(wall_s=0.0))
-    letters.put(decoded(usage(7)), "too large")
+    dead_letters = DeadLetters(tmp_path, "store", FrozenClock(wall_s=0.0))
+    dead_letters.put(decoded(usage(7)), "too large")
     assert lines(tmp_path) == [
         {
             "ts": "1970-01-01T00:00:00.000000Z",
@@ -42,18 +42,18 @@ def test_a_letter_tells_what_why_and_from_where(tmp_path: Path) -> None:
 def test_bytes_that_are_no_text_are_kept_too(tmp_path: Path) -> None:
     """Nothing is lost for being unreadable."""
     DeadLetters(tmp_path, "store").put(decoded(b"\xff\x00", 9), "unknown kind")
-    (letter,) = lines(tmp_path)
-    assert base64.b64decode(str(letter["payload_base64"])) == b"\xff\x00"
-    assert (letter["kind"], letter["id"]) == (9, None)
+    (line,) = lines(tmp_path)
+    assert base64.b64decode(str(line["payload_base64"])) == b"\xff\x00"
+    assert (line["kind"], line["id"]) == (9, None)
 
 
 def test_a_line_that_was_cut_off_does_not_spoil_the_next(tmp_path: Path) -> None:
-    """The disk was full in the middle of a letter, which then came again."""
-    letters = DeadLetters(tmp_path, "store")
-    letters.put(decoded(usage(1), USAGE), "first")
+    """The disk was full in the middle of a line, which was then written again."""
+    dead_letters = DeadLetters(tmp_path, "store")
+    dead_letters.put(decoded(usage(1), USAGE), "first")
     path = tmp_path / "dead-letter" / "store.jsonl"
     path.write_bytes(path.read_bytes()[:-20])
-    letters.put(decoded(usage(2), USAGE), "second")
+    dead_letters.put(decoded(usage(2), USAGE), "second")
     *_, last = path.read_text().splitlines()
     assert json.loads(last)["reason"] == "second"
 

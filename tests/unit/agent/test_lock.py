@@ -23,7 +23,7 @@ def test_one_takes_it_and_nobody_else(tmp_path: Path) -> None:
 
 
 def test_asking_whether_it_is_held_does_not_stop_who_takes_it(tmp_path: Path) -> None:
-    """A keeper asks every second, and while it asks it has the lock itself."""
+    """A supervisor asks every second, and holds the lock itself while it asks."""
     lock, supervisor = AgentLock(tmp_path), AgentLock(tmp_path)
     assert supervisor.take()
     assert lock.take(pause=lambda _seconds: supervisor.release())

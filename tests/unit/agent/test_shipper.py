@@ -56,7 +56,7 @@ class Desk:
         self.sink = ListSink()
         self.checkpoints = CountedCheckpoints(CHECKPOINT, self.disk)
         self.dead_letters = tmp_path / "dead-letter" / "list.jsonl"
-        self.letters = DeadLetters(tmp_path, "list", self.clock)
+        self.dead_letter_file = DeadLetters(tmp_path, "list", self.clock)
         self.stop = threading.Event()
         self.shipper = self.restart()
 
@@ -66,7 +66,7 @@ class Desk:
             self.sink,
             MergedFrames(self.reader, self.checkpoints.load(), clock=self.clock),
             self.checkpoints,
-            self.letters,
+            self.dead_letter_file,
             stop=self.stop,
             clock=self.clock,
             vary=lambda _low, _high: 1.0,
@@ -112,7 +112,7 @@ def test_a_batch_that_failed_comes_again_as_it_was(desk: Desk) -> None:
 
 
 def test_a_failed_batch_is_not_in_the_checkpoint(desk: Desk) -> None:
-    """U3: who starts again while the sink is away loses nothing."""
+    """U3: who starts again while the sink is unavailable loses nothing."""
     append(desk.writer, 1)
     desk.shipper.step()
     append(desk.writer, 2)
@@ -339,7 +339,7 @@ def test_upkeep_happens_between_deliveries(desk: Desk) -> None:
     desk.shipper.step()
     append(desk.writer, 1)
     desk.shipper.step()
-    assert desk.sink.tended == 2
+    assert desk.sink.maintained == 2
 
 
 class Watched(threading.Event):

@@ -1,4 +1,4 @@
-"""The keeper: an agent where there is none, never a second one, no hurry with one that fails."""
+"""The supervisor: starts an agent where there is none, never a second one, failing ones later."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Process:
 
 
 class Desk:
-    """A keeper whose agents are started on paper; they hold the lock when a test says so."""
+    """A supervisor whose agents are started on paper; they hold the lock when a test says so."""
 
     def __init__(self, data_dir: Path) -> None:
         self.data_dir = data_dir
@@ -70,8 +70,8 @@ def test_an_agent_that_somebody_else_started_will_do(desk: Desk) -> None:
     assert desk.tick() == 1
 
 
-def test_two_keepers_make_no_second_agent(desk: Desk) -> None:
-    """The lowest slot changes hands while the agent of the first keeper runs."""
+def test_two_supervisors_make_no_second_agent(desk: Desk) -> None:
+    """The lowest slot changes hands while the agent of the first supervisor runs."""
     desk.tick()
     assert desk.lock.take()
     desk.supervisor = desk.new_supervisor()
@@ -79,8 +79,8 @@ def test_two_keepers_make_no_second_agent(desk: Desk) -> None:
     desk.lock.release()
 
 
-def test_of_keepers_that_begin_together_one_starts_an_agent(desk: Desk) -> None:
-    """Each worker has a keeper, and a start takes a core for half a second."""
+def test_of_supervisors_that_begin_together_one_starts_an_agent(desk: Desk) -> None:
+    """Each worker has a supervisor, and a start takes a core for half a second."""
     workers = [desk.new_supervisor() for _ in range(4)] * 2
     for worker in workers:
         worker.tick()
@@ -91,7 +91,7 @@ def test_of_keepers_that_begin_together_one_starts_an_agent(desk: Desk) -> None:
     assert len(desk.started) == 2
 
 
-def test_a_start_that_fails_leaves_the_next_to_another_keeper(desk: Desk) -> None:
+def test_a_start_that_fails_leaves_the_next_to_another_supervisor(desk: Desk) -> None:
     """It may have more luck."""
     desk.fault = OSError(12, "Cannot allocate memory")
     desk.tick()

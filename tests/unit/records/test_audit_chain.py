@@ -1,4 +1,4 @@
-"""The chain of audit events, its heads and its anchors."""
+"""The chain of audit events, its tips and its prune points."""
 
 from __future__ import annotations
 
@@ -90,16 +90,16 @@ def test_the_key_comes_from_the_pepper_and_is_not_it() -> None:
     "changes",
     [{"writer_id": "w-2"}, {"sequence": 8}, {"hash": "b" * 64}, {"closed": True}],
 )
-def test_a_head_is_signed_with_all_it_says(changes: dict[str, Any]) -> None:
-    """No fact of a signed head can be exchanged."""
+def test_a_tip_is_signed_with_all_it_says(changes: dict[str, Any]) -> None:
+    """No fact of a signed chain tip can be exchanged."""
     signed = with_signature(TIP, KEY)
     assert is_signed(signed, KEY)
     assert not is_signed(replace(signed, **changes), KEY)
 
 
 @pytest.mark.parametrize("changes", [{"writer_id": "w-2"}, {"sequence": 8}, {"hash": "b" * 64}])
-def test_an_anchor_is_signed_with_all_it_says(changes: dict[str, Any]) -> None:
-    """No fact of a signed anchor can be exchanged."""
+def test_a_prune_point_is_signed_with_all_it_says(changes: dict[str, Any]) -> None:
+    """No fact of a signed prune point can be exchanged."""
     signed = with_signature(PRUNE_POINT, KEY)
     assert is_signed(signed, KEY)
     assert not is_signed(replace(signed, **changes), KEY)
@@ -112,7 +112,7 @@ def test_a_signature_that_is_none_is_refused(signature: str) -> None:
 
 
 def test_a_signature_is_good_for_one_key_and_one_purpose() -> None:
-    """A head's signature does not make an anchor, nor does another router's key."""
+    """A tip's signature does not make a prune point, nor does another router's key."""
     other = derive_audit_key(b"another pepper of at least 32 bytes")
     assert not is_signed(with_signature(TIP, KEY), other)
     facts = orjson.dumps({"hash": "a" * 64, "sequence": 7, "writer_id": "w-1"})
@@ -121,13 +121,13 @@ def test_a_signature_is_good_for_one_key_and_one_purpose() -> None:
     assert not is_signed(replace(PRUNE_POINT, signature=with_signature(TIP, KEY).signature), KEY)
 
 
-def test_heads_are_the_newest_links_of_what_was_read() -> None:
+def test_tips_are_the_newest_links_of_what_was_read() -> None:
     """One for each writer, in whatever order the events came."""
     one, other = samples.chained("w-1", 3), samples.chained("w-2", 2)
-    heads = newest_tips([one[1], other[1], one[2], other[0], one[0]], KEY)
-    assert {(head.writer_id, head.sequence, head.hash) for head in heads} == {
+    tips = newest_tips([one[1], other[1], one[2], other[0], one[0]], KEY)
+    assert {(tip.writer_id, tip.sequence, tip.hash) for tip in tips} == {
         ("w-1", 3, one[2]["hash"]),
         ("w-2", 2, other[1]["hash"]),
     }
-    assert all(is_signed(head, KEY) and not head.closed for head in heads)
+    assert all(is_signed(tip, KEY) and not tip.closed for tip in tips)
     assert newest_tips([], KEY) == []

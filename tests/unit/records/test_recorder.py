@@ -1,4 +1,4 @@
-"""The pen: what it writes as one, what it keeps when it cannot, and what it cuts to fit."""
+"""The recorder: appends as one, buffers what is refused, cuts what is too long."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def spool() -> Spool:
 
 
 @pytest.fixture
-def pen(spool: Spool) -> Recorder:
+def recorder(spool: Spool) -> Recorder:
     return Recorder(cast(SpoolWriter, spool))
 
 
@@ -88,77 +88,77 @@ def sequences(frames: Frames) -> list[int]:
     return [json.loads(payload)["sequence"] for kind, payload in frames if kind == AUDIT]
 
 
-def test_both_are_appended_as_one(spool: Spool, pen: Recorder) -> None:
+def test_both_are_appended_as_one(spool: Spool, recorder: Recorder) -> None:
     """The record as it is, then its event as the next of the chain."""
-    pen.record(usage(), EVENT)
-    pen.record(None, EVENT)
+    recorder.record(usage(), EVENT)
+    recorder.record(None, EVENT)
     assert [kind for kind, _ in spool.appended] == [USAGE, AUDIT, AUDIT]
     assert spool.appended[0][1] == usage()
     assert sequences(spool.appended) == [1, 2]
-    assert pen.taken == 3
+    assert recorder.taken == 3
 
 
-def test_what_the_spool_refuses_is_held(spool: Spool, pen: Recorder) -> None:
+def test_what_the_spool_refuses_is_held(spool: Spool, recorder: Recorder) -> None:
     """P3: the caller gets it back with the reason; buffered, nothing is dropped."""
     spool.reason = "disk_error"
     for _ in range(2):
-        unwritten = pen.record(usage(), EVENT)
+        unwritten = recorder.record(usage(), EVENT)
         assert unwritten is not None
         assert unwritten.error.reason == "disk_error"
         unwritten.buffer()
     assert sequences(spool.buffered) == [1, 2]
 
 
-def buffer_changed(pen: Recorder) -> None:
+def buffer_changed(recorder: Recorder) -> None:
     """Record a call whose answer is withheld, because of what the spool says."""
-    unwritten = pen.record(usage(), EVENT)
+    unwritten = recorder.record(usage(), EVENT)
     assert unwritten is not None
     unwritten.buffer((usage(status=503), replace(EVENT, reason=unwritten.error.reason)))
 
 
-def test_what_was_refused_can_be_buffered_changed(spool: Spool, pen: Recorder) -> None:
+def test_what_was_refused_can_be_buffered_changed(spool: Spool, recorder: Recorder) -> None:
     """P3: in the same place of the chain, as nobody has seen what stood there."""
-    pen.record(None, EVENT)
+    recorder.record(None, EVENT)
     spool.reason, spool.nothing_written = "disk_error", True
-    buffer_changed(pen)
+    buffer_changed(recorder)
     spool.reason = None
-    pen.record(None, EVENT)
+    recorder.record(None, EVENT)
     (_, held), (_, event) = spool.buffered
     first, last = (json.loads(payload) for _, payload in spool.appended)
     assert (json.loads(held)["status"], json.loads(event)["reason"]) == (503, "disk_error")
     assert sequences(spool.buffered) == [2]
     assert json.loads(event)["previous_hash"] == first["hash"]
     assert last["previous_hash"] == json.loads(event)["hash"]
-    assert pen.taken == 4
+    assert recorder.taken == 4
 
 
-def test_what_may_be_written_is_buffered_as_it_is(spool: Spool, pen: Recorder) -> None:
+def test_what_may_be_written_is_buffered_as_it_is(spool: Spool, recorder: Recorder) -> None:
     """P2: two contents under one id would be two truths."""
     spool.reason = "disk_slow"
-    buffer_changed(pen)
+    buffer_changed(recorder)
     assert spool.buffered[0][1] == usage()
 
 
-def test_a_defect_of_the_spool_is_a_refusal(spool: Spool, pen: Recorder) -> None:
+def test_a_defect_of_the_spool_is_a_refusal(spool: Spool, recorder: Recorder) -> None:
     """P3: what is raised as anything else was not taken; this was."""
     spool.defect = KeyError("x")
-    buffer_changed(pen)
+    buffer_changed(recorder)
     assert spool.buffered[0][1] == usage()
 
 
-def test_a_record_without_an_event(spool: Spool, pen: Recorder) -> None:
+def test_a_record_without_an_event(spool: Spool, recorder: Recorder) -> None:
     """U4: the chain goes on behind it."""
-    pen.record(usage(), None)
-    pen.record(None, EVENT)
+    recorder.record(usage(), None)
+    recorder.record(None, EVENT)
     assert [kind for kind, _ in spool.appended] == [USAGE, AUDIT]
     assert sequences(spool.appended) == [1]
 
 
-def test_an_event_is_chained_without_the_secrets_in_it(spool: Spool, pen: Recorder) -> None:
+def test_an_event_is_chained_without_the_secrets_in_it(spool: Spool, recorder: Recorder) -> None:
     """P17: the hash is that of what is kept, and its names are sorted as everywhere."""
     key = "rtr_test_" + "k" * 32
     details = {key: 1, "~": f"by {key}", "a": 3}
-    pen.record(None, replace(EVENT, reason=key, before=details))
+    recorder.record(None, replace(EVENT, reason=key, before=details))
     [(_, line)] = spool.appended
     body, digest = unseal(line)
     event = json.loads(line)
@@ -168,27 +168,27 @@ def test_an_event_is_chained_without_the_secrets_in_it(spool: Spool, pen: Record
     assert encode_event(event) == line
 
 
-def test_refusals_leave_the_room_to_calls(spool: Spool, pen: Recorder) -> None:
+def test_refusals_leave_the_room_to_calls(spool: Spool, recorder: Recorder) -> None:
     """P3: they used to fill the room that is set aside for calls in flight."""
-    assert pen.admits_refusals()
+    assert recorder.admits_refusals()
     spool.reason = "disk_full"
-    assert [pen.admits_refusals() for _ in range(3)] == [False] * 3
+    assert [recorder.admits_refusals() for _ in range(3)] == [False] * 3
     spool.reason = "spool_full"
-    assert not pen.admits_refusals()
-    assert pen.refused == {"disk_full": 3, "spool_full": 1}
+    assert not recorder.admits_refusals()
+    assert recorder.refused == {"disk_full": 3, "spool_full": 1}
     assert spool.appended == spool.buffered == []
 
 
 @pytest.mark.parametrize("over", [0, 1, 100_000])
 def test_a_record_that_no_frame_can_carry_is_degraded(
-    spool: Spool, pen: Recorder, over: int
+    spool: Spool, recorder: Recorder, over: int
 ) -> None:
     """U4: it used to be an error, for the client and for ever; now the call is known."""
     room = MAX_PAYLOAD_BYTES - len(usage(metadata=""))
-    pen.record(usage(metadata="x" * (room + over)), EVENT)
+    recorder.record(usage(metadata="x" * (room + over)), EVENT)
     written = json.loads(spool.appended[0][1])
     assert ("degraded" in written) is (over > 0)
-    assert pen.degraded == (over > 0)
+    assert recorder.degraded == (over > 0)
     if over:
         Draft202012Validator(usage_record_schema()).validate(written)
         assert json.loads(usage()).items() <= written.items()
@@ -205,12 +205,12 @@ def test_a_record_that_no_frame_can_carry_is_degraded(
     ids=["too long", "too long together", "no JSON", "no number"],
 )
 def test_an_event_that_cannot_be_written_loses_its_details(
-    spool: Spool, pen: Recorder, details: dict[str, Any]
+    spool: Spool, recorder: Recorder, details: dict[str, Any]
 ) -> None:
     """U4, P20: what happened is still told, and the chain has no gap."""
-    pen.record(None, EVENT)
-    pen.record(None, replace(EVENT, event_id="e-2", **details))
-    pen.record(None, replace(EVENT, event_id="e-3"))
+    recorder.record(None, EVENT)
+    recorder.record(None, replace(EVENT, event_id="e-2", **details))
+    recorder.record(None, replace(EVENT, event_id="e-3"))
     first, cut, last = (json.loads(payload) for _, payload in spool.appended)
     Draft202012Validator(audit_event_schema()).validate(cut)
     assert (cut["event_id"], cut["action"], cut["context"]) == (
@@ -220,4 +220,4 @@ def test_an_event_that_cannot_be_written_loses_its_details(
     )
     assert cut["before"] is cut["after"] is None
     assert (cut["previous_hash"], last["previous_hash"]) == (first["hash"], cut["hash"])
-    assert pen.degraded == 1
+    assert recorder.degraded == 1

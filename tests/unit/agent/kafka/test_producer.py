@@ -40,7 +40,7 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> list[float | None]:
 
 
 def test_a_loop_that_asks_in_vain_is_slowed_down(waits: list[float | None]) -> None:
-    """Q1: the library asks some thousand times a second while a broker is away."""
+    """Q1: the library asks some thousand times a second while a broker is unavailable."""
     with PausingSelector() as selector:
         for _ in range(30):
             selector.select(0)
@@ -121,7 +121,7 @@ def library_log() -> Iterator[logging.Logger]:
 def test_the_library_gets_a_few_lines_a_minute(
     library_log: logging.Logger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Q1: a broker that is away for an hour does not fill the log."""
+    """Q1: a broker that is unavailable for an hour does not fill the log."""
     clock = FrozenClock()
     seen: list[logging.LogRecord] = []
     out = SimpleNamespace(handle=seen.append)

@@ -50,7 +50,7 @@ class Brokers:
     silent: bool = False
     splits: int = 0
     """So many flushes end early, as they do when the library splits a batch."""
-    away: BaseException | None = None
+    unavailable: BaseException | None = None
     made: int = 0
     closed: list[float] = field(default_factory=list)
     batches: int = 0
@@ -71,8 +71,8 @@ class Producer:
         brokers.made += 1
 
     def send(self, topic: str, value: bytes, key: bytes, headers: Any) -> Fate:
-        if self._brokers.away is not None:
-            raise self._brokers.away
+        if self._brokers.unavailable is not None:
+            raise self._brokers.unavailable
         if len(value) > 1_000_000:
             raise kafka_errors.MessageSizeTooLargeError("larger than a request may be")
         fate = Fate()
@@ -167,7 +167,7 @@ def test_a_batch_has_one_part_for_each_partition(desk: Desk) -> None:
     assert desk.brokers.batches == 3
 
 
-# --- brokers that are away ------------------------------------------------------------------
+# --- brokers that are unavailable ----------------------------------------------------------------
 
 
 def test_a_delivery_without_an_answer_is_given_up_in_the_end(desk: Desk) -> None:
@@ -207,11 +207,11 @@ def test_what_is_not_the_records_fault_is_no_reason_to_drop_them(
     desk: Desk, error: BaseException
 ) -> None:
     """P5: a wrong permission must not empty the spool into the dead letters."""
-    for trouble in ("away", "refused"):
-        if trouble == "away":
-            desk.brokers.away = error
+    for trouble in ("unavailable", "refused"):
+        if trouble == "unavailable":
+            desk.brokers.unavailable = error
         else:
-            desk.brokers.away = None
+            desk.brokers.unavailable = None
             desk.brokers.refuse = lambda _sent: error
         with pytest.raises(SinkUnavailable, match=type(error).__name__):
             desk.sink.deliver(decoded_frames([1]))
@@ -262,10 +262,10 @@ def test_a_record_that_is_too_large_for_any_broker_is_refused(desk: Desk) -> Non
     refused = desk.sink.deliver([*decoded_frames([1]), large, *decoded_frames([3])])
     assert [one.batch_index for one in refused] == [1]
     assert desk.brokers.values() == [usage(1), usage(3)]
-    (letter,) = [sent for sent in desk.brokers.log if sent.topic == DEAD]
-    assert letter.value == large.payload[:DEAD_LETTER_BYTES]
-    assert dict(letter.headers)["bytes"] == str(len(large.payload)).encode()
-    assert b"MessageSizeTooLargeError" in dict(letter.headers)["reason"]
+    (dead_letter,) = [sent for sent in desk.brokers.log if sent.topic == DEAD]
+    assert dead_letter.value == large.payload[:DEAD_LETTER_BYTES]
+    assert dict(dead_letter.headers)["bytes"] == str(len(large.payload)).encode()
+    assert b"MessageSizeTooLargeError" in dict(dead_letter.headers)["reason"]
 
 
 def test_a_batch_that_the_library_splits_is_waited_for(desk: Desk) -> None:
@@ -377,7 +377,7 @@ def test_who_fails_with_a_dying_producer_is_no_culprit(desk: Desk) -> None:
 def test_a_dead_letter_topic_that_is_missing_is_asked_for_once_a_minute(
     desk: Desk, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """P5: the library waits 3 s for a topic that nobody makes; the file has the letters."""
+    """P5: the library waits 3 s for a topic that nobody makes; the file has the dead letters."""
     missing = kafka_errors.UnknownTopicOrPartitionError(DEAD)
     desk.brokers.refuse = lambda sent: missing if sent.topic == DEAD else None
     for number in range(20):
