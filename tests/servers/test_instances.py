@@ -111,7 +111,7 @@ def test_an_unusable_data_directory_is_told_at_once(tmp_path: Path, trouble: str
 
 
 def test_it_starts_with_nothing_applied(tmp_path: Path) -> None:
-    """D6: every dependency is away and no document is there: 503, and ready once there is one."""
+    """D6: no dependency and no document is there: 503, and ready once a document names a backend."""
     router = RouterProcess(tmp_path, workers=1).start()
     try:
         assert router.request("GET", "/healthz").status == 200
@@ -120,7 +120,15 @@ def test_it_starts_with_nothing_applied(tmp_path: Path) -> None:
         assert (refused.status, refused.json["error"]["code"]) == (503, "not_configured")
         assert int(refused.headers["Retry-After"]) >= 1
 
-        applied = router.apply({"version": 1, "organizations": [{"id": "acme"}]})
+        applied = router.apply(
+            {
+                "version": 1,
+                "organizations": [{"id": "acme"}],
+                "models": [{"id": "m"}],
+                "backends": [{"id": "b", "kind": "openai", "base_url": "http://127.0.0.1:9/v1"}],
+                "policies": [{"organization": "*", "model": "*", "backends": [{"id": "b"}]}],
+            }
+        )
         assert applied.returncode == 0, applied.stderr
         time.sleep(0.5)
         assert router.request("GET", "/readyz").status == 200
