@@ -111,7 +111,7 @@ def test_an_unusable_data_directory_is_told_at_once(tmp_path: Path, trouble: str
 
 
 def test_it_starts_with_nothing_applied(tmp_path: Path) -> None:
-    """D6: no dependency and no document is there: 503, and ready once a document names a backend."""
+    """D6: no dependency, no document: 503; ready once a document names a backend."""
     router = RouterProcess(tmp_path, workers=1).start()
     try:
         assert router.request("GET", "/healthz").status == 200
