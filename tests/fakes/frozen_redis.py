@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
@@ -18,7 +17,7 @@ from redis.crc import key_slot
 from router.breaker import Reason, Unavailable
 from router.clock import Clock
 from router.redis.scripts import Script, ScriptCall, script
-from tests.fakes.redis_server import running
+from tests.fakes.redis_server import BINARY, running
 
 # The server's own time would let expire what lives in the test's time: here nothing expires.
 _PRELUDE = """
@@ -85,7 +84,7 @@ class FrozenRedis:
 @contextmanager
 def frozen_redis(directory: Path, clock: Clock) -> Iterator[FrozenRedis]:
     """A real server where there is one, else a fake that runs scripts."""
-    if shutil.which("redis-server"):
+    if BINARY is not None:
         with running(directory, unix=True) as server:
             client = redis_library.Redis(unix_socket_path=server.path, protocol=2)
             client.response_callbacks.clear()
@@ -93,7 +92,7 @@ def frozen_redis(directory: Path, clock: Clock) -> Iterator[FrozenRedis]:
             client.close()
         return
     if importlib.util.find_spec("lupa") is None:
-        pytest.skip("NEITHER REDIS-SERVER NOR LUPA IS INSTALLED: no script runs")
+        pytest.skip("NEITHER A REDIS SERVER NOR LUPA IS INSTALLED: no script runs")
     fake: Any = fakeredis.FakeRedis(protocol=2)
     fake.response_callbacks.clear()
     yield FrozenRedis(fake, clock)

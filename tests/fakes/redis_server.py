@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -14,7 +13,10 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-BINARY = shutil.which("redis-server")
+from router.redis.embedded import ENGINES, server_program
+
+BINARY = next(filter(None, map(server_program, ENGINES)), None)
+"""redis-server or a Valkey server; None where neither is installed."""
 START_S = 20.0
 
 

@@ -45,7 +45,7 @@ def servers(router: RouterProcess) -> list[int]:
             title = (entry / "cmdline").read_bytes()
         except OSError:
             continue
-        if b"redis-server" in title.split(b"\0")[0] and wanted in title:
+        if title.split(b" ")[0].endswith((b"redis-server", b"valkey-server")) and wanted in title:
             found.append(int(entry.name))
     return found
 
