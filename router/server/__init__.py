@@ -1,1 +1,1 @@
-"""How gunicorn runs the application: worker class, hooks, metric files."""
+"""How gunicorn runs the application: its command line, worker class, hooks and metric files."""

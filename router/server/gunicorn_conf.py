@@ -9,6 +9,6 @@ import gevent.monkey
 gevent.monkey.patch_all()
 
 from router.config.settings import load_settings  # noqa: E402  (nothing may precede the patch)
-from router.server.worker import configuration  # noqa: E402
+from router.server.hooks import configuration  # noqa: E402
 
 globals().update(configuration(load_settings()))

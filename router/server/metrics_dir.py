@@ -1,4 +1,4 @@
-"""Where the workers' metric files are: in shared memory, so that a full disk stops nobody."""
+"""Where the workers' metric files are: in shared memory, so that a full disk does no harm."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SHARED_MEMORY: Final = Path("/dev/shm")
 
 
 def prepare_metrics_dir(settings: Settings) -> Path:
-    """The directory, private and without metrics.
+    """Create the directory, private and without metrics.
 
     Raises ``SystemExit`` with one line when it cannot be used.
     """
@@ -24,7 +24,7 @@ def prepare_metrics_dir(settings: Settings) -> Path:
         directory = settings.data_dir.absolute() / "run" / "metrics"
     try:
         _make_private(directory)
-        # File by file: the directory may be a mount, and it may be one that others use, too.
+        # File by file: the directory may be a mount, and other programs may use it, too.
         for file in directory.glob("*.db"):
             file.unlink(missing_ok=True)
     except OSError as error:
@@ -33,25 +33,25 @@ def prepare_metrics_dir(settings: Settings) -> Path:
 
 
 def remove_metrics_dir(settings: Settings, directory: Path) -> None:
-    """Free the shared memory; a directory that an operator has chosen stays."""
+    """Remove the directory from shared memory; one that an operator has chosen stays."""
     if directory == shared_metrics_dir(settings):
         shutil.rmtree(directory, ignore_errors=True)
 
 
 def shared_metrics_dir(settings: Settings) -> Path:
-    """The place in shared memory that no other instance has."""
+    """The directory in shared memory that is this instance's own."""
     instance = f"{settings.data_dir.absolute()} {settings.bind}"
     return SHARED_MEMORY / f"api-router-{hashlib.sha256(instance.encode()).hexdigest()[:16]}"
 
 
 def _claim_shared(settings: Settings) -> Path | None:
-    """The place in shared memory, ours and private; None when it cannot be had."""
+    """Create this instance's directory in shared memory; None where that is impossible."""
     if not (SHARED_MEMORY.is_dir() and os.access(SHARED_MEMORY, os.W_OK | os.X_OK)):
         return None
     directory = shared_metrics_dir(settings)
     try:
         directory.mkdir(mode=0o700, exist_ok=True)
-        # Everybody may write there, so what has our name may be a trap: lstat, not stat.
+        # Every user may write there, so the name may be a trap: lstat, not stat.
         found = directory.lstat()
         if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
             return None
@@ -62,7 +62,7 @@ def _claim_shared(settings: Settings) -> Path | None:
 
 
 def _make_private(directory: Path) -> None:
-    """Like ``mkdir -p``, but what it makes on the way is private, too."""
+    """Like ``mkdir -p``, but the parents that it creates are private, too."""
     missing = [place for place in (directory, *directory.parents) if not place.exists()]
     for place in reversed(missing):
         place.mkdir(mode=0o700, exist_ok=True)

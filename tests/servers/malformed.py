@@ -122,13 +122,13 @@ class Draw:
         name = self._random.choice(list(good))
         values: dict[str, tuple[Any, ...]] = {
             "model": (None, 0, True, [], {}, "", "x" * 257, [CHAT]),
-            "request_id": (None, 0, True, [], {}, "", "17", UUID[:-1], UUID + "0"),
+            "request_id": (0, True, [], {}, "", "17", UUID[:-1], UUID + "0"),
             "messages": (None, 0, "hi", {}, [], [1], ["hi"], [None], [[]], [{}], [{"role": 7}]),
             "payload": (None, "", 7, [], {"a": 1}, "x" * (64 * 1024 + 1), "é" * 40_000),
         }
         value = self._random.choice(values.get(name, (None, 0, -1, 1.5, True, [], {}, {"a": 1})))
         changed = {**good, name: value}
-        if self._random.random() < 0.3:
+        if name != "request_id" and self._random.random() < 0.3:  # the one that may be left out
             del changed[name]
         data = self._post(path, json.dumps(changed).encode())
         return self._refused(f"bad {name}", path, data, (400, 413, 404))
