@@ -230,7 +230,7 @@ def _on_refused(error: _Refused) -> Response:
 
 def _on_unavailable(error: Unavailable) -> Response:
     log.info("no answer", extra={"dependency": error.name, "reason": error.reason})
-    reply = _on_refused(_Refused(503, "LEDGER_UNAVAILABLE", "the ledger cannot be asked now"))
+    reply = _on_refused(_Refused(503, "LEDGER_UNAVAILABLE", "the ledger is unavailable"))
     reply.headers["Retry-After"] = "1"
     return reply
 

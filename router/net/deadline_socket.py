@@ -1,7 +1,8 @@
 """Sockets whose every read and write ends at one deadline, for libraries that know timeouts only.
 
-A timeout holds for one wait, so a peer that trickles would never be late. ``deadline_s``, in
-seconds of the monotonic clock, is set before each exchange; until then no wait is granted.
+A timeout bounds one wait only, so a peer that trickles could take any time. The owner of the socket
+sets ``deadline_s``, in seconds of the monotonic clock, before each exchange; until then every wait
+fails.
 """
 
 from __future__ import annotations

@@ -90,7 +90,7 @@ class RedisClient:
         return replies
 
     def command(self, *arguments: Argument, key: str = "") -> object:
-        """One plain command, for administration; ``key`` tells a cluster which server.
+        """One plain command, for administration, to the server that owns ``key``.
 
         What Redis refuses to do raises :class:`Unavailable` too, but is no outage.
         """
@@ -107,7 +107,7 @@ class RedisClient:
         return reply
 
     def eviction_policy(self) -> str | None:
-        """What this Redis does when its memory is full; ``None`` when it does not tell.
+        """What this Redis does when its memory is full; ``None`` when the server does not say.
 
         Anything but ``noeviction`` can forget a counter, which then has to be rebuilt.
         """
@@ -137,7 +137,8 @@ class RedisClient:
     def _recovered(
         self, calls: Sequence[ScriptCall], replies: list[object], node: Node, deadline_s: float
     ) -> list[object]:
-        """The replies after doing what Redis asked for, from the first one that it refused on."""
+        """The replies, once every refused call was sent again as Redis demands: with the source of
+        its script, or to another server."""
         known = [True] * len(calls)
         prefix = b""
         for _hop in range(_HOPS + len(calls)):
@@ -146,7 +147,7 @@ class RedisClient:
                 return replies
             error = replies[first]
             if isinstance(error, NoScriptError) and known[first]:
-                known[first] = False  # and once more to the same server, as it was asked
+                known[first] = False  # again to the same server, now with the source
             elif isinstance(error, MovedError):
                 node, prefix = self._topology.moved(error.slot_id, error.node_addr), b""
             elif isinstance(error, AskError):

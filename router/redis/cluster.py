@@ -102,11 +102,11 @@ class Cluster(Topology):
     def _is_up(self, address: HostPort) -> bool:
         return address in self._known and self._known[address].breaker.state == "closed"
 
-    def _learn(self, reply: list[object], asked_host: str) -> None:
+    def _learn(self, reply: list[object], replying_host: str) -> None:
         owners: list[Node | None] = [None] * REDIS_CLUSTER_HASH_SLOTS
-        # A server that does not know its own host leaves it out: it is the one that was asked.
+        # A server that does not know its own host leaves it out; then it is the one that replied.
         ranges = cast(
-            "dict[tuple[int, int], Any]", parse_cluster_slots(reply, current_host=asked_host)
+            "dict[tuple[int, int], Any]", parse_cluster_slots(reply, current_host=replying_host)
         )
         for (first, last), servers in ranges.items():
             owners[first : last + 1] = [self._node_at(servers["primary"])] * (last + 1 - first)

@@ -46,8 +46,8 @@ def library_options(options: ConnectionOptions) -> dict[str, Any]:
         "retry": Retry(NoBackoff(), 0),
         "retry_on_timeout": False,
         "retry_on_error": [],
-        # The pool looks at an idle connection before it uses it; a PING would cost a round trip
-        # and tell no more.
+        # The pool looks at an idle connection before it uses it. A PING would cost a round trip
+        # and show no more.
         "health_check_interval": 0,
         # RESP2 needs no handshake, so a new connection can send its first command at once.
         "protocol": 2,
@@ -126,7 +126,7 @@ class _TcpConnection(_Deadline, Connection):
 class _UnixConnection(_Deadline, UnixDomainSocketConnection):
     """A connection over a unix socket."""
 
-    # The library asks for both when a connection times out, and fails where they are missing.
+    # The library reads both when a connection times out, and fails where they are missing.
     host = ""
     port = 0
 

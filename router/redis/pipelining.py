@@ -2,7 +2,7 @@
 
 A worker under load wakes many calls at once, and each of them has a command for Redis. On a
 connection of its own every command costs a send, a wait and a receive; a batch costs that once. No
-call waits for a batch to grow: it holds what was sent by the time the loop comes round.
+call waits for a batch to grow: a batch is what was sent by the time the loop comes round.
 """
 
 from __future__ import annotations

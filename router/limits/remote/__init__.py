@@ -1,1 +1,1 @@
-"""Budgets held by a budget service: its contract and its client."""
+"""Budgets that a budget service keeps: its contract and its client."""

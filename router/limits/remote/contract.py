@@ -53,7 +53,7 @@ the router asks for checks instead, and nothing is reserved between the check an
 calls that run at the same time may overspend together. Reservations are what makes a budget exact.
 
 Amounts are whole numbers: nano-USD (10⁻⁹ USD), tokens, requests. Fields of a request that are not
-listed are refused; a reply may hold more than is listed.
+listed are refused; a reply may have more than is listed.
 
 Every answer must be JSON, at most 1 MiB, whole within `BUDGET_SERVICE_TIMEOUT` of the request.
 Anything else counts as no answer: the router then does what `ROUTER_BUDGET_FALLBACK` says. Every
@@ -61,11 +61,14 @@ request may come twice, and a second one with the same `lease_id` must change no
 """
 
 _ERRORS: Final[Mapping[str, tuple[str, str]]] = {
-    "400": ("InvalidRequest", "INVALID_REQUEST: it cannot be understood; `problems` tells why."),
+    "400": ("InvalidRequest", "INVALID_REQUEST: it cannot be understood; `problems` lists why."),
     "401": ("Unauthenticated", "UNAUTHENTICATED: the bearer token is missing or wrong."),
     "413": ("BodyTooLarge", "BODY_TOO_LARGE: more than 1 MiB."),
     "500": ("Internal", "INTERNAL: a defect of the service."),
-    "503": ("Unavailable", "LEDGER_UNAVAILABLE: nobody can know now; nothing may be spent."),
+    "503": (
+        "Unavailable",
+        "LEDGER_UNAVAILABLE: the counters cannot be read now; nothing may be spent.",
+    ),
 }
 
 
@@ -83,7 +86,7 @@ def openapi() -> dict[str, Any]:
         info={"description": _DESCRIPTION},
         servers=[server],
     )
-    token = "BUDGET_SERVICE_TOKEN; without it nobody is asked for one."
+    token = "BUDGET_SERVICE_TOKEN; a service without one demands none."
     spec.components.security_scheme(
         "Token", {"type": "http", "scheme": "bearer", "description": token}
     )

@@ -1,7 +1,7 @@
 """The pooled HTTP connections to the budget service, with one deadline for a whole exchange.
 
-urllib3 bounds each wait, so a service that trickles would never be late. Here the look-up of the
-name, all addresses that are tried, and every read and write share one deadline. No proxies or
+urllib3 bounds each wait only, so a service that trickles could take any time. Here the look-up of
+the name, all addresses that are tried, and every read and write share one deadline. No proxies or
 passwords of the environment, no redirects, no cookies, no library retries.
 """
 

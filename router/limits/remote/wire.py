@@ -2,7 +2,7 @@
 
 ``load`` turns JSON into a value, ``dump`` turns the value back, and the contract is generated from
 the same fields. Amounts are whole nano-USD (10⁻⁹ USD), tokens or requests. Requests are closed: an
-unknown field is a mistake. Replies may hold more than is understood here.
+unknown field is a mistake. Replies may have more fields than are listed here.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Check:
     allowed: bool
     binding: WindowState | None
     this_request: int
-    """What the call asks of the binding window; 0 when there is none."""
+    """What the call would use of the binding window; 0 when there is none."""
     states: tuple[WindowState, ...]
 
 
@@ -80,7 +80,7 @@ class Message(Mapping):
 
 
 class OpenMessage(Message):
-    """One that may hold more fields than are listed; they are dropped."""
+    """One that may have more fields than are listed; they are dropped."""
 
     class Meta:
         unknown = EXCLUDE
@@ -265,7 +265,9 @@ class CheckRequest(Message):
 class ReserveRequest(CheckRequest):
     """Reserve these amounts, in all windows or in none."""
 
-    lease_id = _lease("Names the reservation: asked for twice, it is reserved once.")
+    lease_id = _lease(
+        "Names the reservation: a second request with the same id reserves nothing more."
+    )
     amounts = Nested(AmountsSchema, required=True, metadata=about("What the call may use."))
     ttl_ms = Integer(
         1,
@@ -283,7 +285,7 @@ class ReleaseRequest(Message):
 
 
 class SettleRequest(ReleaseRequest):
-    """Book what was used and give back what is reserved: once, however often it is asked."""
+    """Book what was used and give back what is reserved: once, however often it is sent."""
 
     amounts = Nested(AmountsSchema, required=True, metadata=about("What the call has used."))
 
@@ -297,7 +299,7 @@ class CheckReply(OpenMessage):
     makes = Check
     allowed = Flag(required=True, metadata=about("Whether the call may go on."))
     binding = Nested(StateSchema, load_default=None, allow_none=True, metadata=_BINDING)
-    this_request = _amount("What the call asks of that window.", load_default=0)
+    this_request = _amount("What the call would use of that window.", load_default=0)
     windows = _states(attribute="states")
 
 
@@ -318,7 +320,7 @@ class DeniedReply(OpenMessage):
         metadata=about("Budgets are in USD, quotas in tokens or requests."),
     )
     binding = Nested(StateSchema, required=True, metadata=_BINDING)
-    this_request = _amount("What the call asks of that window.", required=True)
+    this_request = _amount("What the call would use of that window.", required=True)
     windows = _states()
     dropped = _dropped()
     crossings = _threshold_events()

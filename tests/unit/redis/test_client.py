@@ -1,4 +1,4 @@
-"""Which server is asked, and what is done about what it answers."""
+"""Which server gets a command, and what the client does about its reply."""
 
 from __future__ import annotations
 

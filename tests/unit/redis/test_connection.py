@@ -1,4 +1,4 @@
-"""What a late connection is: away, whatever the library makes of it."""
+"""A connection that is not made in time raises ``Unavailable``, whatever the library raises."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def listener() -> Iterator[str]:
 
 
 @pytest.mark.parametrize("timeout_s", [1e-9, 0.01])
-def test_a_late_unix_socket_is_away(listener: str, timeout_s: float) -> None:
-    """D1: also where the time is over before the library has begun, which once was a defect."""
+def test_a_unix_socket_that_does_not_answer_in_time(listener: str, timeout_s: float) -> None:
+    """D1: also where the deadline has passed before the library begins, which once was a defect."""
     client = RedisClient(
         parse_address(f"unix://{listener}"), ConnectionOptions(timeout_s=timeout_s)
     )

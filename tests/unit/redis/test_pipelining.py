@@ -1,4 +1,4 @@
-"""Many commands of one turn, one exchange; and nobody gets another's reply."""
+"""The commands of one turn form one batch, and each caller gets its own replies."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from router.redis.pipelining import LARGE_BYTES, MAX_BATCH, Pipelining
 
 @dataclass
 class Recorder:
-    """Connections that answer each byte with itself, and remember what went over them."""
+    """Connections that reply to each byte with itself, and remember what was sent."""
 
     sent: list[bytes] = field(default_factory=list)
     left_s: list[float] = field(default_factory=list)
@@ -47,15 +47,15 @@ def answers(asking: list[gevent.Greenlet]) -> list[list[object]]:
     return [one.value for one in asking]
 
 
-def test_who_asks_alone_asks_as_ever(pool: Recorder) -> None:
+def test_a_single_command_is_an_exchange_of_its_own(pool: Recorder) -> None:
     """One command, one exchange, its replies."""
     pipelining = Pipelining(pool.exchange, timeout_s=1.0)
     assert answers([ask(pipelining, b"ab")]) == [[97, 98]]
     assert pool.sent == [b"ab"]
 
 
-def test_what_is_asked_in_one_turn_goes_out_together(pool: Recorder) -> None:
-    """In the order of asking, and each gets what it has asked for, however many replies that is."""
+def test_the_commands_of_one_turn_form_one_batch(pool: Recorder) -> None:
+    """In the order of their callers, and each caller gets its replies, however many they are."""
     pipelining = Pipelining(pool.exchange, timeout_s=1.0)
     found = answers([ask(pipelining, command) for command in (b"a", b"bcd", b"", b"ef")])
     assert found == [[97], [98, 99, 100], [], [101, 102]]
@@ -63,7 +63,7 @@ def test_what_is_asked_in_one_turn_goes_out_together(pool: Recorder) -> None:
 
 
 def test_the_next_turn_does_not_wait_for_this_one(pool: Recorder) -> None:
-    """While one batch is under way another one leaves, over another connection."""
+    """While one batch waits for its replies, the next one leaves over another connection."""
     pool.before = lambda: gevent.sleep(0.01)
     pipelining = Pipelining(pool.exchange, timeout_s=1.0)
     first = ask(pipelining, b"a")
@@ -75,15 +75,15 @@ def test_the_next_turn_does_not_wait_for_this_one(pool: Recorder) -> None:
 
 
 def test_a_full_batch_leaves_at_once(pool: Recorder) -> None:
-    """Whoever fills it sends it, also for the one that began it."""
+    """The caller that fills a batch sends it, also for the caller that began it."""
     pipelining = Pipelining(pool.exchange, timeout_s=1.0)
     asking = [ask(pipelining, bytes([number])) for number in range(2 * MAX_BATCH + 3)]
     assert answers(asking) == [[number] for number in range(2 * MAX_BATCH + 3)]
     assert [len(sent) for sent in pool.sent] == [MAX_BATCH, MAX_BATCH, 3]
 
 
-def test_a_large_command_holds_nobody_up(pool: Recorder) -> None:
-    """It goes alone, and those around it together."""
+def test_a_large_command_goes_alone(pool: Recorder) -> None:
+    """The commands around it form a batch and need not wait for its transfer."""
     pipelining = Pipelining(pool.exchange, timeout_s=1.0)
     large = b"x" * (LARGE_BYTES + 1)
     found = answers([ask(pipelining, b"a"), ask(pipelining, large), ask(pipelining, b"b")])
@@ -91,7 +91,7 @@ def test_a_large_command_holds_nobody_up(pool: Recorder) -> None:
     assert sorted(pool.sent) == [b"ab", large]
 
 
-def test_a_failure_is_everybodys_and_counts_once(pool: Recorder) -> None:
+def test_a_failure_fails_the_whole_batch_and_counts_once(pool: Recorder) -> None:
     """D3: one gets the failure as such, the others get copies that no breaker counts."""
 
     def fail() -> None:
@@ -112,8 +112,8 @@ def test_a_failure_is_everybodys_and_counts_once(pool: Recorder) -> None:
 @pytest.mark.parametrize("victim", [0, 1])
 @pytest.mark.parametrize("when", ["before it leaves", "under way"])
 def test_a_killed_greenlet_leaves_nobody_waiting(pool: Recorder, victim: int, when: str) -> None:
-    """D9: who is killed while it sends for others costs them their answer, not their life; who is
-    killed while it waits costs them nothing."""
+    """D9: when the sender of a batch is killed, the others fail at once; when a greenlet is killed
+    that waits for its replies, the others get theirs."""
     pool.before = lambda: gevent.sleep(0.01)
     pipelining = Pipelining(pool.exchange, timeout_s=1.0)
     asking = [ask(pipelining, command) for command in (b"a", b"b", b"c")]
@@ -131,8 +131,8 @@ def test_a_killed_greenlet_leaves_nobody_waiting(pool: Recorder, victim: int, wh
     assert answers([ask(pipelining, b"d")]) == [[100]]
 
 
-def test_the_time_to_gather_is_not_redis_time(pool: Recorder) -> None:
-    """A loop that is busy is no slow Redis."""
+def test_the_time_to_join_is_not_the_time_of_redis(pool: Recorder) -> None:
+    """A busy event loop does not count as a slow Redis."""
     pipelining = Pipelining(pool.exchange, timeout_s=1.0)
     asking = [ask(pipelining, b"a") for _ in range(3)]
     asking.append(gevent.spawn(time.sleep, 0.2))  # in the same turn, and it holds the loop
@@ -141,8 +141,8 @@ def test_the_time_to_gather_is_not_redis_time(pool: Recorder) -> None:
     assert 0.95 <= left_s <= 1.0
 
 
-def test_who_has_little_time_left_goes_alone(pool: Recorder) -> None:
-    """A second hop, or a share of the time, must not make it short for everybody else."""
+def test_a_command_with_little_time_left_goes_alone(pool: Recorder) -> None:
+    """A second hop, or a share of the time, must not shorten the deadline of the others."""
     pipelining = Pipelining(pool.exchange, timeout_s=1.0)
     found = answers(
         [ask(pipelining, b"a"), ask(pipelining, b"b", left_s=0.5), ask(pipelining, b"c")]
@@ -153,7 +153,7 @@ def test_who_has_little_time_left_goes_alone(pool: Recorder) -> None:
 
 
 def test_a_thousand_commands_get_a_thousand_answers(pool: Recorder) -> None:
-    """D9: at random moments, with kills in between, nobody ever gets the answer of another."""
+    """D9: at random moments, with kills in between, no caller gets the reply of another."""
     pool.before = lambda: gevent.sleep(0)
     pipelining = Pipelining(pool.exchange, timeout_s=1.0)
     right, wrong = [], []

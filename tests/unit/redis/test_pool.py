@@ -1,4 +1,4 @@
-"""Connections: bounded, every wait bounded, and no reply ever goes to the wrong question."""
+"""Connections: bounded in number, every wait bounded, and no reply ever goes to another command."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_silence_ends_at_the_timeout(server: ScriptedRedis, partial: bytes | Non
     subject.close()
 
 
-def test_a_late_reply_answers_no_other_question(server: ScriptedRedis) -> None:
+def test_a_late_reply_goes_to_no_other_command(server: ScriptedRedis) -> None:
     """D9: what timed out costs its connection; the next exchange has another one."""
     late = threading.Event()
 
@@ -108,7 +108,7 @@ def test_a_late_reply_answers_no_other_question(server: ScriptedRedis) -> None:
 
 
 def test_an_interrupted_exchange_costs_its_connection(server: ScriptedRedis) -> None:
-    """D9: a greenlet that is killed while it waits leaves no reply behind for the next one."""
+    """D9: a greenlet that is killed while it waits leaves no reply behind for the next exchange."""
     subject = pool(server)
     ask(subject)
     connection = subject._idle[-1]
@@ -144,7 +144,7 @@ def _is_alive(subject: Pool) -> bool:
     return sock is not None and not has_input(sock)
 
 
-def test_refused_is_told_at_once(server: ScriptedRedis) -> None:
+def test_a_refused_connection_fails_at_once(server: ScriptedRedis) -> None:
     """D1: nobody listens."""
     server.close()
     subject = pool(server)
