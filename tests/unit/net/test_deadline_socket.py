@@ -86,6 +86,6 @@ def test_writing_ends_at_the_deadline(ends: tuple[DeadlineSocket, socket.socket]
 def test_without_a_deadline_nothing_waits() -> None:
     """A forgotten deadline fails at once instead of waiting for ever."""
     ours, theirs = socket.socketpair()
-    with theirs, DeadlineSocket(ours.family, ours.type, ours.proto, ours.detach()) as sock:
-        with pytest.raises(TimeoutError):
-            sock.recv_into(bytearray(1))
+    sock = DeadlineSocket(ours.family, ours.type, ours.proto, ours.detach())
+    with theirs, sock, pytest.raises(TimeoutError):
+        sock.recv_into(bytearray(1))

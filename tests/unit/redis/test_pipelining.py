@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 import gevent
 import pytest
+from gevent.event import Event
 
 from router.breaker import Unavailable
 from router.redis.pipelining import LARGE_BYTES, MAX_BATCH, Pipelining
@@ -19,7 +20,7 @@ class Recorder:
 
     sent: list[bytes] = field(default_factory=list)
     left_s: list[float] = field(default_factory=list)
-    before: Callable[[], None] = lambda: None
+    before: Callable[[], object] = lambda: None
 
     def exchange(self, commands: bytes, count: int, deadline_s: float) -> list[object]:
         self.sent.append(commands)
@@ -114,14 +115,15 @@ def test_a_failure_fails_the_whole_batch_and_counts_once(pool: Recorder) -> None
 def test_a_killed_greenlet_leaves_nobody_waiting(pool: Recorder, victim: int, when: str) -> None:
     """D9: when the sender of a batch is killed, the others fail at once; when a greenlet is killed
     that waits for its replies, the others get theirs."""
-    pool.before = lambda: gevent.sleep(0.01)
+    answering = Event()
+    pool.before = answering.wait
     pipelining = Pipelining(pool.exchange, timeout_s=1.0)
     asking = [ask(pipelining, command) for command in (b"a", b"b", b"c")]
     gevent.sleep(0)
-    if when == "under way":
-        gevent.sleep(0.005)
-        assert pool.sent == [b"abc"]
+    while when == "under way" and not pool.sent:
+        gevent.sleep(0)
     asking[victim].kill()
+    answering.set()
     gevent.joinall(asking, timeout=5)
     others = [one for one in asking if one is not asking[victim]]
     if victim == 0:
