@@ -69,7 +69,7 @@ class LazyGroup(click.Group):
 
 COMMANDS: Final[Mapping[str, Entry | LazyGroup]] = {
     "serve": Entry("cli.serve_commands", "Run the gateway."),
-    "demo": Entry("cli.serve_commands", "Run a gateway with two mock backends."),
+    "demo": Entry("cli.serve_commands", "Run a router with two demo backends."),
     "agent": Entry("cli.shipping.agent_commands", "Ship records to the store and to Kafka."),
     "budget-service": Entry(
         "cli.budgets.budget_service_commands", "Run the reference budget service."

@@ -63,7 +63,9 @@ class BareMachine:
         home = directory / "home"
         home.mkdir()
         passed_on = {
-            name: value for name, value in os.environ.items() if name.upper().startswith(_PASSED_ON)
+            name: value
+            for name, value in os.environ.items()
+            if name.upper().startswith(_PASSED_ON) and name != "PIP_CONSTRAINT"
         }
         self.bind = f"127.0.0.1:{free_port()}"
         self.environment = {

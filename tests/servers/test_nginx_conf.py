@@ -226,7 +226,7 @@ def test_a_body_far_over_the_limit_is_refused_in_json(site: int, backend: Backen
     assert backend.requests == []
 
 
-def test_a_router_that_is_away_is_a_503(site_without_router: int) -> None:
+def test_a_router_that_is_unavailable_is_a_503(site_without_router: int) -> None:
     """Our own trouble is 503 with `Retry-After`, never a 502 page in HTML."""
     reply, body = post(site_without_router, "/v1/inference", headers={"X-Request-ID": "a-1"})
     assert reply.status == 503
