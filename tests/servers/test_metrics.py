@@ -123,7 +123,7 @@ def test_killed_workers_take_nothing_with_them(metered: Deployment) -> None:
     for earlier, later in pairwise(scrapes):
         assert fallen(earlier, later) == []
         assert total(later) > total(earlier)
-    files = list(router.server.metrics_dir.glob("*.db"))
+    files = list(router.metrics_dir.glob("*.db"))
     assert len(files) <= FILES_A_WORKER * (WORKERS + 1), sorted(file.name for file in files)
 
 
