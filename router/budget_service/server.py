@@ -21,8 +21,8 @@ from router.config.loader import flatten_messages
 from router.config.schema.fields import is_id
 from router.limits.budgets.rebuilding import RebuildingLedger
 from router.limits.budgets.windows import Closed, Denied, ThresholdEvent, WindowSpec
-from router.limits.remote import contract, wire
-from router.limits.remote.wire import ReserveCommand, SettleCommand
+from router.limits.remote import contract, messages
+from router.limits.remote.messages import ReserveCommand, SettleCommand
 
 log = logging.getLogger(__name__)
 
@@ -32,15 +32,15 @@ WindowsOf = Callable[[str, str | None], Sequence[WindowSpec] | None]
 """The windows of an organization, and of its key if one is named; ``None`` when there is no such
 organization or key. Raises :class:`Unavailable`."""
 
-_CHECK: Final = wire.CheckRequest()
-_RESERVE: Final = wire.ReserveRequest()
-_SETTLE: Final = wire.SettleRequest()
-_RELEASE: Final = wire.ReleaseRequest()
-_CHECKED: Final = wire.CheckReply()
-_RESERVED: Final = wire.ReserveReply()
-_DENIED: Final = wire.DeniedReply()
-_SETTLED: Final = wire.SettleReply()
-_STATES: Final = wire.WindowsReply()
+_CHECK: Final = messages.CheckRequest()
+_RESERVE: Final = messages.ReserveRequest()
+_SETTLE: Final = messages.SettleRequest()
+_RELEASE: Final = messages.ReleaseRequest()
+_CHECKED: Final = messages.CheckReply()
+_RESERVED: Final = messages.ReserveReply()
+_DENIED: Final = messages.DeniedReply()
+_SETTLED: Final = messages.SettleReply()
+_STATES: Final = messages.WindowsReply()
 
 
 class _Refused(Exception):
@@ -195,7 +195,7 @@ def _load(schema: Schema) -> Any:
 
 
 def _denied(denied: Denied, threshold_events: Sequence[ThresholdEvent]) -> dict[str, Any]:
-    """The values of a :class:`wire.DeniedReply`."""
+    """The values of a :class:`messages.DeniedReply`."""
     window = denied.binding.window
     is_budget = window.unit == "usd"
     return {

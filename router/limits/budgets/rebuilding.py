@@ -11,6 +11,7 @@ from router.limits.budgets.ledger import Ledger
 from router.limits.budgets.maintenance import LedgerMaintenance
 from router.limits.budgets.windows import (
     Amounts,
+    Check,
     Closed,
     Denied,
     LostWindow,
@@ -21,7 +22,6 @@ from router.limits.budgets.windows import (
     WindowSpec,
     WindowState,
 )
-from router.limits.remote.wire import Check
 
 SumRecords = Callable[[str, LostWindow], int]
 """What the records have of an organization's lost window, in the window's unit; raises

@@ -145,6 +145,17 @@ class Denied:
 
 
 @dataclass(frozen=True, slots=True)
+class Check:
+    """Whether a call would fit; nothing is reserved. ``binding`` refused, and resets last."""
+
+    allowed: bool
+    binding: WindowState | None
+    this_request: int
+    """What the call would use of the binding window; 0 when there is none."""
+    states: tuple[WindowState, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class NeedsRebuild:
     """These windows are lost. :meth:`Ledger.rebuild` them from the record store, then ask again."""
 

@@ -19,6 +19,7 @@ from router.limits.budgets.periods import TOTAL, Calendar
 from router.limits.budgets.windows import (
     NOTHING,
     Amounts,
+    Check,
     Closed,
     Denied,
     NotReserved,
@@ -29,9 +30,9 @@ from router.limits.budgets.windows import (
     WindowSpec,
     WindowState,
 )
-from router.limits.remote import contract, wire
+from router.limits.remote import contract, messages
+from router.limits.remote.messages import ReserveCommand, SettleCommand
 from router.limits.remote.session import NAME, BudgetSession
-from router.limits.remote.wire import Check, ReserveCommand, SettleCommand
 
 CHECKS_ONLY_S: Final = 60.0
 """For how long a service that cannot reserve is asked for checks before it is asked again."""
@@ -40,14 +41,14 @@ _CANNOT: Final = frozenset({404, 405, 501})
 _NOT_NOW: Final = frozenset({401, 403, 408, 425, 429})
 """Refusals that another try may not meet with."""
 
-_CHECK: Final = wire.CheckRequest()
-_RESERVE: Final = wire.ReserveRequest()
-_SETTLE: Final = wire.SettleRequest()
-_RELEASE: Final = wire.ReleaseRequest()
-_CHECKED: Final = wire.CheckReply()
-_RESERVED: Final = wire.ReserveReply()
-_DENIED: Final = wire.DeniedReply()
-_SETTLED: Final = wire.SettleReply()
+_CHECK: Final = messages.CheckRequest()
+_RESERVE: Final = messages.ReserveRequest()
+_SETTLE: Final = messages.SettleRequest()
+_RELEASE: Final = messages.ReleaseRequest()
+_CHECKED: Final = messages.CheckReply()
+_RESERVED: Final = messages.ReserveReply()
+_DENIED: Final = messages.DeniedReply()
+_SETTLED: Final = messages.SettleReply()
 
 
 class BudgetClient:

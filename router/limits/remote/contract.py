@@ -10,7 +10,7 @@ from apispec.ext.marshmallow import MarshmallowPlugin
 from marshmallow import Schema
 
 from router.config.settings import Settings
-from router.limits.remote import wire
+from router.limits.remote import message_parts, messages
 
 API_VERSION: Final = "1.0.0"
 CHECK: Final = "/v1/budget/check"
@@ -24,23 +24,23 @@ ALIVE: Final = "/healthz"
 MAX_BODY_BYTES: Final = 1024 * 1024
 
 _SCHEMAS: Final[Mapping[str, type[Schema]]] = {
-    "Window": wire.WindowSchema,
-    "Amounts": wire.AmountsSchema,
-    "State": wire.StateSchema,
-    "Held": wire.ReservedWindowSchema,
-    "Reservation": wire.ReservationSchema,
-    "ThresholdEvent": wire.ThresholdEventSchema,
-    "CheckRequest": wire.CheckRequest,
-    "CheckReply": wire.CheckReply,
-    "ReserveRequest": wire.ReserveRequest,
-    "ReserveReply": wire.ReserveReply,
-    "DeniedReply": wire.DeniedReply,
-    "SettleRequest": wire.SettleRequest,
-    "SettleReply": wire.SettleReply,
-    "ReleaseRequest": wire.ReleaseRequest,
-    "WindowsReply": wire.WindowsReply,
-    "ErrorReply": wire.ErrorReply,
-    "HealthReply": wire.HealthReply,
+    "Window": message_parts.WindowSchema,
+    "Amounts": message_parts.AmountsSchema,
+    "State": message_parts.StateSchema,
+    "Held": message_parts.ReservedWindowSchema,
+    "Reservation": message_parts.ReservationSchema,
+    "ThresholdEvent": message_parts.ThresholdEventSchema,
+    "CheckRequest": messages.CheckRequest,
+    "CheckReply": messages.CheckReply,
+    "ReserveRequest": messages.ReserveRequest,
+    "ReserveReply": messages.ReserveReply,
+    "DeniedReply": messages.DeniedReply,
+    "SettleRequest": messages.SettleRequest,
+    "SettleReply": messages.SettleReply,
+    "ReleaseRequest": messages.ReleaseRequest,
+    "WindowsReply": messages.WindowsReply,
+    "ErrorReply": messages.ErrorReply,
+    "HealthReply": messages.HealthReply,
 }
 
 _DESCRIPTION: Final = """\
