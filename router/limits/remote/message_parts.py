@@ -59,6 +59,7 @@ class Items(ListOf):
 
 
 def amount_field(text: str, **options: Any) -> Integer:
+    """An amount that one call can use."""
     return Integer(0, MAX_AMOUNT, metadata=about(text), **options)
 
 
@@ -71,6 +72,7 @@ def _time(text: str, **options: Any) -> Integer:
 
 
 def lease_field(text: str = "Names the reservation, from the caller.") -> Text:
+    """The id of a lease."""
     return Text(required=True, lengths=(1, 128), metadata=about(text, minLength=1, maxLength=128))
 
 
@@ -161,10 +163,12 @@ BINDING: Final = about("Of the windows that refuse, the one that begins anew las
 
 
 def states_field(text: str = "All windows of the call.", **options: Any) -> Items:
+    """Windows with their counters."""
     return items_field(Nested(StateSchema), text, most=MAX_WINDOWS, **options)
 
 
 def dropped_field() -> Items:
+    """Ids of leases that have expired."""
     return items_field(Text(), "Leases of calls that never ended, found expired by this one.")
 
 
@@ -197,5 +201,6 @@ class ThresholdEventSchema(OpenMessage):
 
 
 def threshold_events_field(**options: Any) -> Items:
+    """Thresholds that were reached."""
     text = "Thresholds that were reached; each is reported once a period."
     return items_field(Nested(ThresholdEventSchema), text, **options)
