@@ -3,7 +3,7 @@
     python3 deploy/install.py --create .venv
     .venv/bin/python deploy/install.py WHAT PIP_ARGUMENT... [--without NAME PIP_ARGUMENT...]
 
-What follows ``--without NAME`` is installed instead when no distribution of NAME fits this machine.
+What follows ``--without NAME`` is installed instead where NAME cannot be installed on this machine.
 Versions are those of ``constraints/locked.txt``. All that pip says goes to ``install.log`` in the
 environment; a failure is one line and exit code 1. This needs Python's standard library only.
 """
@@ -21,8 +21,9 @@ LOCK = Path(__file__).resolve().parents[1] / "constraints" / "locked.txt"
 STEPS = ("Obtaining", "Collecting", "Downloading", "Building", "Preparing", "Installing")
 """First words of the lines of pip that say how far it is."""
 
-UNREACHABLE = ("Retrying (Retry(", "Max retries exceeded", "(from versions: none)")
-"""What pip says when it cannot ask the package index, or when that has nothing."""
+UNREACHABLE = ("Retrying (Retry(", "Max retries exceeded")
+"""What pip says when it cannot ask the package index."""
+NO_VERSIONS = "(from versions: none)"
 
 
 def main() -> None:
@@ -68,7 +69,7 @@ def install(what: str, arguments: list[str]) -> None:
 
 
 def _pip(what: str, arguments: list[str], log: Path, *, optional: str = "") -> bool:
-    """False if no ``optional`` fits this machine; other failures end the program with one line."""
+    """False if it failed and ``optional`` may be why; other failures end the program."""
     _say(f"Installing {what}\n")
     environment = {"PIP_RETRIES": "2", **os.environ, "PIP_NO_INPUT": "1"}
     options = ["--disable-pip-version-check", "--constraint", str(LOCK)]
@@ -91,9 +92,10 @@ def _pip(what: str, arguments: list[str], log: Path, *, optional: str = "") -> b
     if pip.returncode == 0:
         return True
     text = "".join(lines)
-    if optional and f"No matching distribution found for {optional}" in text:
+    is_unreachable = any(sign in text for sign in UNREACHABLE)
+    if optional and not is_unreachable and optional in text:
         return False
-    if any(sign in text for sign in UNREACHABLE):
+    if is_unreachable or NO_VERSIONS in text:
         sys.exit(f"The package index cannot be reached, so {what} is not installed; see {log}")
     errors = [line for line in lines if line.startswith("ERROR:")] or lines[-1:] or ["no output"]
     sys.exit(f"pip could not install {what}: {errors[-1].strip()}; see {log}")
