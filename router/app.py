@@ -18,7 +18,7 @@ from werkzeug.routing import MapAdapter
 
 from router import errors
 from router.api import pipeline
-from router.api.endpoints import call_blueprints
+from router.api.endpoints import ENDPOINTS, call_blueprints
 from router.api.replies import error_reply, finish
 from router.api.scope import Scope, current_scope, enter_scope, leave_scope, request_id_from
 from router.api.target import refuse_ambiguous
@@ -126,7 +126,7 @@ def open_scope(wired: Services) -> None:
             started_s=time.monotonic(),
             remote_addr=environ.get("REMOTE_ADDR", ""),
             endpoint=endpoint,
-            dialect=_dialect(environ["PATH_INFO"]),
+            dialect=_dialect(environ["PATH_INFO"], endpoint),
         )
     )
     wired.metrics.running += 1
@@ -190,8 +190,12 @@ def on_unexpected_error(error: Exception) -> Response:
     return error_reply(error)
 
 
-def _dialect(path: str) -> Dialect:
-    """Unknown paths are answered as the OpenAI SDKs expect it, unless they are clearly ours."""
+def _dialect(path: str, endpoint: str) -> Dialect:
+    """That of the endpoint. Unknown paths are answered as the OpenAI SDKs expect, unless they are
+    clearly native."""
     if not path.startswith("/v1/"):
         return "native"
+    known = ENDPOINTS.get(endpoint)
+    if known is not None:
+        return known.dialect
     return "native" if f"{path}/".startswith(NATIVE_PATHS) else "openai"

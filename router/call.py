@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
-Dialect = Literal["native", "openai"]
+Dialect = str
+"""A name in the table of ``api.dialects``."""
 Operation = Literal["chat", "completions", "embeddings"]
 UsageSource = Literal["reported", "estimated", "none"]
 Outcome = Literal[

@@ -280,7 +280,7 @@ class ClientGone(RouterError):
 
 
 class NotConfigured(RouterError):
-    """No document has been applied yet, or the store cannot be read."""
+    """No document has been applied yet, or ``state/`` cannot be read."""
 
     def __init__(self, message: str = "the router has no configuration yet") -> None:
         super().__init__(message)

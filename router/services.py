@@ -1,4 +1,4 @@
-"""The only place that wires: settings in, one set of clients out."""
+"""Builds the objects of one worker from its settings; no other module of the worker wires."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from router.limits.configured import default_rate_limit, reservation_rule
 from router.limits.idempotency.entries import Idempotency
 from router.limits.rates.gate import OnUnavailable as RatesOnUnavailable
 from router.limits.rates.gate import RateGate
-from router.limits.rates.limiter import RateLimiter, Runner
+from router.limits.rates.limiter import RateLimiter
 from router.limits.rates.local import LocalLimiter
 from router.limits.redis_exchange import RedisExchange
 from router.limits.remote.client import BudgetClient
@@ -42,6 +42,7 @@ from router.records.recorder import Recorder
 from router.redis.client import RedisClient
 from router.redis.connection import ConnectionOptions
 from router.redis.embedded import redis_address
+from router.redis.scripts import Runner
 from router.spool.writer import SpoolWriter
 from router.store.query_pool import Queries
 from router.store.record_store import RecordStore
@@ -224,7 +225,7 @@ def build_limits(
             on_threshold=outbox.threshold_reached,
             on_unresolved=outbox.found_unresolved,
         ),
-        rates=rates,
+        rate_gate=rates,
         read_windows=read_windows,
         retry_queue=retry_queue,
         audit_outbox=outbox,

@@ -96,13 +96,13 @@ class ClientStream:
         scope = self._scope
         scope.bytes_sent += len(chunk)
         if self._is_last() and not scope.recorded:
-            unrecorded = record_answer(scope)
-            if unrecorded is not None:
+            unwritten = record_answer(scope)
+            if unwritten is not None:
                 # An error takes the place of the last event, which must not go out.
                 self._ended = True
-                failure = self._failure(unrecorded.error)
+                failure = self._failure(unwritten.error)
                 scope.bytes_sent += len(failure) - len(chunk)
-                record_withheld(scope, unrecorded)
+                record_withheld(scope, unwritten)
                 return failure
         return chunk
 
@@ -123,12 +123,12 @@ class ClientStream:
 def _record_whole(scope: Scope, answer: bytes) -> None:
     """Record the call; raises ``RecordsUnavailable``, and then nothing of the answer may go out."""
     scope.bytes_sent = len(answer)
-    unrecorded = record_answer(scope)
-    if unrecorded is not None:
-        scope.status = status_of(unrecorded.error)
-        scope.bytes_sent = len(error_body(scope, unrecorded.error))
-        record_withheld(scope, unrecorded)
-        raise unrecorded.error
+    unwritten = record_answer(scope)
+    if unwritten is not None:
+        scope.status = status_of(unwritten.error)
+        scope.bytes_sent = len(error_body(scope, unwritten.error))
+        record_withheld(scope, unwritten)
+        raise unwritten.error
 
 
 def _stream_error(stream: ReplyStream) -> errors.RouterError:

@@ -33,18 +33,20 @@ class Endpoint:
     reached."""
     signature_in_body: bool = False
     """Whether the signature may travel in the body instead of the headers."""
+    dialect: DialectName = "native"
+    """How its errors look."""
 
 
-def _call_endpoint(dialect: Dialect, route: CallRoute) -> Endpoint:
+def _call_endpoint(name: DialectName, dialect: Dialect, route: CallRoute) -> Endpoint:
     def read(scope: Scope, fields: dict[str, Any], body: bytes) -> Call:
         return dialect.read(scope, route.operation, fields, body)
 
-    return Endpoint("inference", read, route.signature_in_body)
+    return Endpoint("inference", read, route.signature_in_body, name)
 
 
 ENDPOINTS: Final = {
-    name: _call_endpoint(dialect, route)
-    for dialect in DIALECTS.values()
+    name: _call_endpoint(dialect_name, dialect, route)
+    for dialect_name, dialect in DIALECTS.items()
     for name, route in dialect.routes.items()
 }
 """By the names of their Flask endpoints; each module of ``views`` adds its own."""

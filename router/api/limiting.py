@@ -65,12 +65,13 @@ def admit(scope: Scope) -> None:
             return  # an endpoint that serves no calls
         request, entry = _request(scope, scope.call)
     except Exception:
-        if limits.rates is None:  # whatever is wrong with it, it was a call
+        # A body that is no call counts for the rates like one.
+        if limits.rate_decision is None:
             _take_rates(scope)
         raise
     asks_more = bool(request.windows or entry or admission.uses_budget_service)
-    specs = _rate_specs(scope) if limits.rates is None else None
-    rates: RateSpecs | RateDecision = specs or cast(RateDecision, limits.rates)
+    specs = _rate_specs(scope) if limits.rate_decision is None else None
+    rates: RateSpecs | RateDecision = specs or cast(RateDecision, limits.rate_decision)
     began_s = time.monotonic()
     outcome = admission.admit(rates, request, entry)
     if specs is not None or asks_more:
@@ -92,15 +93,15 @@ def settle_limits(scope: Scope, ending: Ending) -> None:
             reply = NotStored()
         wired.limits.admission.settle(admitted, used, reply if admitted.entry is not None else None)
         wired.metrics.count_settled(used.cost_nanos if admitted.reservation.windows else 0)
-    specs, decision = limits.rate_specs, limits.rates
+    wired.limits.audit_outbox.flush(wired.recorder)
+    specs, decision = limits.rate_specs, limits.rate_decision
     if specs is None or decision is None or decision.source == "open":
         return
     wrong = corrections(specs.buckets, decision, used.tokens)
     if wrong or specs.slots:
-        wired.limits.rates.finish(
+        wired.limits.rate_gate.finish(
             _organization_id(scope), wrong, specs.slots, lease_id=scope.record_id
         )
-    wired.limits.audit_outbox.flush(wired.recorder)
 
 
 def _needs_call(scope: Scope) -> bool:
@@ -148,7 +149,7 @@ def _note_rates(scope: Scope, specs: RateSpecs, decision: RateDecision | None) -
     if decision is None:
         raise errors.LimitsUnavailable
     limits, metrics = scope.limits, scope.services.metrics
-    limits.rates = decision
+    limits.rate_decision = decision
     limits.shadow_denied += [status.name for status in decision.shadow_denied]
     for _ in decision.shadow_denied:
         metrics.count_shadow_denial("rate_limit")

@@ -1,7 +1,8 @@
 """One call, from top to bottom: each step is one call into one folder.
 
-``enter`` runs as the ``before_request`` hook of every blueprint, ``serve`` is the view of every
-endpoint that can reach a backend, and ``end`` runs when the response has closed, however it ended.
+``enter`` runs as the ``before_request`` hook of every blueprint behind authentication, ``serve`` is
+the view of every endpoint that can reach a backend, and ``end`` runs when the response has closed,
+however it ended.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import logging
 import time
 
-from flask import Blueprint, Response
+from flask import Response
 
 from router.api.authentication import authenticate, authorize, verify_signature
 from router.api.call_usage import ending_of
@@ -40,7 +41,8 @@ def enter() -> Response | None:
     # Does it come too often? Before a long body is read; a short one is there already, and then
     # `admit` takes the rates together with all else, which saves an exchange with Redis.
     take_rates(scope, endpoint)
-    # What is asked? The body becomes a call.
+    # What is asked? The body becomes a call. One that is no call is refused by `admit`, so that it
+    # counts for the rates like any other.
     read(scope, endpoint)
     # Is it new, and do its budgets cover what it may cost? That is known only now.
     admit(scope)
@@ -77,8 +79,3 @@ def end(scope: Scope) -> None:
             settle(scope, ending)
         except Exception:  # the server below would break the client's connection off
             log.exception("a call could not be settled", extra={"request_id": scope.request_id})
-
-
-def install(blueprint: Blueprint) -> None:
-    """Have every request to ``blueprint`` enter the pipeline."""
-    blueprint.before_request(enter)

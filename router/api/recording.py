@@ -18,7 +18,6 @@ from router.api.endpoints import serves_calls
 from router.api.error_specs import error_spec_of
 from router.api.scope import LimitContext, Scope, new_uuid
 from router.call import Attempt, Outcome, Usage
-from router.errors import RecordsUnavailable
 from router.records.record_types import (
     AttemptRecord,
     AuditEvent,
@@ -34,21 +33,7 @@ log = logging.getLogger("router.records")
 Context = dict[str, str | int | float | bool | None]
 
 
-@dataclasses.dataclass(slots=True)
-class Unrecorded:
-    """A call whose record the spool refused, before its answer was complete."""
-
-    unwritten: Unwritten
-    line: bytes | None
-    event: AuditEvent | None
-
-    @property
-    def error(self) -> RecordsUnavailable:
-        """What the client gets instead of the answer."""
-        return self.unwritten.error
-
-
-def record_answer(scope: Scope) -> Unrecorded | None:
+def record_answer(scope: Scope) -> Unwritten | None:
     """Record a call before its answer is complete.
 
     Nothing may be answered that is not recorded: when the spool refuses, the caller withholds the
@@ -58,17 +43,17 @@ def record_answer(scope: Scope) -> Unrecorded | None:
     return _record(scope, "completed", time.monotonic())
 
 
-def record_withheld(scope: Scope, unrecorded: Unrecorded) -> None:
+def record_withheld(scope: Scope, unwritten: Unwritten) -> None:
     """Buffer the record of a call whose answer is withheld, as what the scope now says of it. What
     the call has cost stays as it was."""
     changed = None
     try:
-        spec = error_spec_of(unrecorded.error)
+        spec = error_spec_of(unwritten.error)
         scope.code, scope.failed_outcome = spec.code, spec.outcome
-        if unrecorded.unwritten.may_change:
-            changed = _withheld(scope, unrecorded.line, unrecorded.event)
+        if unwritten.may_change:
+            changed = _withheld(scope, *unwritten.entry)
     finally:
-        unrecorded.unwritten.buffer(changed)
+        unwritten.buffer(changed)
 
 
 def record_end(scope: Scope, outcome: Outcome, ended_s: float) -> None:
@@ -86,9 +71,9 @@ def record_end(scope: Scope, outcome: Outcome, ended_s: float) -> None:
     if not scope.attempts and not scope.services.recorder.admits_refusals():
         return
     try:
-        unrecorded = _record(scope, outcome, ended_s)
-        if unrecorded is not None:  # nobody can take back what the client has got
-            unrecorded.unwritten.buffer()
+        unwritten = _record(scope, outcome, ended_s)
+        if unwritten is not None:  # nobody can take back what the client has got
+            unwritten.buffer()
     except Exception:
         log.exception("a call could not be recorded", extra={"request_id": scope.request_id})
 
@@ -101,21 +86,21 @@ def streamed_s(scope: Scope, ended_s: float) -> float:
     return max(0.0, (stream.ended_s or ended_s) - scope.answered_s)
 
 
-def _record(scope: Scope, outcome: Outcome, ended_s: float) -> Unrecorded | None:
+def _record(scope: Scope, outcome: Outcome, ended_s: float) -> Unwritten | None:
     """Append the record and the event; ``None`` when they are in the spool."""
     _name_fault(scope)
     record, line = None, None
     if scope.key is not None:
         record, line = _usage_line(scope, outcome, ended_s)
     event = _event_or_less(scope, record)
-    # Before it is: whoever is killed while the spool syncs may find it written.
+    # Before the append: a greenlet that is killed while the spool syncs may have written it.
     scope.recorded = True
     try:
         unwritten = scope.services.recorder.record(line, event)
     except Exception:
         scope.recorded = False
         raise
-    return None if unwritten is None else Unrecorded(unwritten, line, event)
+    return unwritten
 
 
 def _name_fault(scope: Scope) -> None:

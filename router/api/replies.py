@@ -80,8 +80,8 @@ def finish(scope: Scope, response: Response) -> None:
         add("X-Routing-Decision", scope.decision)
     if scope.backend_reply is not None or scope.limits.replay is not None:
         add("X-Router-Overhead-Ms", f"{scope.overhead_s * 1000:.2f}")
-    if scope.limits.rates is not None:
-        add_rate_headers(response, scope.limits.rates)
+    if scope.limits.rate_decision is not None:
+        add_rate_headers(response, scope.limits.rate_decision)
     if not response.is_streamed:
         scope.bytes_sent = response.content_length or 0
     _bound_writes(scope, response)

@@ -31,7 +31,7 @@ _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
 class LimitContext:
     """How one request stands to the limits of its caller."""
 
-    rates: RateDecision | None = None
+    rate_decision: RateDecision | None = None
     """``None`` until the rate limits were asked."""
     rate_specs: RateSpecs | None = None
     """Rate limits that were charged: to be corrected, slots to be given back."""
@@ -101,7 +101,7 @@ class Scope:
     ended: bool = False
     """The end of the response has been seen to."""
     recorded: bool = False
-    """Its usage record and audit event are in the spool."""
+    """Its usage record and audit event were handed to the recorder, and must not be again."""
     record_id: str = field(default_factory=lambda: new_uuid())
     """Of the usage record, and of whatever the call holds: who finds one finds the other."""
     limits: LimitContext = field(default_factory=LimitContext)

@@ -72,15 +72,11 @@ class Admission:
 
     def take_rates(self, organization_id: str, specs: RateSpecs, lease_id: str) -> RateDecision:
         """Charge every rate limit, or none when one refuses; raises :class:`Unavailable`."""
-        try:
-            return self._take(organization_id, specs, lease_id)
-        except Exception:
-            raise
-        except BaseException:  # as in :meth:`admit`
-            self._rates.give_back(
-                organization_id, specs.buckets, specs.slots, None, lease_id=lease_id
-            )
-            raise
+        asking = _Asking(
+            self._give_back, specs, Request(organization_id, lease_id, (), NOTHING, 0), None
+        )
+        with asking:
+            return self._take(asking, specs)
 
     def admit(
         self, rates: RateSpecs | RateDecision, request: Request, entry: Entry | None
@@ -92,14 +88,9 @@ class Admission:
         this method, a killed greenlet included, nothing stays reserved that the outcome does not
         tell of.
         """
-        asking = _Asking(rates, request, entry)
-        try:
+        asking = _Asking(self._give_back, rates, request, entry)
+        with asking:
             return self._admit(asking)
-        except Exception:
-            raise
-        except BaseException:  # the worker ends: what the call may have reserved is nobody's
-            self._give_back(asking)
-            raise
 
     def settle(
         self, admitted: Admitted, amounts: Amounts, reply: bytes | NotStored | None = None
@@ -125,10 +116,13 @@ class Admission:
             if not is_settled:
                 self._retry_queue.later(lambda: self._end(admitted, amounts, stored))
 
-    def _take(self, organization_id: str, specs: RateSpecs, lease_id: str) -> RateDecision:
-        decision = self._rates.take(organization_id, specs.buckets, specs.slots, lease_id=lease_id)
-        self.decisions[decision.source] += 1
-        return decision
+    def _take(self, asking: _Asking, specs: RateSpecs) -> RateDecision:
+        request = asking.request
+        asking.decision = self._rates.take(
+            request.organization_id, specs.buckets, specs.slots, lease_id=request.lease_id
+        )
+        self.decisions[asking.decision.source] += 1
+        return asking.decision
 
     def _admit(self, asking: _Asking) -> Outcome:
         request, entry = asking.request, asking.entry
@@ -137,9 +131,7 @@ class Admission:
         if asking.specs is not None:
             if asks_nothing or self.uses_budget_service or not self._rates.can_be_joined:
                 try:
-                    asking.decision = self._take(
-                        request.organization_id, asking.specs, request.lease_id
-                    )
+                    self._take(asking, asking.specs)
                 except Unavailable:
                     return Outcome(None)
             else:
@@ -167,6 +159,7 @@ class Admission:
             if presumed is not None:  # the call has just waited for Redis, and does not again
                 never_sent = NotReserved(Unavailable("redis", "breaker_open"), presumed)
                 return Outcome(asking.decision, self._without_answer(asking, never_sent))
+        asking.sent = True
         for _ in range(_TRIES):
             try:
                 rated, reply = self._exchange.ask(
@@ -262,10 +255,11 @@ class Admission:
                 asking.decision,
                 lease_id=request.lease_id,
             )
-        presumed = self._exchange.presume(request)
-        if presumed is None:
-            presumed = Reservation(request.lease_id, request.organization_id, ())
-        self._end_later(presumed, asking.entry)
+        if asking.sent:
+            presumed = self._exchange.presume(request)
+            if presumed is None:
+                presumed = Reservation(request.lease_id, request.organization_id, ())
+            self._end_later(presumed, asking.entry)
 
     def _end_later(self, reservation: Reservation, entry: Entry | None) -> None:
         self._retry_queue.later(lambda: self._end(Admitted(reservation, entry), NOTHING, None))
@@ -278,20 +272,36 @@ class Admission:
 
 
 class _Asking:
-    """How far a call has come in being admitted."""
+    """How far a call has come in being admitted. As a context it undoes all of it when the call is
+    killed: the end of a worker may throw at a call anywhere."""
 
-    __slots__ = ("claimed", "decision", "entry", "request", "specs")
+    __slots__ = ("_give_back", "claimed", "decision", "entry", "request", "sent", "specs")
 
     def __init__(
-        self, rates: RateSpecs | RateDecision, request: Request, entry: Entry | None
+        self,
+        give_back: Callable[[_Asking], None],
+        rates: RateSpecs | RateDecision,
+        request: Request,
+        entry: Entry | None,
     ) -> None:
+        self._give_back = give_back
         self.request = request
         self.entry = entry
         self.specs = rates if isinstance(rates, RateSpecs) else None
         """``None`` when the rates were taken before."""
         self.decision = rates if isinstance(rates, RateDecision) else None
+        self.sent = False
+        """Whether Redis or the budget service may have heard of its id and its budgets."""
         self.claimed = False
         """Whether the id is certainly this call's."""
+
+    def __enter__(self) -> None:
+        """Nothing is reserved yet."""
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Errors are part of admission; whatever else ends it leaves nothing reserved."""
+        if kind is not None and not issubclass(kind, Exception):
+            self._give_back(self)
 
 
 def _presumed(request: Request, error: Unavailable) -> Reservation:

@@ -9,8 +9,7 @@ from router.limits.budgets.ledger import Ledger, ReservePlan
 from router.limits.budgets.windows import Amounts, NotReserved, Reservation, Settlement
 from router.limits.idempotency.entries import Entry, Idempotency, New, NotStored
 from router.limits.outcome import ExchangeReply, Request
-from router.limits.rates.limiter import Runner
-from router.redis.scripts import Argument, Loader, ScriptCall, load_script
+from router.redis.scripts import Argument, Loader, Runner, ScriptCall, load_script
 
 
 class RedisExchange:

@@ -41,7 +41,7 @@ class RetryQueue:
         """Have ``work`` done by the next :meth:`run` that finds Redis there."""
         if len(self._waiting) >= self._max_waiting:
             if self.dropped == 0:
-                logger.error("too much waits for redis; the oldest is dropped from now on")
+                logger.error("the retry queue is full; the oldest entries are dropped from now on")
             self._waiting.popleft()
             self.dropped += 1
         self._waiting.append(work)

@@ -34,7 +34,7 @@ class Limits:
     """One worker's limits, wired by ``services``."""
 
     admission: Admission
-    rates: RateGate
+    rate_gate: RateGate
     read_windows: ReadWindows
     retry_queue: RetryQueue
     audit_outbox: AuditOutbox

@@ -29,10 +29,13 @@ class Unwritten:
         self,
         error: RecordsUnavailable,
         recorder: Recorder,
+        entry: Entry,
         frames: list[tuple[int, bytes]],
         rewind_to: Link | None,
     ) -> None:
         self.error = error
+        """What the client gets, where its answer can still be withheld."""
+        self.entry = entry
         self._recorder = recorder
         self._frames = frames
         self._rewind_to = rewind_to
@@ -94,7 +97,7 @@ class Recorder:
             # What may stand on the disk already must not change: nobody may ever find two contents
             # under one id. Nor what somebody else has chained on.
             may_change = refusal.nothing_written and self._chain.end is end
-            return Unwritten(refusal, self, frames, start if may_change else None)
+            return Unwritten(refusal, self, (usage, event), frames, start if may_change else None)
         return None
 
     def _frames(self, usage: bytes | None, event: AuditEvent | None) -> list[tuple[int, bytes]]:

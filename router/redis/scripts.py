@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, cast
+from typing import Any, Final, Protocol, cast
 
 import hiredis
 
@@ -67,6 +67,20 @@ class ScriptCall:
 
     def _packed(self, command: str, what: str) -> bytes:
         return packed((command, what, len(self.keys), *self.keys, *self.arguments))
+
+
+class Runner(Protocol):
+    """Runs scripts; ``RedisClient`` does in production."""
+
+    @property
+    def is_unavailable(self) -> bool:
+        """Whether calls to Redis fail at once at present, because its breaker is open."""
+
+    def run(self, call: ScriptCall) -> Any:
+        """The reply of one script: whole numbers, bytes, ``None``, lists of them."""
+
+    def run_all(self, calls: Sequence[ScriptCall]) -> list[Any]:
+        """The replies of several scripts, sent together."""
 
 
 def packed(arguments: Sequence[Argument]) -> bytes:

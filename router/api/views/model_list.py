@@ -13,7 +13,9 @@ from router.api.scope import current_scope
 from router.config.document import Model
 from router.routing.models import find_model, visible_models
 
-ENDPOINTS["openai.list_models"] = ENDPOINTS["openai.get_model"] = Endpoint("models:read")
+ENDPOINTS["openai.list_models"] = ENDPOINTS["openai.get_model"] = Endpoint(
+    "models:read", dialect="openai"
+)
 
 _OWNER: Final = "api-router"
 

@@ -20,7 +20,7 @@ from router.limits.configured import RateSpecs, rate_specs, window_specs
 from router.limits.rates.decision import BucketSpec, LimitStatus, SlotSpec
 
 blueprint: Final = Blueprint("limits", __name__)
-pipeline.install(blueprint)
+blueprint.before_request(pipeline.enter)
 ENDPOINTS["limits.limits"] = Endpoint(scope=None)
 
 
@@ -33,7 +33,7 @@ def limits() -> Response:
     organization, key = org_and_key(scope)
     limits = scope.services.limits
     specs = _all_specs(scope)
-    decision = limits.rates.peek(organization.id, specs.buckets, specs.slots)
+    decision = limits.rate_gate.peek(organization.id, specs.buckets, specs.slots)
     try:
         states = limits.read_windows(organization.id, window_specs(organization, key), key.id)
     except Unavailable:

@@ -23,7 +23,7 @@ from router.store.record_store import RecordStore
 from router.store.usage_totals import columns_of
 
 blueprint: Final = Blueprint("records", __name__)
-pipeline.install(blueprint)
+blueprint.before_request(pipeline.enter)
 
 MAX_PAGE: Final = 500
 DEFAULT_PAGE: Final = 100

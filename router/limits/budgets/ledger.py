@@ -30,9 +30,8 @@ from router.limits.budgets.windows import (
     WindowSpec,
     WindowState,
 )
-from router.limits.rates.limiter import Runner
 from router.limits.redis_keys import quoted, tag
-from router.redis.scripts import Argument, Loader, ScriptCall, load_script
+from router.redis.scripts import Argument, Loader, Runner, ScriptCall, load_script
 
 REMEMBER_S: Final = 120.0
 """How long a settled lease is remembered, from its reservation. Only a duplicate that comes later,
@@ -53,7 +52,7 @@ class ReservePlan:
 
 
 class Ledger:
-    """Reserves, settles and releases, in all windows of a call or in none.
+    """Reserves and settles, in all windows of a call or in none.
 
     Periods are those of Redis' clock: the local clock proposes, the scripts refuse what theirs does
     not agree with. Each method is one round trip, a second one only within the clocks' difference

@@ -24,9 +24,8 @@ from router.limits.budgets.windows import (
     WindowLost,
     WindowSpec,
 )
-from router.limits.rates.limiter import Runner
 from router.limits.redis_keys import quoted, tag
-from router.redis.scripts import Argument, Loader, ScriptCall, load_script
+from router.redis.scripts import Argument, Loader, Runner, ScriptCall, load_script
 
 REMEMBER_CORRECTION_S: Final = 7 * 86_400.0
 

@@ -157,7 +157,7 @@ class Check:
 
 @dataclass(frozen=True, slots=True)
 class NeedsRebuild:
-    """These windows are lost. :meth:`Ledger.rebuild` them from the record store, then ask again."""
+    """These windows are lost: ``Rebuilder.rebuild`` seeds them, then the call asks again."""
 
     windows: tuple[WindowSpec, ...]
 

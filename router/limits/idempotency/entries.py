@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from router.breaker import Unavailable
-from router.limits.rates.limiter import Runner
 from router.limits.redis_keys import tag
-from router.redis.scripts import Loader, ScriptCall, load_script
+from router.redis.scripts import Loader, Runner, ScriptCall, load_script
 
 KEEP_S: Final = 86_400.0
 MAX_REPLY_BYTES: Final = 1024 * 1024
@@ -53,7 +52,7 @@ class Replay:
 
 @dataclass(slots=True)
 class NotStored:
-    """It was served before, and its reply was too large to be stored."""
+    """It was served before, and its reply was not stored: too large, a stream, or no Redis."""
 
 
 class NotProtected(Unavailable):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Literal, Protocol
+from typing import Any, Final, Literal
 
 from router.limits.rates.decision import (
     MICRO,
@@ -18,24 +18,10 @@ from router.limits.rates.decision import (
     slot_status,
 )
 from router.limits.redis_keys import tag
-from router.redis.scripts import Argument, Loader, ScriptCall, load_script
+from router.redis.scripts import Argument, Loader, Runner, ScriptCall, load_script
 
 SLOT_LEASE_S: Final = 900.0
 """Longer than any call may take; a killed worker's slots are free again after it."""
-
-
-class Runner(Protocol):
-    """Runs scripts; :class:`router.redis.client.RedisClient` is the one for production."""
-
-    @property
-    def is_unavailable(self) -> bool:
-        """Whether calls to Redis fail at once at present, because its breaker is open."""
-
-    def run(self, call: ScriptCall) -> Any:
-        """The reply of one script: whole numbers, bytes, ``None``, lists of them."""
-
-    def run_all(self, calls: Sequence[ScriptCall]) -> list[Any]:
-        """The replies of several scripts, sent together."""
 
 
 @dataclass(slots=True)
