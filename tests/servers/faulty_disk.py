@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -103,6 +104,8 @@ def why_no_mount() -> str | None:
     """Why no file system can be mounted here; ``None`` when one can."""
     if os.geteuid() != 0:
         return "only root can mount a small file system to fill"
+    if shutil.which("unshare") is None or shutil.which("mount") is None:
+        return "there is no unshare or no mount on PATH to fill a small file system with"
     tried = subprocess.run(
         ["unshare", "-m", "mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", "/mnt"],
         capture_output=True,
