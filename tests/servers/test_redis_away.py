@@ -60,6 +60,8 @@ QUICK_SHARE = 0.99 if PROOF else 0.9
 TYPICAL = 50 if PROOF else 10
 """The percentile of calls that shows what is added to each of them. A machine that is busier in one
 second than in another moves the higher ones."""
+HIGH = 99 if PROOF else 95
+"""The percentile of calls that waits for Redis at most once."""
 RATE, BURST = 20, 20
 
 KEYS = [
@@ -197,8 +199,8 @@ def test_redis_is_unavailable(tmp_path: Path, outage: Outage) -> None:
         assert waited > 0 or outage.name == "killed"
         assert quick[str(QUICK_S)] >= QUICK_SHARE * quick["+Inf"] > 0
         assert percentile_s(plain, TYPICAL) - percentile_s(before, TYPICAL) <= QUICK_S
-        noise_s = percentile_s(before, 99) - percentile_s(before, 50)
-        assert percentile_s(plain, 99) - percentile_s(before, 99) <= FIRST_S + noise_s
+        noise_s = percentile_s(before, HIGH) - percentile_s(before, 50)
+        assert percentile_s(plain, HIGH) - percentile_s(before, HIGH) <= FIRST_S + noise_s
 
         limited.backend.requests.clear()
         refused = limited.call("paying")
