@@ -29,9 +29,9 @@ from router.limits.rates.gate import RateGate
 from router.limits.rates.limiter import RateLimiter
 from router.limits.rates.local import LocalLimiter
 from router.limits.redis_exchange import RedisExchange
-from router.limits.remote.client import BudgetClient
+from router.limits.remote.budget_client import BudgetClient
+from router.limits.remote.budget_session import BudgetSession
 from router.limits.remote.service_exchange import ServiceExchange
-from router.limits.remote.session import BudgetSession
 from router.limits.retry_queue import RetryQueue
 from router.limits.worker_limits import Limits, ReadWindows
 from router.net.resolver import Resolve, Resolver, system_resolve

@@ -16,7 +16,7 @@ from router.limits.audit_outbox import AuditOutbox
 from router.limits.budgets.reservation_rule import ReservationRule
 from router.limits.budgets.windows import WindowSpec, WindowState
 from router.limits.rates.gate import RateGate
-from router.limits.remote.client import BudgetClient
+from router.limits.remote.budget_client import BudgetClient
 from router.limits.retry_queue import RetryQueue
 from router.records.recorder import Recorder
 from router.redis.client import RedisClient

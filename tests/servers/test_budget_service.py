@@ -21,8 +21,8 @@ import pytest
 from router.config.loader import load_serialized
 from router.config.state.state_writer import StateWriter
 from router.limits.budgets.windows import Amounts, Denied, NotReserved, Reservation, WindowSpec
-from router.limits.remote.client import BudgetClient
-from router.limits.remote.session import BudgetSession
+from router.limits.remote.budget_client import BudgetClient
+from router.limits.remote.budget_session import BudgetSession
 from router.store.record_store import RecordStore
 from tests.fakes.redis_server import BINARY, RedisServer, free_port, running
 from tests.servers.router_process import clean_environment, wait_until

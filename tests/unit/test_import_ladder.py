@@ -46,7 +46,7 @@ OWNERS: Mapping[str, frozenset[str]] = {
     "kafka": frozenset({"router.agent"}),
     "requests": frozenset({"router.upstream"}),
     # The budget service is asked by limits, which must not know how backends are called.
-    "urllib3": frozenset({"router.limits.remote.session"}),
+    "urllib3": frozenset({"router.limits.remote.budget_session"}),
     "sqlite3": SQL_OWNERS,
     "sqlalchemy": SQL_OWNERS,
 }
@@ -299,7 +299,11 @@ def test_a_package_file_resolves_relative_imports_from_itself() -> None:
         ("router.redis.pool", "router.agent.mirror", "import redis"),
         ("router.agent.kafka", "router.spool.writer", "from kafka import KafkaProducer"),
         ("router.upstream.session", "router.routing.health", "import requests"),
-        ("router.limits.remote.session", "router.limits.remote.client", "import urllib3"),
+        (
+            "router.limits.remote.budget_session",
+            "router.limits.remote.budget_client",
+            "import urllib3",
+        ),
         ("router.store.engine", "router.records.recorder", "import sqlite3"),
     ],
 )

@@ -9,7 +9,7 @@ from router.breaker import NOT_SENT, Reason, Unavailable
 from router.limits.budgets.windows import Amounts, NotReserved, Reservation, Settlement
 from router.limits.idempotency.entries import Entry, Idempotency, New, NotProtected, NotStored
 from router.limits.outcome import ExchangeReply, Request
-from router.limits.remote.client import BudgetClient
+from router.limits.remote.budget_client import BudgetClient
 from router.limits.retry_queue import RetryQueue
 from router.redis.scripts import ScriptCall
 

@@ -16,7 +16,7 @@ from router.limits.budgets.ledger import Ledger
 from router.limits.budgets.maintenance import LedgerMaintenance
 from router.limits.budgets.rebuilding import Rebuilder, RebuildingLedger
 from router.limits.budgets.windows import WindowSpec
-from router.limits.remote.client import BudgetClient
+from router.limits.remote.budget_client import BudgetClient
 from router.limits.worker_limits import Limits
 from router.services import build_limits
 from tests.fakes.limited import budget, limited

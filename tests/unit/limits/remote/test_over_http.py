@@ -30,9 +30,9 @@ from router.limits.budgets.windows import (
 from router.limits.idempotency.entries import Entry, Idempotency, InFlight, Replay
 from router.limits.outcome import Admitted, Request
 from router.limits.redis_exchange import RedisExchange
-from router.limits.remote.client import BudgetClient
+from router.limits.remote.budget_client import BudgetClient
+from router.limits.remote.budget_session import BudgetSession
 from router.limits.remote.service_exchange import ServiceExchange
-from router.limits.remote.session import BudgetSession
 from router.limits.retry_queue import RetryQueue
 from tests.fakes.admitting import Budgets
 from tests.unit.limits.conftest import frozen_script

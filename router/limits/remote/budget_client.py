@@ -31,8 +31,8 @@ from router.limits.budgets.windows import (
     WindowState,
 )
 from router.limits.remote import contract, messages
+from router.limits.remote.budget_session import NAME, BudgetSession
 from router.limits.remote.messages import ReserveCommand, SettleCommand
-from router.limits.remote.session import NAME, BudgetSession
 
 CHECKS_ONLY_S: Final = 60.0
 """For how long a service that cannot reserve is asked for checks before it is asked again."""

@@ -32,9 +32,9 @@ from router.limits.budgets.windows import (
     WindowSpec,
     WindowState,
 )
-from router.limits.remote.client import CHECKS_ONLY_S, BudgetClient
+from router.limits.remote.budget_client import CHECKS_ONLY_S, BudgetClient
+from router.limits.remote.budget_session import MAX_REPLY_BYTES, BudgetSession
 from router.limits.remote.contract import openapi
-from router.limits.remote.session import MAX_REPLY_BYTES, BudgetSession
 from tests.fakes.backend.scripts import (
     answer,
     answer_and_end,
