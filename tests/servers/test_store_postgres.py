@@ -48,11 +48,11 @@ class Server:
 
     def __init__(self, programs: Path) -> None:
         self._programs = programs
-        self._as_user: list[str] = []
+        self._user: str | None = None
         # Not pytest's directory: that one is for the user who runs the tests only.
         self.directory = Path(tempfile.mkdtemp(prefix="pg-"))
         if os.geteuid() == 0:
-            self._as_user = ["setpriv", f"--reuid={UNPRIVILEGED}", "--clear-groups", "--"]
+            self._user = UNPRIVILEGED
             shutil.chown(self.directory, UNPRIVILEGED)
         self.data = self.directory / "data"
         self._process: subprocess.Popen[bytes] | None = None
@@ -102,7 +102,9 @@ class Server:
 
     def _run(self, program: str, *arguments: str) -> None:
         done = subprocess.run(
-            [*self._as_user, str(self._programs / program), *arguments],
+            [str(self._programs / program), *arguments],
+            user=self._user,
+            extra_groups=None if self._user is None else [],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,  # the server inherits it: a pipe would never end
             stderr=subprocess.DEVNULL,
