@@ -185,16 +185,7 @@ def build_limits(
     redis = None
     if runner is None:
         runner = redis = _connect(settings, resolve, outbox)
-    rates = RateGate(
-        RateLimiter(runner, slot_lease_s=settings.lease_s),
-        LocalLimiter(
-            settings.workers * settings.instances,
-            slot_lease_s=settings.lease_s,
-            monotonic_s=clock.monotonic_s,
-        ),
-        retry_queue,
-        on_unavailable=cast(RatesOnUnavailable, settings.rate_limit_fallback),
-    )
+    rates = _rate_gate(settings, runner, retry_queue, clock)
     ledger = Ledger(runner, clock=clock)
     rebuilder = Rebuilder(LedgerMaintenance(runner, clock=clock), sum_records)
     entries = Idempotency(
@@ -234,6 +225,21 @@ def build_limits(
         lease_ms=int(settings.lease_s * 1000),
         redis=redis,
         budget_client=client,
+    )
+
+
+def _rate_gate(
+    settings: Settings, runner: Runner, retry_queue: RetryQueue, clock: Clock
+) -> RateGate:
+    return RateGate(
+        RateLimiter(runner, slot_lease_s=settings.lease_s),
+        LocalLimiter(
+            settings.workers * settings.instances,
+            slot_lease_s=settings.lease_s,
+            monotonic_s=clock.monotonic_s,
+        ),
+        retry_queue,
+        on_unavailable=cast(RatesOnUnavailable, settings.rate_limit_fallback),
     )
 
 

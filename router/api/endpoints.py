@@ -9,11 +9,11 @@ from typing import Any, Final
 from flask import Blueprint
 from flask.typing import ResponseReturnValue
 
-from router.api.authentication import verify_body_signature
 from router.api.bodies import parse_object, request_body, require_json
 from router.api.dialects.dialect import CallRoute, Dialect
 from router.api.dialects.dialect_table import DIALECTS
 from router.api.scope import Scope
+from router.api.steps.authentication import verify_body_signature
 from router.call import Call
 from router.call import Dialect as DialectName
 from router.errors import RouterError

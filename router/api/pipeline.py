@@ -12,15 +12,15 @@ import time
 
 from flask import Response
 
-from router.api.authentication import authenticate, authorize, verify_signature
-from router.api.call_usage import ending_of
-from router.api.delivery import deliver, replay
 from router.api.endpoints import ENDPOINTS, read
-from router.api.forwarding import forward
-from router.api.limiting import admit, take_rates
-from router.api.recording import record_end
 from router.api.scope import Scope, current_scope
-from router.api.settlement import settle
+from router.api.steps.authentication import authenticate, authorize, verify_signature
+from router.api.steps.call_usage import ending_of
+from router.api.steps.delivery import deliver, replay
+from router.api.steps.forwarding import forward
+from router.api.steps.limiting import admit, take_rates
+from router.api.steps.recording import record_end
+from router.api.steps.settlement import settle
 
 log = logging.getLogger("router")
 

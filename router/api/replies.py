@@ -10,10 +10,10 @@ from flask import Response
 from werkzeug.datastructures import Headers
 
 from router import errors
-from router.api.denials import add_rate_headers
 from router.api.dialects.dialect_table import DIALECTS
 from router.api.error_specs import error_spec_of, retry_after_s, status_of
 from router.api.scope import Scope, current_scope
+from router.api.steps.denials import add_rate_headers
 from router.telemetry.redaction import redact_bytes
 
 JSON: Final = "application/json"

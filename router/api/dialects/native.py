@@ -9,7 +9,6 @@ from typing import Any, Final
 import orjson
 
 from router.api.bodies import parse_json
-from router.api.call_usage import call_usage
 from router.api.dialects.checks import (
     check_messages,
     optional_count,
@@ -26,6 +25,7 @@ from router.api.error_specs import (
     message_of,
 )
 from router.api.scope import Scope, new_uuid
+from router.api.steps.call_usage import call_usage
 from router.call import Call, Operation
 from router.errors import BackendFailed, BackendRejected, BodyTooLarge, InvalidRequest
 from router.providers.sse import SseSplitter, data_of

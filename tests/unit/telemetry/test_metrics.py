@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, generate_latest
 
-from router.api.settlement import _error_class
+from router.api.steps.settlement import _error_class
 from router.call import OUTCOMES, Attempt, Outcome, UsageSource
 from router.limits.rates.decision import Source
 from router.telemetry.metrics import (

@@ -9,10 +9,10 @@ import orjson
 
 from router import errors
 from router.api.bodies import is_at_hand
-from router.api.call_usage import Ending
-from router.api.denials import budget_denial, rate_denial
 from router.api.endpoints import Endpoint
 from router.api.scope import Scope
+from router.api.steps.call_usage import Ending
+from router.api.steps.denials import budget_denial, rate_denial
 from router.breaker import Unavailable
 from router.call import Call
 from router.config.document import KeyRecord, Organization

@@ -9,13 +9,13 @@ from typing import Final
 from flask import Response
 
 from router import errors
-from router.api.call_usage import call_outcome
 from router.api.dialects.dialect import Dialect
 from router.api.dialects.dialect_table import DIALECTS
 from router.api.error_specs import error_spec_of, status_of
-from router.api.recording import record_answer, record_end, record_withheld
 from router.api.replies import error_body, json_reply, stream_reply
 from router.api.scope import Scope
+from router.api.steps.call_usage import call_outcome
+from router.api.steps.recording import record_answer, record_end, record_withheld
 from router.upstream.reply_stream import ReplyStream
 
 

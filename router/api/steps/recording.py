@@ -13,10 +13,10 @@ import time
 
 import orjson
 
-from router.api.call_usage import call_outcome, call_usage
 from router.api.endpoints import serves_calls
 from router.api.error_specs import error_spec_of
 from router.api.scope import LimitContext, Scope, new_uuid
+from router.api.steps.call_usage import call_outcome, call_usage
 from router.call import Attempt, Outcome, Usage
 from router.records.record_types import (
     AttemptRecord,

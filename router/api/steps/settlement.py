@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 from typing import Any, Final
 
-from router.api.call_usage import Ending
-from router.api.limiting import settle_limits
-from router.api.recording import streamed_s
 from router.api.scope import Scope
+from router.api.steps.call_usage import Ending
+from router.api.steps.limiting import settle_limits
+from router.api.steps.recording import streamed_s
 from router.call import Attempt, Usage
 
 log = logging.getLogger("router")

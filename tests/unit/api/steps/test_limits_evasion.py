@@ -59,7 +59,7 @@ def test_a_defect_of_ours_counts_as_a_call(
     def fail(*_: Any, **__: Any) -> None:
         raise fault
 
-    monkeypatch.setattr("router.api.limiting.reserved_amounts", fail)
+    monkeypatch.setattr("router.api.steps.limiting.reserved_amounts", fail)
     found = [stand.call("POST", CHAT, json=chat_body(), promised=False).status for _ in range(2)]
     assert found == [500, 429]
 

@@ -9,7 +9,7 @@ from typing import Any, get_args
 import pytest
 from gevent import GreenletExit
 
-from router.api import recording
+from router.api.steps import recording
 from router.errors import RecordsUnavailable
 from router.upstream.reply_stream import StreamFault
 from tests.fakes.router_stand import FailingForwarder, RouterStand, World, chat_body, native_body
