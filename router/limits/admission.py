@@ -36,11 +36,15 @@ _TRIES: Final = 3
 class Admission:
     """Admits calls and ends them, over Redis alone or over Redis and a budget service.
 
-    While that is unavailable, ``closed`` admits nothing that has a budget; ``open`` admits all
-    calls and charges them later. A call without a budget, or with one that is in shadow or has no
-    limit, is charged later too and only loses replay protection, unless ``entries_on_unavailable``
-    is ``closed``: then a call with an id is not admitted either. Rates have a policy of their own,
-    in :class:`RateGate`.
+    What becomes of a call while nobody answers:
+
+    * Its rates: by the policy of :class:`RateGate`.
+    * A budget can refuse it (it is enforced and has a limit, or a budget service may know of
+      one): ``on_unavailable`` decides. ``closed`` refuses the call, ``open`` admits it and charges
+      later.
+    * No budget can refuse it: it is admitted and charged later.
+    * It has an id: ``entries_on_unavailable`` decides as well. ``closed`` refuses the call,
+      ``open`` lets it go on without replay protection.
     """
 
     def __init__(
