@@ -231,6 +231,9 @@ def progress_bar(
 
     ``total`` is ``None`` if it is unknown.
     """
+    if not sys.stderr.isatty():
+        yield lambda _amount: None
+        return
     from rich import progress
     from rich.console import Console
 
@@ -243,7 +246,6 @@ def progress_bar(
         amount,
         progress.TimeRemainingColumn(),
         console=Console(stderr=True),
-        disable=not sys.stderr.isatty(),
     ) as bars:
         bar = bars.add_task(label, total=total, completed=done)  # type: ignore[arg-type]
         yield lambda amount: bars.advance(bar, amount)

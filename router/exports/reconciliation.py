@@ -55,13 +55,17 @@ BEGIN
 # One transaction that never ends: nobody else reads the database, and it is gone with it.
 _INDEX: Final = "CREATE INDEX IF NOT EXISTS copies_by_record ON copies (record_id, source)"
 _ADD_COPY: Final = """
-INSERT INTO copies SELECT ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12
-WHERE NOT ?3 OR EXISTS (SELECT 1 FROM copies WHERE record_id = ?1)
+INSERT INTO copies
+WITH given (record_id, source, is_second, waiting_for, digest, is_inside, request_id, is_answer,
+            tokens_input, tokens_output, cost_nanos, facts)
+  AS (VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?))
+SELECT * FROM given
+WHERE NOT is_second OR EXISTS (SELECT 1 FROM copies WHERE copies.record_id = given.record_id)
 """
 _SINKS_OF_COPIES: Final = "count(DISTINCT CASE WHEN source <> 'spool' THEN source END)"
 _MISSING: Final = f"""
-SELECT record_id FROM copies WHERE record_id > ?1 GROUP BY record_id
-HAVING {_SINKS_OF_COPIES} < ?2 ORDER BY record_id LIMIT ?3
+SELECT record_id FROM copies WHERE record_id > ? GROUP BY record_id
+HAVING {_SINKS_OF_COPIES} < ? ORDER BY record_id LIMIT ?
 """
 # The second pass reads the same frames of the spool again. Of several copies, `min(rowid)` makes
 # SQLite take the other columns from the first.
@@ -74,12 +78,12 @@ GROUP BY record_id, source
 """
 _SUSPICIOUS: Final = f"""
 SELECT record_id FROM copies GROUP BY record_id
-HAVING max(is_inside) AND (min(digest) <> max(digest) OR {_SINKS_OF_COPIES} < ?1)
+HAVING max(is_inside) AND (min(digest) <> max(digest) OR {_SINKS_OF_COPIES} < ?)
 ORDER BY record_id
 """
 _COPIES: Final = """
 SELECT source, is_second, waiting_for, digest, facts FROM copies
-WHERE record_id = ?1 ORDER BY source, is_second, rowid
+WHERE record_id = ? ORDER BY source, is_second, rowid
 """
 _BY_REQUEST: Final = """
 SELECT request_id, 1, 0, tokens_input, tokens_output, cost_nanos FROM answers

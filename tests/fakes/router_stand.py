@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import gevent
 import pytest
 from flask import Flask
 from prometheus_client import CollectorRegistry
@@ -245,6 +246,8 @@ class World:
         """An application with settings, and therefore services, of its own."""
         self.backends.reset()
         self.redis.reset()
+        while self.services.watch._is_observing:  # it reads the store
+            gevent.sleep(0.01)
         self.services.state.close()  # a process can have a store open once; it opens again
         clock = FrozenClock()
         redis = copy.copy(self.redis)
