@@ -247,7 +247,7 @@ def test_a_slot_that_moves_is_followed(cluster: ClusterServers) -> None:
         keys = command(source, "CLUSTER", "GETKEYSINSLOT", slot, 100)
         command(source, "MIGRATE", "127.0.0.1", target.port, "", 0, 5000, "KEYS", *keys)
         for _ in range(5):
-            assert limits.rate_gate.take(organization, [RATE]).allowed
+            assert limits.rates.take(organization, [RATE]).allowed
             with pytest.raises(Unavailable, match="script"):
                 limits.decide(organization)
         assert not limits.redis.is_unavailable
