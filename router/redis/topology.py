@@ -1,8 +1,8 @@
 """Which server owns a key: what all topologies share, and the topology of a single server.
 
 To support another topology, write a subclass of :class:`Topology`, add one line to ``TOPOLOGIES``
-of :mod:`router.redis.client`, and give it a scheme in :mod:`router.redis.address`. What a new
-connection has to say first stands in :mod:`router.redis.connection`.
+of :mod:`router.redis.client`, and give it a scheme in :mod:`router.redis.address` and in the
+settings. What a new connection has to say first stands in :mod:`router.redis.connection`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The errors of the contract: which kinds each operation can answer with, in both dialects.
 
-Statuses, codes and types come from the one table in ``errors``; a kind of error that stands in none
-of the groups below fails a test, so a new one cannot be left out of the contract.
+Statuses, codes and types come from the table in :mod:`router.api.error_specs`; a kind of error that
+stands in none of the groups below fails a test, so a new one cannot be left out of the contract.
 """
 
 from __future__ import annotations

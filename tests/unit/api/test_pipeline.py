@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Callable
 from typing import Any
@@ -52,6 +53,9 @@ def test_the_steps_are_in_order(stand: RouterStand, monkeypatch: pytest.MonkeyPa
         "authenticate", "authorize", "verify_signature", "take_rates", "read", "admit", "forward",
         "deliver", "record_end", "settle",
     )  # fmt: skip
+    functions = {name for name, step in vars(pipeline).items() if inspect.isfunction(step)}
+    outside = {"enter", "serve", "end", "current_scope", "ending_of", "replay"}
+    assert functions - outside == set(steps), "a step that is not watched below"
     seen: list[str] = []
 
     def watched(name: str) -> Callable[..., Any]:

@@ -6,7 +6,10 @@ from typing import Any
 
 import pytest
 
+from router.api import pipeline
+from router.api.scope import Scope
 from router.config.document import RateLimit
+from router.errors import ModelForbidden
 from tests.fakes.limited import budget, limited
 from tests.fakes.router_stand import World, chat_body
 
@@ -62,6 +65,26 @@ def test_a_defect_of_ours_counts_as_a_call(
     monkeypatch.setattr("router.api.steps.limiting.reserved_amounts", fail)
     found = [stand.call("POST", CHAT, json=chat_body(), promised=False).status for _ in range(2)]
     assert found == [500, 429]
+
+
+def test_a_gate_behind_admit_refuses_for_the_rates_and_not_for_the_budget(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The recipe of docs/design.md: a refused call counts, and nothing of it stays reserved."""
+    rate = RateLimit(0.001, 2)
+    stand = limited(world, rate_limit=rate, budgets=(budget("tokens", 10**9, "total"),))
+    admit = pipeline.admit
+
+    def gated(scope: Scope) -> None:
+        admit(scope)
+        if scope.call is not None:  # an endpoint that serves no calls
+            raise ModelForbidden("gpt-4o")
+
+    monkeypatch.setattr(pipeline, "admit", gated)
+    assert [stand.call("POST", CHAT, json=chat_body()).status for _ in range(3)] == [403, 403, 429]
+    [shown] = stand.call("GET", "/v1/limits").json["budgets"]
+    assert (shown["settled"], shown["reserved"]) == (0, 0)
+    assert stand.received() == 0
 
 
 @pytest.mark.parametrize("harmless", [{"shadow": True}, {}], ids=["in shadow", "without a limit"])
