@@ -155,6 +155,8 @@ class BucketMachine(RuleBasedStateMachine):
             if ok and spec.cost:
                 model.level, model.at_us = level - spec.cost, at_us
         if with_slots:
+            # Expired leases go when the next one comes, and stay gone if the clock goes back.
+            self.holders = {holder: self.holders[holder] for holder in held}
             self.holders[lease] = self.redis.now_ms * 1000 + SLOT_LEASE_US
 
     @rule(which=st.integers(0, 2), tokens=st.integers(-5, 9), may_owe=st.booleans())
