@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from router.net.sockets import connect, left_s
+from router.net.sockets import LATE_S, connect, next_deadline_s
 
 
 class _Deadline:
@@ -36,8 +36,12 @@ class _Deadline:
             raise TimeoutError("the deadline has passed") from None
 
     def sendall(self: Any, *args: Any) -> None:
-        """Write all bytes before the deadline; raises ``TimeoutError``."""
-        self.settimeout(left_s(self.deadline_s))
+        """Write all bytes before the deadline; raises ``TimeoutError``.
+
+        Whoever has something to write was answered so far, so the peer gets time to answer this.
+        """
+        self.deadline_s = next_deadline_s(self.deadline_s)
+        self.settimeout(self.deadline_s - time.monotonic())
         super().sendall(*args)  # type: ignore[misc]
 
 
@@ -48,11 +52,19 @@ class DeadlineSocket(_Deadline, socket.socket):
 class DeadlineTlsSocket(_Deadline, ssl.SSLSocket):
     """A TLS socket with a deadline once its handshake is done; the handshake has one timeout."""
 
+    def do_handshake(self, block: bool = False) -> None:
+        """Agree on keys and verify the peer; raises ``OSError``."""
+        try:
+            super().do_handshake()
+        except TimeoutError:  # as above
+            self.settimeout(LATE_S)
+            super().do_handshake()
+
 
 def open_socket(addresses: Iterable[str], port: int, deadline_s: float) -> DeadlineSocket:
     """A TCP connection to the first address that accepts one; raises ``OSError``."""
     plain = connect(addresses, port, deadline_s)
     sock = DeadlineSocket(plain.family, plain.type, plain.proto, fileno=plain.detach())
-    sock.settimeout(left_s(deadline_s))
-    sock.deadline_s = deadline_s
+    sock.deadline_s = next_deadline_s(deadline_s)
+    sock.settimeout(sock.deadline_s - time.monotonic())
     return sock

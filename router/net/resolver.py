@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Final
 
+from router.net.sockets import LATE_S
+
 Resolve = Callable[[str, float], Sequence[str]]
 """Host and seconds that may pass → addresses, best first."""
 
@@ -33,7 +35,7 @@ class Resolver:
             return [host]
         done = self._start_lookup(host)
         if known is None or not known[1]:
-            done.wait(timeout_s)
+            done.wait(timeout_s) or done.wait(LATE_S)  # the loop may be busy, not the lookup slow
         known = self._known.get(host, known)
         return known[1] if known is not None else []
 

@@ -6,6 +6,11 @@ import _socket
 import socket
 import time
 from collections.abc import Iterable
+from typing import Final
+
+LATE_S: Final = 0.02
+"""For the peer's part of a step that begins when the deadline is near or over, though every step
+before it has succeeded: a busy event loop used up the time then, not the peer."""
 
 
 def left_s(deadline_s: float) -> float:
@@ -16,21 +21,50 @@ def left_s(deadline_s: float) -> float:
     return left
 
 
+def next_deadline_s(deadline_s: float) -> float:
+    """The deadline of one more step, after steps that have all succeeded."""
+    return max(deadline_s, time.monotonic() + LATE_S)
+
+
 def connect(addresses: Iterable[str], port: int, deadline_s: float) -> socket.socket:
     """A TCP connection to the first address that accepts one before ``deadline_s``.
 
     Its timeout is what was left when it was made. Raises the ``OSError`` of the last address.
     """
     failure: OSError = OSError("no address")
-    for address in addresses:
+    first_deadline_s = next_deadline_s(deadline_s)
+    for number, address in enumerate(addresses):
         try:
-            sock = socket.create_connection((address, port), left_s(deadline_s))
+            return _connected(address, port, deadline_s if number else first_deadline_s)
         except OSError as error:
             failure = error
-            continue
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        return sock
     raise failure
+
+
+def _connected(address: str, port: int, deadline_s: float) -> socket.socket:
+    # Not socket.create_connection: gevent's looks up even addresses on a thread, with no deadline.
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.settimeout(left_s(deadline_s))
+        try:
+            sock.connect((address, port))
+        except TimeoutError:
+            if not _has_peer(sock):  # a busy loop may come back late to a connection made in time
+                raise
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def _has_peer(sock: socket.socket) -> bool:
+    try:
+        sock.getpeername()
+    except OSError:
+        return False
+    return True
 
 
 def has_input(sock: socket.socket) -> bool:

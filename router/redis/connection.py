@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import ssl
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol, cast
@@ -15,7 +16,7 @@ from redis.retry import Retry
 
 from router.net.deadline_socket import DeadlineSocket, DeadlineTlsSocket, open_socket
 from router.net.resolver import Resolve, system_resolve
-from router.net.sockets import left_s
+from router.net.sockets import next_deadline_s
 from router.redis.address import Credentials, HostPort
 
 NO_LOGIN: Final = Credentials()
@@ -107,16 +108,17 @@ class _TcpConnection(_Deadline, Connection):
         self._resolve = options.resolve
 
     def _connect(self) -> socket.socket:
-        addresses = self._resolve(self.host, left_s(self.deadline_s))
+        deadline_s = next_deadline_s(self.deadline_s)
+        addresses = self._resolve(self.host, deadline_s - time.monotonic())
         sock: DeadlineSocket | DeadlineTlsSocket
-        sock = open_socket(addresses, self.port, self.deadline_s)
+        sock = open_socket(addresses, self.port, deadline_s)
         try:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
             if self._tls is not None:
                 sock = cast(
                     DeadlineTlsSocket, self._tls.wrap_socket(sock, server_hostname=self.host)
                 )
-                sock.deadline_s = self.deadline_s
+                sock.deadline_s = deadline_s
         except BaseException:
             sock.close()
             raise
@@ -136,8 +138,8 @@ class _UnixConnection(_Deadline, UnixDomainSocketConnection):
     def _connect(self) -> socket.socket:
         sock = DeadlineSocket(socket.AF_UNIX)
         try:
-            sock.deadline_s = self.deadline_s
-            sock.settimeout(left_s(self.deadline_s))
+            sock.deadline_s = next_deadline_s(self.deadline_s)
+            sock.settimeout(sock.deadline_s - time.monotonic())
             sock.connect(self.path)
         except BaseException:
             sock.close()

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import threading
 import time
+from concurrent.futures import Future
 from dataclasses import replace
 from typing import Any
 
@@ -29,7 +29,7 @@ class SentinelMaster(Topology):
     ) -> None:
         super().__init__(address, options, on_change)
         self._breaker = Breaker("redis", probe=self._probe, on_change=on_change)
-        self._discovering = threading.Lock()
+        self._lookup: Future[Node] | None = None
         self._master: HostPort | None = None
         self._node: Node | None = None
         self._sentinels = list(address.hosts)
@@ -42,9 +42,10 @@ class SentinelMaster(Topology):
         if not self._breaker.allows():
             raise Unavailable("redis", "breaker_open")
         try:
-            return self._discovered(deadline_s, again=False)
+            return self._discovered(deadline_s)
         except Unavailable as error:
-            self._breaker.failed(error.reason, error.detail)
+            if error.counts:
+                self._breaker.failed(error.reason, error.detail)
             raise
 
     def nodes(self) -> list[Node]:
@@ -62,23 +63,34 @@ class SentinelMaster(Topology):
 
     def _probe(self) -> None:
         deadline_s = self.probe_deadline_s()
-        self._discovered(deadline_s, again=True).probe(write_probe(), deadline_s)
+        self._discovered(deadline_s).probe(write_probe(), deadline_s)
 
-    def _discovered(self, deadline_s: float, *, again: bool) -> Node:
+    def _discovered(self, deadline_s: float) -> Node:
         # One lookup at a time: calls that arrive together need not each connect to the sentinels.
-        if not self._discovering.acquire(timeout=max(0.0, deadline_s - time.monotonic())):
-            raise Unavailable("redis", "topology", "the sentinels have not answered yet")
+        # Whoever finds one going on shares its end, which its own deadline brings.
+        if self._lookup is not None:
+            return self._lookup.result()
+        lookup = self._lookup = Future[Node]()
+        failure = Unavailable("redis", "topology", "its lookup was ended", counts=False)
         try:
-            if self._node is None or again:
-                master = self._ask_sentinels(deadline_s)
-                if self._node is None or master != self._master:
-                    old, self._master = self._node, master
-                    self._node = self.tcp_node(master, self._breaker)
-                    if old is not None:
-                        old.pool.close()
-            return self._node
+            node = self._followed(self._ask_sentinels(deadline_s))
+            lookup.set_result(node)
+            return node
+        except Unavailable as error:
+            failure = Unavailable(error.name, error.reason, error.detail, counts=False)
+            raise
         finally:
-            self._discovering.release()
+            self._lookup = None
+            if not lookup.done():
+                lookup.set_exception(failure)
+
+    def _followed(self, master: HostPort) -> Node:
+        if self._node is None or master != self._master:
+            old, self._master = self._node, master
+            self._node = self.tcp_node(master, self._breaker)
+            if old is not None:
+                old.pool.close()
+        return self._node
 
     def _ask_sentinels(self, deadline_s: float) -> HostPort:
         # A silent sentinel must not use up the time of the others.

@@ -13,7 +13,7 @@ import time
 from collections import deque
 
 from router.net.resolver import Resolver
-from router.net.sockets import connect, has_input
+from router.net.sockets import connect, has_input, next_deadline_s
 from router.net.tls import TlsSocket
 from router.upstream.transport import Deadlines, Exchange, Socket, TransportError, reason_of
 
@@ -135,7 +135,7 @@ class ConnectionPool:
 def _secure(tls: ssl.SSLContext, sock: socket.socket, host: str, deadline_s: float) -> TlsSocket:
     try:
         secured = TlsSocket(sock, tls, host)
-        secured.settimeout(deadline_s - time.monotonic())
+        secured.settimeout(next_deadline_s(deadline_s) - time.monotonic())
         secured.handshake()
     except BaseException as error:
         _close(sock)

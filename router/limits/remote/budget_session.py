@@ -15,14 +15,14 @@ from http.client import HTTPException
 from typing import Any, Final
 
 import orjson
-from urllib3 import HTTPConnectionPool, HTTPSConnectionPool, PoolManager, Timeout
+from urllib3 import HTTPConnectionPool, HTTPSConnectionPool, PoolManager
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.exceptions import HTTPError, NewConnectionError, SSLError, TimeoutError
 
 from router.breaker import Reason, Unavailable
 from router.net.deadline_socket import DeadlineTlsSocket, open_socket
 from router.net.resolver import Resolve, system_resolve
-from router.net.sockets import left_s
+from router.net.sockets import next_deadline_s
 
 NAME: Final = "budget service"
 MAX_CONNECTIONS: Final = 64
@@ -79,26 +79,25 @@ class BudgetSession:
     def _exchange(
         self, method: str, url: str, data: bytes | None, deadline_s: float
     ) -> tuple[int, bytes]:
-        if not self._free.acquire(timeout=max(0.0, deadline_s - time.monotonic())):
+        wait_s = max(0.0, deadline_s - time.monotonic())
+        if not (self._free.acquire(timeout=wait_s) or self._free.acquire(blocking=False)):
             raise Unavailable(NAME, "pool_wait")
         _current.deadline_s, _current.resolve, _current.is_sent = deadline_s, self._resolve, False
         try:
-            return self._send(method, url, data, deadline_s)
+            return self._send(method, url, data)
         except (HTTPError, HTTPException, OSError, ValueError) as error:
             raise Unavailable(NAME, _reason(error, deadline_s), type(error).__name__) from None
         finally:
             self._free.release()
 
-    def _send(
-        self, method: str, url: str, data: bytes | None, deadline_s: float
-    ) -> tuple[int, bytes]:
+    def _send(self, method: str, url: str, data: bytes | None) -> tuple[int, bytes]:
         content_type = {"Content-Type": "application/json"} if data else {}
         response = self._pools.request(
             method,
             url,
             body=data,
             headers={**self._headers, **content_type},
-            timeout=Timeout(left_s(deadline_s)),
+            timeout=None,  # the sockets have their deadline
             retries=False,
             redirect=False,
             preload_content=False,
@@ -132,8 +131,9 @@ class _Deadline:
 
     def _new_conn(self: Any) -> socket.socket:
         try:
-            addresses = _current.resolve(self.host, left_s(_current.deadline_s))
-            return open_socket(addresses, self.port or 0, _current.deadline_s)
+            deadline_s = next_deadline_s(_current.deadline_s)
+            addresses = _current.resolve(self.host, deadline_s - time.monotonic())
+            return open_socket(addresses, self.port or 0, deadline_s)
         except OSError as error:
             raise NewConnectionError(self, str(error)) from error
 

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from router.net.sockets import at_end, connect, has_input, left_s
+from router.net.sockets import LATE_S, at_end, connect, has_input, left_s, next_deadline_s
 
 
 def test_time_that_is_left_is_positive_or_an_error() -> None:
@@ -26,14 +26,24 @@ def test_the_first_address_that_accepts_is_taken() -> None:
             assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
-def test_a_deadline_that_has_passed_tries_no_address() -> None:
-    """However many addresses there are, all of them have one deadline."""
+def test_after_the_deadline_one_address_is_tried() -> None:
+    """A busy caller may begin late. However many addresses there are, they have one deadline."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         server.setblocking(False)
+        port = server.getsockname()[1]
         with pytest.raises(TimeoutError):
-            connect(["127.0.0.1"] * 3, server.getsockname()[1], time.monotonic())
+            connect(["127.0.0.2", "127.0.0.1", "127.0.0.1"], port, time.monotonic())
         with pytest.raises(BlockingIOError):
             server.accept()
+        with connect(["127.0.0.1"], port, time.monotonic()) as sock:
+            assert sock.getpeername() == ("127.0.0.1", port)
+
+
+def test_a_further_step_has_time() -> None:
+    """What is left, but always enough for a peer that answers at once."""
+    now_s = time.monotonic()
+    assert next_deadline_s(now_s + 5.0) == now_s + 5.0
+    assert now_s + LATE_S <= next_deadline_s(now_s - 5.0) <= time.monotonic() + LATE_S
 
 
 def test_no_address_is_an_error() -> None:

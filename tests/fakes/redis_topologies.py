@@ -1,0 +1,101 @@
+"""A real Sentinel and a real Redis Cluster on 127.0.0.1."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from router.breaker import Unavailable
+from router.limits.redis_keys import tag
+from router.redis.address import parse_address
+from router.redis.client import RedisClient
+from router.redis.cluster import slot_of
+from router.redis.connection import ConnectionOptions
+from tests.fakes.redis_server import BINARY, RedisServer, free_port
+
+SLOTS = 16384
+GIVE_UP_S = 30.0
+
+
+def command(server: RedisServer, *words: str | int) -> Any:
+    client = RedisClient(parse_address(server.url), ConnectionOptions(timeout_s=5))
+    try:
+        return client.command(*words)
+    finally:
+        client.close()
+
+
+def wait_until(holds: Callable[[], bool], what: str) -> None:
+    """``holds`` may raise ``Unavailable`` while it does not hold."""
+    give_up_s = time.monotonic() + GIVE_UP_S
+    while True:
+        try:
+            if holds():
+                return
+        except Unavailable:
+            pass
+        assert time.monotonic() < give_up_s, what
+        time.sleep(0.05)
+
+
+class SentinelServer(RedisServer):
+    """A redis-server that watches one master."""
+
+    def __init__(self, directory: Path, master: RedisServer) -> None:
+        directory.mkdir()
+        super().__init__(directory)
+        file = directory / "sentinel.conf"
+        file.write_text(
+            f"sentinel monitor mymaster 127.0.0.1 {master.port} 1\n"
+            "sentinel down-after-milliseconds mymaster 500\n"
+            "sentinel failover-timeout mymaster 2000\n"
+        )
+        assert BINARY is not None
+        self._command = [
+            BINARY, str(file), "--sentinel", "--port", str(self.port),
+            "--bind", "127.0.0.1", "--dir", str(directory),
+        ]  # fmt: skip
+
+
+class ClusterServers:
+    """Three masters, a third of the slots each."""
+
+    def __init__(self, directory: Path) -> None:
+        self.nodes = []
+        for number in range(3):
+            (directory / f"node{number}").mkdir()
+            options = ("--cluster-enabled", "yes", "--cluster-node-timeout", "2000")
+            # The port of the cluster's bus is 10000 above; free ports begin at 32768.
+            bus = ("--cluster-port", str(free_port()), "--cluster-require-full-coverage", "no")
+            self.nodes.append(RedisServer(directory / f"node{number}", *options, *bus))
+
+    def start(self) -> None:
+        bounds = [SLOTS * number // 3 for number in range(4)]
+        for node, first, end in zip(self.nodes, bounds, bounds[1:], strict=False):
+            node.start()
+            command(node, "CLUSTER", "ADDSLOTSRANGE", first, end - 1)
+        for node in self.nodes[1:]:
+            # The third argument of MEET is the bus of the other one.
+            bus = node._command[node._command.index("--cluster-port") + 1]
+            command(self.nodes[0], "CLUSTER", "MEET", "127.0.0.1", node.port, bus)
+        for node in self.nodes:
+            wait_until(lambda node=node: self._is_whole(node), "all know each other")
+
+    def url(self, *nodes: RedisServer) -> str:
+        hosts = ",".join(f"127.0.0.1:{node.port}" for node in nodes)
+        return f"redis+cluster://{hosts}"
+
+    def owner_index(self, organization: str) -> int:
+        return slot_of(tag(organization)) * 3 // SLOTS
+
+    def close(self) -> None:
+        for node in self.nodes:
+            node.close()
+
+    @staticmethod
+    def _is_whole(node: RedisServer) -> bool:
+        info = command(node, "CLUSTER", "INFO")
+        wanted = (b"cluster_state:ok", b"cluster_slots_ok:16384", b"cluster_known_nodes:3")
+        return all(fact in info for fact in wanted)
