@@ -2,18 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final, Literal
+from types import MappingProxyType
+from typing import Any, Final, Literal, get_args
 
 Dialect = str
 """A name in the table of ``api.dialects``."""
 Operation = Literal["chat", "completions", "embeddings"]
+InputClass = Literal[
+    "input", "cache_read", "cache_write_5m", "cache_write_1h", "input_audio", "input_image"
+]
+OutputClass = Literal["output", "output_reasoning", "output_audio", "output_image"]
+Unit = Literal["requests", "web_searches", "characters", "seconds"]
+"""What is billed by other measures than tokens."""
+UsageClass = InputClass | OutputClass | Unit
+"""What usage is split into before it is priced: every token is in exactly one class."""
 UsageSource = Literal["reported", "estimated", "none"]
 Outcome = Literal[
     "completed", "client_aborted", "upstream_aborted", "upstream_error", "timeout", "rejected"
 ]
 Decision = Literal["PRIMARY", "FAILOVER", "OVERRIDE"]
 LimitState = Literal["WITHIN_LIMIT", "RATE_LIMITED", "BUDGET_EXCEEDED"]
+
+INPUT_CLASSES: Final[tuple[InputClass, ...]] = get_args(InputClass)
+OUTPUT_CLASSES: Final[tuple[OutputClass, ...]] = get_args(OutputClass)
+UNITS: Final[tuple[Unit, ...]] = get_args(Unit)
+NO_CLASSES: Final[Mapping[UsageClass, int]] = MappingProxyType({})
 
 OUTCOMES: Final[tuple[Outcome, ...]] = (
     "completed",
@@ -61,12 +76,44 @@ class Call:
 
 @dataclass(slots=True)
 class Usage:
-    """Tokens of one call; ``tokens_cached`` is the part of the input billed as cached."""
+    """What one call used: the sums, and how they split into classes."""
 
     tokens_input: int
+    """Of all input classes."""
     tokens_output: int
+    """Of all output classes."""
     tokens_cached: int = 0
+    """The class ``cache_read``: input billed as cached."""
     source: UsageSource = "reported"
+    special: Mapping[UsageClass, int] = field(default_factory=lambda: NO_CLASSES)
+    """The other classes that a provider told apart, units among them; what the sums have besides
+    is plain ``input`` and ``output``."""
+    service_tier: str | None = None
+    """The tier that the provider says served the call; ``None`` is the standard one."""
+
+    def classes(self) -> dict[UsageClass, int]:
+        """The disjoint classes that are not 0. Those of tokens sum to the two totals exactly,
+        whatever was reported: a class is cut where the total has no room for it."""
+        found: dict[UsageClass, int] = {}
+        special = self.special
+        cached = min(self.tokens_cached, self.tokens_input)
+        plain_input, plain_output = self.tokens_input - cached, self.tokens_output
+        if cached:
+            found["cache_read"] = cached
+        for name, amount in special.items():
+            if name in INPUT_CLASSES:
+                amount = min(amount, plain_input)
+                plain_input -= amount
+            elif name in OUTPUT_CLASSES:
+                amount = min(amount, plain_output)
+                plain_output -= amount
+            if amount:
+                found[name] = amount
+        if plain_input:
+            found["input"] = plain_input
+        if plain_output:
+            found["output"] = plain_output
+        return found
 
 
 NO_USAGE: Final = Usage(0, 0, 0, "none")

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar, Final, Literal
+
+from router.call import NO_CLASSES, UsageClass
 
 KeyStatus = Literal["active", "revoked"]
 BudgetUnit = Literal["usd", "tokens", "requests"]
@@ -24,6 +27,15 @@ DEFAULT_SCOPES = ("inference", "models:read")
 
 
 @dataclass(frozen=True, slots=True)
+class PriceTier:
+    """Prices of whole calls with more input than ``above_input_tokens``, where they differ."""
+
+    above_input_tokens: int
+    classes: Mapping[UsageClass, int]
+    """As in :class:`Prices`, and also those of ``input``, ``output`` and ``cache_read``."""
+
+
+@dataclass(frozen=True, slots=True)
 class Prices:
     """Nano-USD (10⁻⁹ USD) per million tokens, so that 2.50 USD per million is 2_500_000_000."""
 
@@ -31,6 +43,12 @@ class Prices:
     output_nanos: int
     cached_input_nanos: int | None = None
     """Price of cached input tokens; ``None`` means that they cost what other input costs."""
+    classes: Mapping[UsageClass, int] = field(default_factory=lambda: NO_CLASSES)
+    """Prices of the other classes. Units are priced per million too."""
+    tiers: tuple[PriceTier, ...] = ()
+    """By ``above_input_tokens``, smallest first; the last that fits counts for the whole call."""
+    service_tiers_ppm: Mapping[str, int] = field(default_factory=dict)
+    """Service tier → what its calls cost, in millionths of the standard tier's cost."""
 
 
 DEFAULT_THRESHOLDS = (80, 95)
@@ -125,6 +143,8 @@ class Backend:
     models: dict[str, str] = field(default_factory=dict)
     """Canonical model id → the backend's own name for it; absent means the same name."""
     timeouts: Timeouts = Timeouts()
+    prices: dict[str, Prices] = field(default_factory=dict)
+    """Canonical model id → what it costs here, where that differs from the model's prices."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,6 +198,12 @@ class Document:
     model_names: dict[str, Model]
     """Every name a client may use, aliases included → the model."""
     policy_index: dict[tuple[str, str], Policy]
+
+    def prices_of(self, model_id: str, backend_id: str | None) -> Prices | None:
+        """What the model costs at the backend; ``None`` when that is not known."""
+        backend = None if backend_id is None else self.backends.get(backend_id)
+        own = None if backend is None else backend.prices.get(model_id)
+        return own or self.models[model_id].prices
 
     def policy_for(self, organization_id: str, model_id: str) -> Policy | None:
         """The most specific policy: organization and model, organization, model, then ``*``."""

@@ -2,31 +2,60 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Final
 
-from router.call import Usage
+from router.call import INPUT_CLASSES, OUTPUT_CLASSES, Usage, UsageClass
 from router.config.document import Prices
 
 CHARS_PER_TOKEN: Final = 4
 """Rule of thumb for English text that OpenAI publishes; used only where nothing was reported."""
 
 TOKENS_PER_PRICE: Final = 1_000_000
+_TIER_PPM: Final = 1_000_000
 
 
 def cost_nanos(usage: Usage, prices: Prices | None) -> int | None:
-    """Nano-USD for ``usage``, rounded up to a whole nano-USD; ``None`` without a price."""
+    """Nano-USD for ``usage``, rounded up to a whole nano-USD; ``None`` without a price.
+
+    A class without a price of its own costs as much as the dearest one of its side: never nothing.
+    """
     if prices is None:
         return None
-    cached = min(usage.tokens_cached, usage.tokens_input)
-    cached_price = prices.cached_input_nanos
-    if cached_price is None:
-        cached_price = prices.input_nanos
-    parts = (
-        (usage.tokens_input - cached) * prices.input_nanos
-        + cached * cached_price
-        + usage.tokens_output * prices.output_nanos
-    )
-    return -(-parts // TOKENS_PER_PRICE)
+    known = class_prices(prices, usage.tokens_input)
+    parts = sum([amount * _price(name, known) for name, amount in usage.classes().items()])
+    tier_ppm = _TIER_PPM
+    if usage.service_tier is not None:
+        tier_ppm = prices.service_tiers_ppm.get(usage.service_tier, _TIER_PPM)
+    return -(-parts * tier_ppm // (TOKENS_PER_PRICE * _TIER_PPM))
+
+
+def class_prices(prices: Prices, tokens_input: int) -> Mapping[UsageClass, int]:
+    """The prices of a call with so much input, for the classes that have one."""
+    cached = prices.cached_input_nanos
+    known: dict[UsageClass, int] = {
+        "input": prices.input_nanos,
+        "output": prices.output_nanos,
+        "cache_read": prices.input_nanos if cached is None else cached,
+        **prices.classes,
+    }
+    for tier in prices.tiers:
+        if tokens_input > tier.above_input_tokens:
+            known.update(tier.classes)
+    return known
+
+
+def _price(name: UsageClass, known: Mapping[UsageClass, int]) -> int:
+    price = known.get(name)
+    if price is not None:
+        return price
+    if name in INPUT_CLASSES:
+        return max([known[other] for other in INPUT_CLASSES if other in known])
+    if name == "output_reasoning":
+        return known["output"]
+    if name in OUTPUT_CLASSES:
+        return max([known[other] for other in OUTPUT_CLASSES if other in known])
+    return 0
 
 
 def estimate(fields: dict[str, Any], output_chars: int, at_start: Usage | None = None) -> Usage:

@@ -28,7 +28,7 @@ def call_usage(scope: Scope) -> tuple[Usage, int | None]:
             return NO_USAGE, None
         else:
             usage = estimate(call.fields, stream.output_chars, stream.usage_at_start)
-    return usage, cost_nanos(usage, document.models[call.model].prices)
+    return usage, cost_nanos(usage, document.prices_of(call.model, _backend_id(scope)))
 
 
 @dataclass(slots=True)
@@ -63,3 +63,7 @@ def call_outcome(scope: Scope) -> Outcome:
 def _broke_after_status(scope: Scope) -> bool:
     """The backend had begun a good answer and did not finish it."""
     return bool(scope.attempts) and scope.attempts[-1].status == 200
+
+
+def _backend_id(scope: Scope) -> str | None:
+    return scope.attempts[-1].backend_id if scope.attempts else None
