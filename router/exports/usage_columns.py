@@ -40,6 +40,8 @@ COLUMNS: Final = {
     "tokens_input": "integer",
     "tokens_output": "integer",
     "tokens_cached": "integer",
+    "usage_classes": "counts",
+    "service_tier": "text",
     "cost_nanos": "integer",
     "cost_usd": "usd",
     "latency_ms": "float",
@@ -108,7 +110,7 @@ def _typed(record: Mapping[str, Any], name: str) -> Any:
         return parse_timestamp_us(value)
     if kind == "usd":
         return Decimal(value)
-    if kind == "map":
+    if kind in ("map", "counts"):
         return list(value.items())
     return value
 
@@ -141,4 +143,5 @@ def _arrow_types(arrow: Any) -> dict[str, Any]:
         "usd": arrow.decimal128(_USD_DIGITS, _USD_PLACES),
         "attempts": arrow.list_(arrow.struct(attempt)),
         "map": arrow.map_(text, text),
+        "counts": arrow.map_(text, integer),
     }

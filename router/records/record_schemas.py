@@ -12,7 +12,16 @@ from typing import Annotated, Any, Final, get_args, get_origin, get_type_hints
 
 import orjson
 
-from router.call import OUTCOMES, LimitState, Outcome, UsageSource
+from router.call import (
+    INPUT_CLASSES,
+    OUTCOMES,
+    OUTPUT_CLASSES,
+    UNITS,
+    LimitState,
+    Outcome,
+    UsageClass,
+    UsageSource,
+)
 from router.records.record_types import (
     AUDIT_ACTIONS,
     DECISION_REASONS,
@@ -49,9 +58,17 @@ _BY_TYPE: Final[dict[object, Schema]] = {
     DecisionReason | None: {"enum": [*DECISION_REASONS, None]},
     UsageSource: {"enum": list(get_args(UsageSource))},
     AuditAction: {"enum": list(AUDIT_ACTIONS)},
+    Mapping[UsageClass, int]: {
+        "type": "object",
+        "properties": dict.fromkeys((*INPUT_CLASSES, *OUTPUT_CLASSES, *UNITS), _COUNT),
+        "additionalProperties": False,
+    },
     Mapping[str, str]: {"type": "object", "additionalProperties": {"type": "string"}},
 }
 
+
+_ADDED: Final = frozenset({"usage_classes", "service_tier"})
+"""Fields that records of earlier releases lack."""
 
 _COMMON: Final[dict[str, Schema]] = {
     "schema_version": {"const": SCHEMA_VERSION},
@@ -98,7 +115,7 @@ def usage_record_schema() -> Schema:
             "additionalProperties": False,
             "if": {"required": ["degraded"]},
             "then": {"required": least, "maxProperties": len(least)},
-            "else": {"required": full["required"]},
+            "else": {"required": [name for name in full["required"] if name not in _ADDED]},
         },
     )
 

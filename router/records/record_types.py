@@ -15,7 +15,7 @@ from typing import Annotated, Any, Final, Literal, get_args
 
 import orjson
 
-from router.call import Decision, LimitState, Outcome, UsageSource
+from router.call import NO_CLASSES, Decision, LimitState, Outcome, UsageClass, UsageSource
 from router.telemetry.redaction import redact_bytes
 
 SCHEMA_VERSION: Final = 1
@@ -96,6 +96,13 @@ class UsageRecord:
     tokens_input: int
     tokens_output: int
     tokens_cached: Annotated[int, "The part of the input billed as cached."]
+    usage_classes: Annotated[
+        Mapping[UsageClass, int],
+        "How the tokens split, and what else is billed; classes of tokens sum to the two totals.",
+    ] = field(default_factory=lambda: NO_CLASSES)
+    service_tier: Annotated[
+        str | None, "The provider's tier that served the call; null is the standard one."
+    ] = None
     cost_nanos: Annotated[
         int | None, "Nano-USD; null when the model has no price or nothing was delivered."
     ]
@@ -164,6 +171,8 @@ def encode_usage(record: UsageRecord) -> bytes:
             "tokens_input": record.tokens_input,
             "tokens_output": record.tokens_output,
             "tokens_cached": record.tokens_cached,
+            "usage_classes": record.usage_classes,
+            "service_tier": record.service_tier,
             "cost_nanos": record.cost_nanos,
             "cost_usd": None if record.cost_nanos is None else format_usd(record.cost_nanos),
             "latency_ms": record.latency_ms,

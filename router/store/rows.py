@@ -11,6 +11,7 @@ from typing import Any, Final, Literal, NamedTuple
 
 import orjson
 
+from router.call import INPUT_CLASSES, OUTPUT_CLASSES, UNITS, UsageClass
 from router.records.audit_chain import encode_event
 from router.records.record_types import parse_timestamp_us
 
@@ -90,6 +91,15 @@ def _latency_us(record: Fields, _name: str) -> int | None:
     return round(latency_ms * 1000)
 
 
+def _class(record: Fields, name: str) -> int | None:
+    classes = record.get("usage_classes")
+    if classes is None:
+        return None
+    if not isinstance(classes, dict):
+        raise ValueError("usage_classes: not an object")
+    return _integer(classes, CLASS_COLUMNS[name])
+
+
 def _sequence(event: Fields, name: str) -> int:
     sequence = _integer(event, name)
     if sequence is None or sequence < 1:
@@ -127,6 +137,17 @@ _NEEDED: Final = StoredField(_required, nullable=False)
 _TIMESTAMP: Final = StoredField(_timestamp_us, "int64", nullable=False)
 _KEY: Final = StoredField(_id, nullable=False, unique=True)
 
+CLASS_COLUMNS: Final[Mapping[str, UsageClass]] = {
+    **{
+        f"tokens_{name}": name
+        for name in (*INPUT_CLASSES, *OUTPUT_CLASSES)
+        if name not in ("input", "cache_read", "output")
+    },
+    **{name: name for name in UNITS if name != "requests"},
+}
+"""Columns of what was used, and the class that each holds. Those that are missing follow from the
+totals: ``tokens_cached`` is ``cache_read``, plain input and output are what is left."""
+
 USAGE_COLUMNS: Final[Mapping[str, StoredField]] = {
     "record_id": _KEY,
     "request_id": _NEEDED,
@@ -146,6 +167,7 @@ USAGE_COLUMNS: Final[Mapping[str, StoredField]] = {
     "cost_nanos": _FIGURE,
     "latency_us": StoredField(_latency_us, "int64"),
     "retry_count": _FIGURE,
+    **dict.fromkeys(CLASS_COLUMNS, StoredField(_class, "int64")),
 }
 """A degraded record has no figures: they are unknown, not 0."""
 

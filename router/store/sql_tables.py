@@ -29,7 +29,7 @@ from sqlalchemy import (
 )
 
 from router.store.failures import StoreUnavailable
-from router.store.rows import AUDIT_COLUMNS, USAGE_COLUMNS, StoredField
+from router.store.rows import AUDIT_COLUMNS, CLASS_COLUMNS, USAGE_COLUMNS, StoredField
 
 metadata: Final = MetaData()
 
@@ -128,7 +128,14 @@ def _create_tables(connection: Connection) -> None:
     metadata.create_all(connection)
 
 
-MIGRATIONS: Final[tuple[Callable[[Connection], None], ...]] = (_create_tables,)
+def _add_class_columns(connection: Connection) -> None:
+    present = {column["name"] for column in inspect(connection).get_columns(usage.name)}
+    for name in CLASS_COLUMNS:
+        if name not in present:  # a new database has all of them
+            connection.execute(text(f"ALTER TABLE {usage.name} ADD COLUMN {name} BIGINT"))
+
+
+MIGRATIONS: Final[tuple[Callable[[Connection], None], ...]] = (_create_tables, _add_class_columns)
 """Each brings a database from the version that is its index to the next. Never edit a released one:
 append."""
 

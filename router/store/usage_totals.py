@@ -16,6 +16,7 @@ from sqlalchemy import ColumnElement, RowMapping, Select, and_, case, func, null
 
 from router.records.record_types import format_usd
 from router.store.failures import BadQuery
+from router.store.rows import CLASS_COLUMNS
 from router.store.sql_queries import MICROS_PER_S
 from router.store.sql_tables import usage
 
@@ -29,6 +30,7 @@ _SUMS: Final = {
     "tokens_input": "tokens_input",
     "tokens_output": "tokens_output",
     "tokens_cached": "tokens_cached",
+    **{name: name for name in CLASS_COLUMNS},
     "cost_nanos": "cost_nanos",
 }
 """Figures that are sums, and the column that each adds up."""
@@ -65,6 +67,16 @@ class UsageTotals:
     tokens_input: int
     tokens_output: int
     tokens_cached: int
+    tokens_cache_write_5m: int
+    tokens_cache_write_1h: int
+    tokens_input_audio: int
+    tokens_input_image: int
+    tokens_output_reasoning: int
+    tokens_output_audio: int
+    tokens_output_image: int
+    web_searches: int
+    characters: int
+    seconds: int
     cost_nanos: int
     latency_ms_p50: float | None
     """Over the calls that were not rejected, as are the other two."""

@@ -174,6 +174,8 @@ def _usage(scope: Scope, outcome: Outcome, ended_s: float) -> UsageRecord:
         tokens_input=usage.tokens_input,
         tokens_output=usage.tokens_output,
         tokens_cached=usage.tokens_cached,
+        usage_classes=usage.classes(),
+        service_tier=usage.service_tier,
         cost_nanos=cost,
         latency_ms=round((ended_s - scope.started_s) * 1000, 3),
         bytes_sent=scope.bytes_sent,

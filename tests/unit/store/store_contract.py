@@ -35,6 +35,7 @@ from router.store.record_queries import (
     RequestHistory,
 )
 from router.store.record_store import RecordStore
+from router.store.rows import CLASS_COLUMNS
 from router.store.sql_tables import (
     MIGRATIONS,
     _versions,
@@ -121,6 +122,24 @@ class StoreContract:
                 assert connection.scalar(text("SELECT count(*) FROM later")) == 0
             assert newer.count_usage() == 1
             assert verdict(newer).ok
+
+    def test_a_database_of_the_first_version_learns_the_classes(
+        self, store_url: str, store: RecordStore
+    ) -> None:
+        """It had no columns for them; records of then count as plain input and output."""
+        store.write([samples.usage(usage_classes={})])
+        for name in CLASS_COLUMNS:
+            behind_the_back(store, text(f"ALTER TABLE usage_records DROP COLUMN {name}"))
+        behind_the_back(store, text("DELETE FROM schema_versions WHERE version > 1"))
+        store.close()
+        with RecordStore(store_url, audit_key=KEY) as newer:
+            newer.migrate()
+            newer.write(
+                [samples.usage(usage_classes={"input": 3, "cache_write_1h": 5, "web_searches": 2})]
+            )
+            [row] = newer.usage("acme")
+        assert (row.requests, row.tokens_cache_write_1h, row.web_searches) == (2, 5, 2)
+        assert (row.tokens_input, row.tokens_output_reasoning) == (240, 0)
 
     def test_a_migration_that_fails_changes_nothing(
         self, store: RecordStore, monkeypatch: pytest.MonkeyPatch

@@ -7,6 +7,11 @@ from collections.abc import Sequence
 from datetime import datetime, timezone
 from typing import Any
 
+CLASSES = (
+    "tokens_cache_write_5m", "tokens_cache_write_1h", "tokens_input_audio", "tokens_input_image",
+    "tokens_output_reasoning", "tokens_output_audio", "tokens_output_image",
+    "web_searches", "characters", "seconds",
+)  # fmt: skip
 FAILED = ("upstream_error", "upstream_aborted", "timeout")
 
 
@@ -57,6 +62,13 @@ def _figures(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "tokens_input": sum(record.get("tokens_input") or 0 for record in records),
         "tokens_output": sum(record.get("tokens_output") or 0 for record in records),
         "tokens_cached": sum(record.get("tokens_cached") or 0 for record in records),
+        **{
+            name: sum(
+                (record.get("usage_classes") or {}).get(name.removeprefix("tokens_")) or 0
+                for record in records
+            )
+            for name in CLASSES
+        },
         "cost_nanos": cost,
         "cost_usd": _usd(cost),
         **{f"latency_ms_p{p}": _percentile(latencies, p) for p in (50, 95, 99)},
