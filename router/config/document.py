@@ -13,6 +13,8 @@ BudgetUnit = Literal["usd", "tokens", "requests"]
 BudgetPeriod = Literal["daily", "monthly", "total"]
 ReservationMode = Literal["worst_case", "capped", "floor"]
 
+PPM: Final = 1_000_000
+
 VERSION: Final = 1
 """Of the document's format."""
 
@@ -31,8 +33,19 @@ class PriceTier:
     """Prices of whole calls with more input than ``above_input_tokens``, where they differ."""
 
     above_input_tokens: int
-    classes: Mapping[UsageClass, int]
+    classes: Mapping[UsageClass, int] = field(hash=False)
     """As in :class:`Prices`, and also those of ``input``, ``output`` and ``cache_read``."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceTier:
+    """What differs for calls that a provider serves at another service tier, such as ``flex``."""
+
+    multiplier_ppm: int = PPM
+    """Millionths of the standard price of every class of tokens; units are not multiplied."""
+    classes: Mapping[UsageClass, int] = field(default_factory=lambda: NO_CLASSES, hash=False)
+    """Prices at this service tier, as in :class:`PriceTier`; those of the others are multiplied."""
+    tiers: tuple[PriceTier, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,12 +56,14 @@ class Prices:
     output_nanos: int
     cached_input_nanos: int | None = None
     """Price of cached input tokens; ``None`` means that they cost what other input costs."""
-    classes: Mapping[UsageClass, int] = field(default_factory=lambda: NO_CLASSES)
+    classes: Mapping[UsageClass, int] = field(default_factory=lambda: NO_CLASSES, hash=False)
     """Prices of the other classes. Units are priced per million too."""
     tiers: tuple[PriceTier, ...] = ()
-    """By ``above_input_tokens``, smallest first; the last that fits counts for the whole call."""
-    service_tiers_ppm: Mapping[str, int] = field(default_factory=dict)
-    """Service tier → what its calls cost, in millionths of the standard tier's cost."""
+    """By ``above_input_tokens``, smallest first; a call has the prices of all that it exceeds, of
+    the larger one where two price the same class."""
+    service_tiers: Mapping[str, ServiceTier] = field(default_factory=dict, hash=False)
+    as_of: str | None = None
+    """The day of the price list, as in ``2026-11-09``."""
 
 
 DEFAULT_THRESHOLDS = (80, 95)

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, Final
 
-from router.call import INPUT_CLASSES, OUTPUT_CLASSES, Usage, UsageClass
+from router.call import NO_CLASSES, Usage
 from router.config.document import Prices
+from router.pricing.price_tables import RATES_PER_NANO, has_price, price_table
 
 CHARS_PER_TOKEN: Final = 4
 """Rule of thumb for English text that OpenAI publishes; used only where nothing was reported."""
-
-TOKENS_PER_PRICE: Final = 1_000_000
-_TIER_PPM: Final = 1_000_000
 
 
 def cost_nanos(usage: Usage, prices: Prices | None) -> int | None:
@@ -22,40 +19,21 @@ def cost_nanos(usage: Usage, prices: Prices | None) -> int | None:
     """
     if prices is None:
         return None
-    known = class_prices(prices, usage.tokens_input)
-    parts = sum([amount * _price(name, known) for name, amount in usage.classes().items()])
-    tier_ppm = _TIER_PPM
-    if usage.service_tier is not None:
-        tier_ppm = prices.service_tiers_ppm.get(usage.service_tier, _TIER_PPM)
-    return -(-parts * tier_ppm // (TOKENS_PER_PRICE * _TIER_PPM))
+    rates = price_table(prices, usage.tokens_input, usage.service_tier).rates
+    used = usage.classes()
+    parts = sum([amount * rates[name] for name, amount in used.items()])
+    if "requests" not in used:  # a call is one, whether or not its provider counts it
+        parts += rates["requests"]
+    return -(-parts // RATES_PER_NANO)
 
 
-def class_prices(prices: Prices, tokens_input: int) -> Mapping[UsageClass, int]:
-    """The prices of a call with so much input, for the classes that have one."""
-    cached = prices.cached_input_nanos
-    known: dict[UsageClass, int] = {
-        "input": prices.input_nanos,
-        "output": prices.output_nanos,
-        "cache_read": prices.input_nanos if cached is None else cached,
-        **prices.classes,
-    }
-    for tier in prices.tiers:
-        if tokens_input > tier.above_input_tokens:
-            known.update(tier.classes)
-    return known
-
-
-def _price(name: UsageClass, known: Mapping[UsageClass, int]) -> int:
-    price = known.get(name)
-    if price is not None:
-        return price
-    if name in INPUT_CLASSES:
-        return max([known[other] for other in INPUT_CLASSES if other in known])
-    if name == "output_reasoning":
-        return known["output"]
-    if name in OUTPUT_CLASSES:
-        return max([known[other] for other in OUTPUT_CLASSES if other in known])
-    return 0
+def unpriced(usage: Usage, prices: Prices | None) -> tuple[str, ...]:
+    """The classes used that have no price of their own, ``service_tier`` for such a tier."""
+    if prices is None or (usage.special is NO_CLASSES and usage.service_tier is None):
+        return ()
+    table = price_table(prices, usage.tokens_input, usage.service_tier)
+    found = [name for name in usage.classes() if name in table.unpriced]
+    return (*found, *(() if has_price(prices, usage.service_tier) else ("service_tier",)))
 
 
 def estimate(fields: dict[str, Any], output_chars: int, at_start: Usage | None = None) -> Usage:

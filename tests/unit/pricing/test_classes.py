@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from router.call import Usage
-from router.config.document import Prices, PriceTier
+from router.config.document import Prices, PriceTier, ServiceTier
 from router.pricing.cost import cost_nanos
 
 USD = 1_000_000_000
@@ -19,7 +19,7 @@ PRICES = Prices(
         "web_searches": 10_000 * USD,
     },
     tiers=(PriceTier(200_000, {"input": 6 * USD, "output": 22_500_000_000}),),
-    service_tiers_ppm={"batch": 500_000},
+    service_tiers={"batch": ServiceTier(500_000)},
 )
 
 
