@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Final
 
 import gevent
 
@@ -20,6 +19,7 @@ from router.limits.remote.budget_client import BudgetClient
 from router.limits.retry_queue import RetryQueue
 from router.records.recorder import Recorder
 from router.redis.client import RedisClient
+from router.redis.durability import SAFE_POLICY
 from router.telemetry.metrics import Figures
 
 log = logging.getLogger("router.limits")
@@ -48,15 +48,17 @@ class Limits:
     """``None`` in tests that run scripts in another way."""
     budget_client: BudgetClient | None
     """``None`` without a budget service."""
-    _may_evict: bool | None = field(default=None, init=False)
+    _may_evict: bool = field(default=False, init=False)
+    _may_lose_writes: bool = field(default=False, init=False)
 
     def tick(self, recorder: Recorder) -> None:
         """Once a second: retry what failed, report what has happened. Returns at once."""
         self.audit_outbox.flush(recorder)
         if len(self.retry_queue):
             gevent.spawn(self.retry_queue.run)
-        if self.redis is not None and self._may_evict is None and not self.redis.is_unavailable:
-            gevent.spawn(self._check_eviction)
+        redis = self.redis
+        if redis is not None and redis.needs_refresh and not redis.is_unavailable:
+            gevent.spawn(self._look_at, redis)
 
     def close(self, recorder: Recorder) -> None:
         """Do what was queued, if that is possible now, and close connections."""
@@ -76,7 +78,8 @@ class Limits:
             "limits_deferred": len(self.retry_queue),
             "limits_deferred_dropped": self.retry_queue.dropped,
             "leases_unresolved": self.audit_outbox.unresolved,
-            "redis_may_evict": bool(self._may_evict),
+            "redis_may_evict": self._may_evict,
+            "redis_may_lose_writes": self._may_lose_writes,
             "dependency_up": {
                 name: all(breaker.state == "closed" for breaker in found)
                 for name, found in breakers.items()
@@ -98,19 +101,23 @@ class Limits:
             found["budget_service"] = [self.budget_client.breaker]
         return found
 
-    def _check_eviction(self) -> None:
-        assert self.redis is not None
+    def _look_at(self, redis: RedisClient) -> None:
         try:
-            policy = self.redis.eviction_policy()
+            redis.refresh()
         except Unavailable:
-            return
-        self._may_evict = policy is not None and policy != _SAFE_POLICY
-        if self._may_evict:
+            return  # again in a second
+        masters = redis.durability()
+        may_evict = [master for master in masters if master.may_evict]
+        if may_evict and not self._may_evict:
             log.warning(
                 "redis may forget budgets when its memory is full: set maxmemory-policy to %s",
-                _SAFE_POLICY,
-                extra={"maxmemory_policy": policy},
+                SAFE_POLICY,
+                extra={"maxmemory_policy": may_evict[0].eviction_policy},
             )
-
-
-_SAFE_POLICY: Final = "noeviction"
+        may_lose_writes = any(master.may_lose_writes for master in masters)
+        if may_lose_writes and not self._may_lose_writes:
+            log.warning(
+                "redis may lose decisions in a failover: set min-replicas-to-write to 1",
+                extra={"replicas": max(master.replicas or 0 for master in masters)},
+            )
+        self._may_evict, self._may_lose_writes = bool(may_evict), may_lose_writes

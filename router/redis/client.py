@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
-from redis.exceptions import AskError, MovedError, NoScriptError, ResponseError, TryAgainError
+from redis.exceptions import ResponseError
 
 from router.breaker import Breaker, Unavailable
 from router.redis.address import Kind, RedisAddress
 from router.redis.cluster import Cluster
 from router.redis.connection import ConnectionOptions
+from router.redis.durability import Durability
+from router.redis.recovery import Recovery, first_error
 from router.redis.scripts import Argument, ScriptCall, packed
 from router.redis.sentinel import SentinelMaster
 from router.redis.topology import Node, OnChange, SingleServer, Topology
@@ -27,10 +28,6 @@ TOPOLOGIES: Final[Mapping[Kind, type[Topology]]] = {
 EXCHANGE_SHARE: Final = 0.94
 """Of the timeout, for the exchange. The rest is for what the caller does with a failure, so that
 its whole decision ends in time."""
-
-_HOPS: Final = 3
-_ASKING: Final = packed(("ASKING",))
-_EVICTION: Final = re.compile(rb"^maxmemory_policy:(\S+)", re.MULTILINE)
 
 
 class RedisClient:
@@ -77,15 +74,18 @@ class RedisClient:
         """
         deadline_s = time.monotonic() + self._timeout_s
         node = self._usable(calls[0].keys[0], deadline_s)
+        commands = b"".join([call.by_digest() for call in calls])
         try:
-            replies = node.exchange(
-                b"".join([call.by_digest() for call in calls]), len(calls), deadline_s
-            )
-            if _first_error(replies) is not None:
-                replies = self._recovered(calls, replies, node, deadline_s)
+            replies = node.ask(commands, len(calls), deadline_s)
         except Unavailable as error:
-            node.failed(error)
-            raise
+            if error.reason != "connect":
+                raise
+            # It cannot have been executed: another server may have taken over by now.
+            node = self._topology.successor(node, error, deadline_s)
+            replies = node.ask(commands, len(calls), deadline_s)
+        if first_error(replies) is not None:
+            recovery = Recovery(self._topology, calls, deadline_s)
+            node, replies = recovery.replies(node, replies)
         node.breaker.succeeded()
         return replies
 
@@ -96,24 +96,26 @@ class RedisClient:
         """
         deadline_s = time.monotonic() + self._timeout_s
         node = self._usable(key, deadline_s)
-        try:
-            [reply] = node.exchange(packed(arguments), 1, deadline_s)
-        except Unavailable as error:
-            node.failed(error)
-            raise
+        [reply] = node.ask(packed(arguments), 1, deadline_s)
         node.breaker.succeeded()
         if isinstance(reply, ResponseError):
             raise Unavailable("redis", "script", str(reply))
         return reply
 
-    def eviction_policy(self) -> str | None:
-        """What this Redis does when its memory is full; ``None`` when the server does not say.
+    @property
+    def needs_refresh(self) -> bool:
+        """Whether :meth:`refresh` has anything to do."""
+        return self._topology.needs_refresh
 
-        Anything but ``noeviction`` can forget a counter, which then has to be rebuilt.
-        """
-        reply = self.command("INFO", "memory")
-        found = _EVICTION.search(reply) if isinstance(reply, bytes) else None
-        return found[1].decode() if found else None
+    def refresh(self) -> None:
+        """To be called about once a second, beside calls: learn of masters that have moved or are
+        new. Raises :class:`Unavailable`."""
+        self._topology.refresh()
+
+    def durability(self) -> list[Durability]:
+        """What every master known so far has said of itself."""
+        found = [node.durability for node in self._topology.nodes()]
+        return [durability for durability in found if durability is not None]
 
     def breakers(self) -> list[Breaker]:
         """One for each server known so far, and those of finding servers at all."""
@@ -133,54 +135,3 @@ class RedisClient:
         if not node.breaker.allows():
             raise Unavailable("redis", "breaker_open")
         return node
-
-    def _recovered(
-        self, calls: Sequence[ScriptCall], replies: list[object], node: Node, deadline_s: float
-    ) -> list[object]:
-        """The replies, once every refused call was sent again as Redis demands: with the source of
-        its script, or to another server."""
-        known = [True] * len(calls)
-        prefix = b""
-        for _hop in range(_HOPS + len(calls)):
-            first = _first_error(replies)
-            if first is None:
-                return replies
-            error = replies[first]
-            if isinstance(error, NoScriptError) and known[first]:
-                known[first] = False  # again to the same server, now with the source
-            elif isinstance(error, MovedError):
-                node, prefix = self._topology.moved(error.slot_id, error.node_addr), b""
-            elif isinstance(error, AskError):
-                node, prefix = self._topology.redirected(error.node_addr), _ASKING
-            else:
-                # While a slot moves, scripts with several keys are put off: that is no outage.
-                is_moving = isinstance(error, TryAgainError)
-                raise Unavailable("redis", "script", str(error), counts=not is_moving)
-            again = _send(calls[first:], known[first:], prefix, node, deadline_s)
-            replies = replies[:first] + again
-        if _first_error(replies) is None:
-            return replies
-        raise Unavailable("redis", "topology", "too many redirections")
-
-
-def _first_error(replies: Sequence[object]) -> int | None:
-    for index, reply in enumerate(replies):
-        if isinstance(reply, ResponseError):
-            return index
-    return None
-
-
-def _send(
-    calls: Sequence[ScriptCall],
-    known: Sequence[bool],
-    prefix: bytes,
-    node: Node,
-    deadline_s: float,
-) -> list[object]:
-    packed = [
-        prefix + (call.by_digest() if is_known else call.by_source())
-        for call, is_known in zip(calls, known, strict=True)
-    ]
-    each = 2 if prefix else 1
-    replies = node.exchange(b"".join(packed), len(calls) * each, deadline_s)
-    return replies[each - 1 :: each]

@@ -13,7 +13,14 @@ from router.breaker import Breaker, Unavailable
 from router.redis.address import HostPort, RedisAddress
 from router.redis.connection import ConnectionOptions
 from router.redis.scripts import packed
-from router.redis.topology import PING, Node, OnChange, Topology, write_probe
+from router.redis.topology import (
+    PING,
+    UNKNOWN_HOSTS,
+    Node,
+    OnChange,
+    Topology,
+    write_probe,
+)
 
 _CLUSTER_SLOTS: Final = packed(("CLUSTER", "SLOTS"))
 _PROBE_KEYS: Final = 512
@@ -23,9 +30,9 @@ _PROBE_KEYS: Final = 512
 class Cluster(Topology):
     """The masters of a Redis Cluster, each with its own breaker: one may be unavailable alone.
 
-    The map of slots is read when it is first needed and by each probe of an unavailable master; in
-    between, ``MOVED`` replies correct it slot by slot. While no master is available, calls ask
-    nobody.
+    The map of slots is read when it is first needed, by each probe of an unavailable master, and
+    after ``MOVED`` replies, which correct it slot by slot meanwhile. A server that is no master in
+    the map is forgotten. While no master is available, calls ask nobody.
     """
 
     def __init__(
@@ -34,6 +41,7 @@ class Cluster(Topology):
         super().__init__(address, options, on_change)
         self._known: dict[HostPort, Node] = {}
         self._owners: list[Node | None] = [None] * REDIS_CLUSTER_HASH_SLOTS
+        self._is_map_old = False
 
     def node(self, key: str, deadline_s: float) -> Node:
         """The master of the key's slot."""
@@ -50,6 +58,7 @@ class Cluster(Topology):
     def moved(self, slot: int, address: HostPort) -> Node:
         """The server at ``address``, which owns ``slot`` from now on."""
         owner = self._owners[slot] = self._node_at(address)
+        self._is_map_old = True
         return owner
 
     def redirected(self, address: HostPort) -> Node:
@@ -59,6 +68,18 @@ class Cluster(Topology):
     def nodes(self) -> list[Node]:
         """Every server known so far."""
         return list(self._known.values())
+
+    @property
+    def needs_refresh(self) -> bool:
+        """As above, and after a reply has shown that the map is old."""
+        return self._is_map_old or super().needs_refresh
+
+    def refresh(self) -> None:
+        """As above, with a map that is up to date."""
+        if self._is_map_old:
+            self._is_map_old = False
+            self._read_map(self.probe_deadline_s())
+        super().refresh()
 
     def _node_at(self, address: HostPort) -> Node:
         node = self._known.get(address)
@@ -73,7 +94,9 @@ class Cluster(Topology):
             self._read_map(deadline_s)  # another server may have taken over the slots by now
         except Unavailable:
             pass
-        self._known[address].probe(self._probe_command(self._known[address]), deadline_s)
+        node = self._known.get(address)
+        if node is not None:  # or the map knows it no more, and the breaker is stopped
+            node.probe(self._probe_command(node), deadline_s)
 
     def _probe_command(self, node: Node) -> bytes:
         """A write to a slot of this server; PING where it owns none of those tried."""
@@ -90,11 +113,10 @@ class Cluster(Topology):
             node = self._node_at(address)
             try:
                 until_s = min(deadline_s, time.monotonic() + share_s)
-                [reply] = node.exchange(_CLUSTER_SLOTS, 1, until_s)
-            except Unavailable as error:
-                node.failed(error)
+                [reply] = node.ask(_CLUSTER_SLOTS, 1, until_s)
+            except Unavailable:
                 continue
-            if isinstance(reply, list):
+            if isinstance(reply, list) and reply:
                 self._learn(reply, address[0])
                 return
         raise Unavailable("redis", "topology", "no server of the cluster answers")
@@ -104,13 +126,21 @@ class Cluster(Topology):
 
     def _learn(self, reply: list[object], replying_host: str) -> None:
         owners: list[Node | None] = [None] * REDIS_CLUSTER_HASH_SLOTS
-        # A server that does not know its own host leaves it out; then it is the one that replied.
-        ranges = cast(
-            "dict[tuple[int, int], Any]", parse_cluster_slots(reply, current_host=replying_host)
-        )
+        ranges = cast("dict[tuple[int, int], Any]", parse_cluster_slots(reply))
+        masters = set()
         for (first, last), servers in ranges.items():
-            owners[first : last + 1] = [self._node_at(servers["primary"])] * (last + 1 - first)
+            host, port = servers["primary"]
+            address = (replying_host if host in UNKNOWN_HOSTS else host, port)
+            masters.add(address)
+            owners[first : last + 1] = [self._node_at(address)] * (last + 1 - first)
         self._owners = owners
+        for address in [known for known in self._known if known not in masters]:
+            self._forget(self._known.pop(address))
+
+    def _forget(self, node: Node) -> None:
+        node.close()
+        if node.breaker.state != "closed":  # nobody waits for it any more
+            self.on_change(node.breaker.name, "closed")
 
 
 @lru_cache(maxsize=8192)

@@ -49,6 +49,15 @@ def script(source: str) -> Script:
     return Script(source, hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest())
 
 
+_ONE_KEY: Final = """local count = tonumber(ARGV[1])
+local keys, arguments = {{ KEYS[1], unpack(ARGV, 2, count) }}, {{ unpack(ARGV, count + 1) }}
+local function call(KEYS, ARGV)
+{}
+end
+return call(keys, arguments)
+"""
+
+
 @dataclass(slots=True)
 class ScriptCall:
     """One call of a script. All its keys must carry the same hash tag."""
@@ -64,6 +73,16 @@ class ScriptCall:
     def by_source(self) -> bytes:
         """The command that also teaches Redis the script."""
         return self._packed("EVAL", self.script.source)
+
+    def in_one_key(self) -> bytes:
+        """The command with all keys but the first as arguments.
+
+        A master that imports the slot of the keys refuses a command of several keys, one of which
+        is not there; a command of one key it executes.
+        """
+        source = _ONE_KEY.format(self.script.source)
+        given = (len(self.keys), *self.keys[1:], *self.arguments)
+        return packed(("EVAL", source, 1, self.keys[0], *given))
 
     def _packed(self, command: str, what: str) -> bytes:
         return packed((command, what, len(self.keys), *self.keys, *self.arguments))

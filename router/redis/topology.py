@@ -22,6 +22,7 @@ from router.redis.connection import (
     tcp_connection,
     unix_connection,
 )
+from router.redis.durability import Durability, read_durability
 from router.redis.pipelining import Pipelining
 from router.redis.pool import Pool
 from router.redis.scripts import packed
@@ -30,6 +31,9 @@ OnChange = Callable[[str, State], None]
 """Called with the name of the dependency and the new state of its breaker."""
 
 PING: Final = packed(("PING",))
+
+UNKNOWN_HOSTS: Final = ("", "?")
+"""What a server of a cluster names that does not know the host: it is the one that replied."""
 
 
 class Node:
@@ -40,7 +44,11 @@ class Node:
         connect: Callable[[], RedisConnection],
         options: ConnectionOptions,
         breaker: Breaker,
+        address: HostPort | None = None,
     ) -> None:
+        self.address = address
+        self.durability: Durability | None = None
+        """``None`` until the server was asked."""
         self.pool = Pool(connect, max_connections=options.max_connections)
         self.breaker = breaker
         self.exchange = (
@@ -48,6 +56,15 @@ class Node:
             if options.pipeline_commands
             else self.pool.exchange
         )
+
+    def ask(self, commands: bytes, count: int, deadline_s: float) -> list[object]:
+        """An exchange whose failure the breaker counts. Whether it was a success, the caller has to
+        say: a reply may be an error."""
+        try:
+            return self.exchange(commands, count, deadline_s)
+        except Unavailable as error:
+            self.failed(error)
+            raise
 
     def failed(self, error: Unavailable) -> None:
         """Count a failure of an exchange."""
@@ -84,6 +101,26 @@ class Topology(ABC):
     def nodes(self) -> list[Node]:
         """Every server known so far."""
 
+    @property
+    def needs_refresh(self) -> bool:
+        """Whether :meth:`refresh` has anything to do."""
+        nodes = self.nodes()
+        return not nodes or any(node.durability is None for node in nodes)
+
+    def refresh(self) -> None:
+        """Beside calls: find the servers, and ask each master that is new about itself. Raises
+        :class:`Unavailable`."""
+        if not self.nodes():
+            self.node("", self.probe_deadline_s())
+        for node in self.nodes():
+            if node.durability is None and node.breaker.state == "closed":
+                node.durability = read_durability(node.ask, self.probe_deadline_s())
+
+    def successor(self, node: Node, error: Unavailable, deadline_s: float) -> Node:
+        """The server to send to what ``node`` has not executed; raises ``error`` when there is none
+        but ``node``."""
+        raise error
+
     def moved(self, slot: int, address: HostPort) -> Node:
         """The server at ``address``, which owns ``slot`` from now on."""
         raise Unavailable("redis", "topology", "the server is part of a cluster")
@@ -104,7 +141,7 @@ class Topology(ABC):
     def tcp_node(self, address: HostPort, breaker: Breaker) -> Node:
         """A new node at ``address``."""
         options = self.options
-        return Node(lambda: tcp_connection(address, options), options, breaker)
+        return Node(lambda: tcp_connection(address, options), options, breaker, address)
 
     def probe_deadline_s(self) -> float:
         """When a probe that begins now has to be done."""
@@ -136,6 +173,14 @@ class SingleServer(Topology):
 
     def _probe(self) -> None:
         self._node.probe(write_probe(), self.probe_deadline_s())
+
+
+def server_named(address: HostPort, by: Node) -> HostPort:
+    """The address that a redirection by ``by`` names."""
+    host, port = address
+    if host in UNKNOWN_HOSTS and by.address is not None:
+        return by.address[0], port
+    return host, port
 
 
 def write_probe(key: str = "router:{probe}") -> bytes:

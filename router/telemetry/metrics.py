@@ -117,6 +117,7 @@ _GAUGES: Final[dict[str, tuple[Any, ...]]] = {
     "budget_reserved_nanousd": ("livesum", "Reserved by running calls, in nano-USD."),
     "limits_deferred": ("livesum", "What Redis or a budget service has to be told later."),
     "redis_may_evict": ("livemax", "1 if Redis may forget budgets when its memory is full."),
+    "redis_may_lose_writes": ("livemax", "1 if Redis may lose decisions in a failover."),
     "dependency_up": ("livemin", "1 if no worker finds the dependency unavailable.", "dependency"),
 }
 """How the values of several workers become one, help text and labels."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -89,6 +90,36 @@ class ClusterServers:
 
     def owner_index(self, organization: str) -> int:
         return slot_of(tag(organization)) * 3 // SLOTS
+
+    def replace(self, index: int) -> None:
+        """End a node, and start it at another port: it is the same one to the others."""
+        old, node = self.nodes[index], copy.copy(self.nodes[index])
+        old.kill()
+        node.port = free_port()
+        ports = {str(old.port): str(node.port)}
+        node._command = [ports.get(word, word) for word in old._command]
+        self.nodes[index] = node
+        node.start()
+
+    def begin_move(self, slot: int, source: RedisServer, target: RedisServer) -> None:
+        """The first step of what ``redis-cli --cluster reshard`` does for each slot."""
+        source_id, target_id = (command(node, "CLUSTER", "MYID") for node in (source, target))
+        command(target, "CLUSTER", "SETSLOT", slot, "IMPORTING", source_id)
+        command(source, "CLUSTER", "SETSLOT", slot, "MIGRATING", target_id)
+
+    def move_some(self, slot: int, source: RedisServer, target: RedisServer, most: int) -> int:
+        """The second, which it repeats until there are no keys left; says how many there were."""
+        keys = command(source, "CLUSTER", "GETKEYSINSLOT", slot, most)
+        if keys:
+            command(source, "MIGRATE", "127.0.0.1", target.port, "", 0, 5000, "KEYS", *keys)
+        return len(keys)
+
+    def end_move(self, slot: int, target: RedisServer) -> None:
+        """The third."""
+        target_id = command(target, "CLUSTER", "MYID")
+        others = [node for node in self.nodes if node is not target]
+        for node in (target, *others):
+            command(node, "CLUSTER", "SETSLOT", slot, "NODE", target_id)
 
     def close(self) -> None:
         for node in self.nodes:

@@ -77,8 +77,10 @@ end
 
 local allowed = 1
 local states = {}
-local stored = buckets > 0 and redis.call('MGET', unpack(KEYS, 1, buckets)) or {}
+local stored = {}
 for i = 1, buckets do
+  -- One by one: a master that imports the slot refuses MGET when one of the keys is not there.
+  stored[i] = redis.call('GET', KEYS[i])
   local a = 4 * i + 1
   local rate, burst = tonumber(ARGV[a]), tonumber(ARGV[a + 1])
   local cost, flag = tonumber(ARGV[a + 2]), ARGV[a + 3]

@@ -19,6 +19,7 @@ from router.limits.configured import RateSpecs
 from router.limits.outcome import Request
 from router.limits.rates.decision import BucketSpec
 from router.limits.worker_limits import Limits
+from router.redis.durability import Durability
 from router.services import build_limits
 from tests.fakes.admitting import TAKEN
 
@@ -44,16 +45,23 @@ class Redis:
 
     is_unavailable = False
 
-    def __init__(self, policy: str | None) -> None:
-        self.policy = policy
+    def __init__(self, *masters: Durability) -> None:
+        self.masters = masters
         self.asked = 0
+        self.is_away = False
         self.is_closed = False
 
-    def eviction_policy(self) -> str | None:
+    @property
+    def needs_refresh(self) -> bool:
+        return self.is_away or not self.asked
+
+    def refresh(self) -> None:
         self.asked += 1
-        if self.policy == "away":
+        if self.is_away:
             raise Unavailable("redis", "timeout")
-        return self.policy
+
+    def durability(self) -> list[Durability]:
+        return list(self.masters)
 
     def breakers(self) -> list[Any]:
         return []
@@ -104,21 +112,49 @@ def test_closed_limits_say_so(tmp_path: Path, recorder: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("policy", "may_evict", "asked"),
-    [("noeviction", False, 1), ("allkeys-lru", True, 1), (None, False, 1), ("away", False, 2)],
+    ("masters", "may_evict", "may_lose_writes"),
+    [
+        ([], False, False),
+        ([Durability()], False, False),
+        ([Durability("noeviction", 0, False)], False, False),
+        ([Durability("noeviction", 1, True)], False, False),
+        ([Durability("noeviction", 1, True), Durability("noeviction", 1, False)], False, True),
+        ([Durability("noeviction", 0, False), Durability("allkeys-lru", 0, False)], True, False),
+    ],
 )
 def test_a_redis_that_forgets_is_told_of(
-    tmp_path: Path, recorder: Any, policy: str | None, may_evict: bool, asked: int
+    tmp_path: Path,
+    recorder: Any,
+    masters: list[Durability],
+    may_evict: bool,
+    may_lose_writes: bool,
 ) -> None:
-    """D10: looked at once Redis answers, and then no more."""
+    """D10: every master is looked at once it answers, and then no more."""
     limits = built(tmp_path)
-    limits.redis = redis = Redis(policy)  # type: ignore[assignment]
+    limits.redis = redis = Redis(*masters)  # type: ignore[assignment]
     for _ in range(2):
         limits.tick(recorder)
         gevent.sleep(0)
-    assert (limits.figures()["redis_may_evict"], redis.asked) == (may_evict, asked)
+    figures = limits.figures()
+    assert figures["redis_may_evict"] == may_evict
+    assert figures["redis_may_lose_writes"] == may_lose_writes
+    assert redis.asked == 1
     limits.close(recorder)
     assert redis.is_closed
+
+
+def test_a_redis_that_is_away_is_looked_at_later(tmp_path: Path, recorder: Any) -> None:
+    """D10: it is not taken for a safe one."""
+    limits = built(tmp_path)
+    limits.redis = redis = Redis(Durability("allkeys-lru", 0, False))  # type: ignore[assignment]
+    redis.is_away = True
+    for is_away in (True, False):
+        redis.is_away = is_away
+        redis.asked = 0
+        limits.tick(recorder)
+        gevent.sleep(0)
+        assert limits.figures()["redis_may_evict"] is not is_away
+    limits.close(recorder)
 
 
 def test_what_waits_for_redis_is_done_beside_the_heartbeat(tmp_path: Path, recorder: Any) -> None:

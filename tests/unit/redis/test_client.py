@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -14,6 +14,7 @@ from router.redis.address import parse_address
 from router.redis.client import RedisClient
 from router.redis.cluster import slot_of
 from router.redis.connection import ConnectionOptions
+from router.redis.durability import Durability
 from router.redis.scripts import ScriptCall, script
 from tests.fakes.scripted_redis import ScriptedRedis, array, bulk
 
@@ -85,17 +86,44 @@ def test_a_refused_administration_command_is_no_outage(servers: list[ScriptedRed
     subject = client(f"redis://127.0.0.1:{servers[0].port}")
     for _ in range(5):
         with pytest.raises(Unavailable, match="script"):
-            subject.eviction_policy()
+            subject.command("DBSIZE")
+    subject.refresh()
+    assert subject.durability() == [Durability()]
     assert not subject.is_unavailable
     subject.close()
 
 
-def test_the_eviction_policy_is_read(servers: list[ScriptedRedis]) -> None:
-    """D10: from INFO, which most servers allow; unknown where it is not told."""
-    subject = client(f"redis://127.0.0.1:{servers[0].port}")
-    assert subject.eviction_policy() is None
-    servers[0].answer = lambda _command: bulk("# Memory\r\nmaxmemory_policy:allkeys-lru\r\nx:1")
-    assert subject.eviction_policy() == "allkeys-lru"
+def test_every_master_is_asked_once_how_safe_it_is(servers: list[ScriptedRedis]) -> None:
+    """D10: from INFO, which most servers allow; the policy of one master says nothing of another's.
+    A slot that has moved to a new master has that one asked, too."""
+    one, other = servers
+    ranges = [array(b":0\r\n", b":8191\r\n", array(bulk("127.0.0.1"), b":%d\r\n" % one.port))]
+
+    def answer(policy: str, more: str) -> Callable[[list[bytes]], bytes]:
+        return lambda command: {
+            b"SLOTS": array(*ranges),
+            b"memory": bulk(f"# Memory\r\nmaxmemory_policy:{policy}\r\nx:1"),
+            b"replication": bulk(f"role:master\r\nconnected_slaves:1\r\n{more}y:2"),
+        }.get(command[-1], b"-MOVED 9000 127.0.0.1:%d\r\n" % other.port)
+
+    one.answer = answer("noeviction", "min_slaves_good_slaves:1\r\n")
+    other.answer = answer("allkeys-lru", "")
+    subject = client(f"redis+cluster://127.0.0.1:{one.port}")
+    assert subject.needs_refresh
+    subject.refresh()
+    assert subject.durability() == [Durability("noeviction", 1, True)]
+    assert not subject.needs_refresh
+    ranges.append(
+        array(b":8192\r\n", b":16383\r\n", array(bulk("127.0.0.1"), b":%d\r\n" % other.port))
+    )
+    with pytest.raises(Unavailable):
+        subject.run(CALL)  # MOVED, again and again
+    assert subject.needs_refresh
+    subject.refresh()
+    assert subject.durability() == [
+        Durability("noeviction", 1, True),
+        Durability("allkeys-lru", 1, False),
+    ]
     subject.close()
 
 
@@ -250,6 +278,103 @@ def test_asking_goes_on_when_the_new_server_does_not_know_the_script(
     assert subject.run(CALL) == 1
     assert asked == [b"ASKING", b"EVALSHA", b"ASKING", b"EVAL"]
     subject.close()
+
+
+@pytest.mark.parametrize("host", ["", "?"])
+@pytest.mark.parametrize("word", ["MOVED", "ASK"])
+def test_a_redirection_without_a_host_means_the_one_that_replied(
+    servers: list[ScriptedRedis], word: str, host: str
+) -> None:
+    """R5: a server that does not know its own host leaves it out; it used to be an unknown host."""
+    old, new = servers
+    named = f"{host}:{new.port}".encode()
+
+    def answer(command: list[bytes]) -> bytes:
+        if command[0] == b"CLUSTER":
+            of_old = array(bulk(host), b":%d\r\n" % old.port)
+            return array(array(b":0\r\n", b":16383\r\n", of_old))
+        return b"-%b %d %b\r\n" % (word.encode(), SLOT, named)
+
+    old.answer = answer
+    new.answer = lambda _command: b":1\r\n"
+    subject = client(f"redis+cluster://127.0.0.1:{old.port}")
+    assert subject.run(CALL) == 1
+    subject.close()
+
+
+def test_a_failure_counts_against_the_server_that_failed(servers: list[ScriptedRedis]) -> None:
+    """P9: a master whose slot moves to a dead one is well, and goes on with its other slots."""
+    whole, dead = servers
+    dead.close()
+
+    def answer(command: list[bytes]) -> bytes:
+        if command[0] == b"CLUSTER":
+            return slots(whole.port)
+        if command[-1] == b"other":
+            return b":1\r\n"
+        return b"-ASK %d 127.0.0.1:%d\r\n" % (SLOT, dead.port)
+
+    whole.answer = answer
+    subject = client(f"redis+cluster://127.0.0.1:{whole.port}")
+    for _ in range(5):
+        with pytest.raises(Unavailable, match="connect"):
+            subject.run(CALL)
+    assert subject.run(ScriptCall(CALL.script, CALL.keys, ["other"])) == 1
+    subject.close()
+
+
+def test_a_moving_slot_whose_keys_cannot_be_moved_ends_with_the_deadline(
+    servers: list[ScriptedRedis],
+) -> None:
+    """P9: a user without the permission for MIGRATE waits for the operator's tool, as long as the
+    call has time, and no master is blamed."""
+    source, target = servers
+
+    def answer(command: list[bytes]) -> bytes:
+        return {
+            b"CLUSTER": slots(source.port),
+            b"EXISTS": b":1\r\n" if command[1] == b"{acme}k" else _ask(target.port),
+            b"MIGRATE": b"-NOPERM no\r\n",
+        }.get(command[0], b"-TRYAGAIN Multiple keys request during rehashing of slot\r\n")
+
+    source.answer = answer
+    subject = client(f"redis+cluster://127.0.0.1:{source.port}")
+    call = ScriptCall(CALL.script, ["{acme}k", "{acme}new"], [])
+    begun_s = time.monotonic()
+    for _ in range(4):
+        with pytest.raises(Unavailable, match=r"script|timeout"):
+            subject.run(call)
+    assert 4 * 0.4 < time.monotonic() - begun_s < 4 * 1.0
+    assert not subject.is_unavailable
+    assert target.commands == []
+    subject.close()
+
+
+def test_a_user_with_a_password_moves_keys_with_it(servers: list[ScriptedRedis]) -> None:
+    """The masters of a cluster have the same users."""
+    source, target = servers
+
+    def answer(command: list[bytes]) -> bytes:
+        return {
+            b"AUTH": b"+OK\r\n",
+            b"CLUSTER": slots(source.port),
+            b"EXISTS": b":1\r\n" if command[1] == b"{acme}k" else _ask(target.port),
+            b"MIGRATE": b"+OK\r\n",
+        }.get(command[0], b"-TRYAGAIN no\r\n")
+
+    source.answer = answer
+    target.answer = lambda command: b":7\r\n" if command[0] == b"EVAL" else b"+OK\r\n"
+    subject = client(f"redis+cluster://me:pw@127.0.0.1:{source.port}")
+    assert subject.run(ScriptCall(CALL.script, ["{acme}k", "{acme}new"], ["x"])) == 7
+    [migrate] = [command for command in source.commands if command[0] == b"MIGRATE"]
+    assert migrate[6:] == [b"AUTH2", b"me", b"pw", b"KEYS", b"{acme}k"]
+    assert target.names() == [b"AUTH", b"ASKING", b"EVAL"]
+    assert target.commands[-1][2:] == [b"1", b"{acme}k", b"2", b"{acme}new", b"x"]
+    subject.close()
+
+
+def _ask(port: int) -> bytes:
+    return b"-ASK %d 127.0.0.1:%d\r\n" % (SLOT, port)
 
 
 def test_redirections_without_end_are_given_up(servers: list[ScriptedRedis]) -> None:

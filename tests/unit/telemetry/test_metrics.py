@@ -64,6 +64,7 @@ FAMILIES = {
     "api_router_limits_deferred_dropped": ("counter", set()),
     "api_router_leases_unresolved": ("counter", set()),
     "api_router_redis_may_evict": ("gauge", set()),
+    "api_router_redis_may_lose_writes": ("gauge", set()),
     "api_router_dependency_up": ("gauge", {"dependency"}),
     "api_router_dependency_away_seconds": ("counter", {"dependency"}),
 }
@@ -96,6 +97,7 @@ LIMITS = {
     "limits_deferred_dropped": 7,
     "leases_unresolved": 2,
     "redis_may_evict": True,
+    "redis_may_lose_writes": True,
     "dependency_up": {"redis": False, "budget_service": True},
     "dependency_away_seconds": {"redis": 1.5, "budget_service": 0.0},
 }
@@ -269,6 +271,7 @@ COUNTED: dict[str, tuple[Callable[[Metrics], None], list[str]]] = {
             "api_router_limits_deferred_dropped_total 7.0",
             "api_router_leases_unresolved_total 2.0",
             "api_router_redis_may_evict 1.0",
+            "api_router_redis_may_lose_writes 1.0",
             'api_router_dependency_up{dependency="budget_service"} 1.0',
             'api_router_dependency_away_seconds_total{dependency="redis"} 1.5',
         ],
