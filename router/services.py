@@ -18,7 +18,7 @@ from router.config.state.state_reader import StateReader
 from router.errors import NotConfigured
 from router.limits.admission import Admission, OnUnavailable
 from router.limits.audit_outbox import AuditOutbox
-from router.limits.budgets.ledger import Ledger
+from router.limits.budgets.ledger import Ledger, SinceMsOf, never_added
 from router.limits.budgets.maintenance import LedgerMaintenance
 from router.limits.budgets.rebuilding import Rebuilder, RebuildingLedger, SumRecords
 from router.limits.budgets.windows import WindowSpec, WindowState
@@ -162,6 +162,7 @@ def build_services(
             clock=clock,
             resolve=Resolver().resolve,
             runner=runner,
+            since_ms_of=state.budgets_added_ms,
         ),
         metrics=Metrics(CollectorRegistry()),
         call_log=CallLog(),
@@ -175,6 +176,7 @@ def build_limits(
     clock: Clock,
     resolve: Resolve = system_resolve,
     runner: Runner | None = None,
+    since_ms_of: SinceMsOf = never_added,
 ) -> Limits:
     """Wire a worker's limits; connects when first used. ``runner`` is used in place of the Redis of
     ``settings``.
@@ -186,8 +188,9 @@ def build_limits(
     if runner is None:
         runner = redis = _connect(settings, resolve, outbox)
     rates = _rate_gate(settings, runner, retry_queue, clock)
-    ledger = Ledger(runner, clock=clock)
-    rebuilder = Rebuilder(LedgerMaintenance(runner, clock=clock), sum_records)
+    ledger = Ledger(runner, clock=clock, since_ms_of=since_ms_of)
+    maintenance = LedgerMaintenance(runner, clock=clock, since_ms_of=since_ms_of)
+    rebuilder = Rebuilder(maintenance, sum_records)
     entries = Idempotency(
         runner, keep_s=settings.idempotency_keep_s, max_reply_bytes=settings.idempotency_max_bytes
     )

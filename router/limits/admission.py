@@ -180,7 +180,9 @@ class Admission:
                     continue
                 if isinstance(reply, NeedsRebuild):
                     asking.claimed = entry is not None
-                    for event in self._rebuilder.rebuild(organization_id, reply.windows):
+                    for event in self._rebuilder.rebuild(
+                        organization_id, reply.windows, request.windows
+                    ):
                         self._on_threshold(organization_id, event)
                     continue
             except Unavailable as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from typing import NamedTuple
 
 import click
@@ -12,6 +12,7 @@ from router.breaker import Unavailable
 from router.cli.operator_audit import as_owner_of
 from router.cli.output import CannotFindOut
 from router.config.settings import EMBEDDED_REDIS, Settings, SettingsError
+from router.config.state.state_reader import StateReader
 from router.limits.budgets.ledger import Ledger
 from router.limits.budgets.maintenance import LedgerMaintenance
 from router.limits.budgets.rebuilding import SumRecords
@@ -43,9 +44,14 @@ def ledger_session(settings: Settings) -> Iterator[LedgerSession]:
             "a budget service holds the budgets (BUDGET_SERVICE_ENDPOINT): run this where it runs"
         )
     timeout_s = max(_TIMEOUT_S, settings.redis_timeout_s)
-    with redis_client(settings, timeout_s=timeout_s) as client:
+    state = StateReader(settings.state_dir)
+    with redis_client(settings, timeout_s=timeout_s) as client, closing(state):
         try:
-            yield LedgerSession(client, Ledger(client), LedgerMaintenance(client))
+            yield LedgerSession(
+                client,
+                Ledger(client, since_ms_of=state.budgets_added_ms),
+                LedgerMaintenance(client, since_ms_of=state.budgets_added_ms),
+            )
         except Unavailable as error:
             raise CannotFindOut(f"no answer from {client.address} ({error})") from None
 

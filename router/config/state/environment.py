@@ -35,6 +35,7 @@ REVISION: Final = b"revision"
 APPLIED_AT: Final = b"applied_at"
 DOCUMENT: Final = b"document"
 PEPPER_FINGERPRINT: Final = b"pepper_fingerprint"
+_BUDGETS_ADDED: Final = b"budgets_added:"
 
 _DECODED_KEYS: Final = 4096
 _NUMBER_BYTES: Final = 8
@@ -202,13 +203,18 @@ def _keep_length(env: lmdb.Environment, state_dir: Path) -> None:
         transaction.abort()
 
 
+def budgets_added(organization_id: str) -> bytes:
+    """Under which name it is stored when an organization last got a budget, in ms."""
+    return _BUDGETS_ADDED + organization_id.encode()
+
+
 def encode_number(number: int) -> bytes:
-    """A revision as it is stored."""
+    """A revision or a time as it is stored."""
     return number.to_bytes(_NUMBER_BYTES, "big")
 
 
 def decode_number(raw: bytes | None) -> int:
-    """A stored revision; 0 when there is none."""
+    """A stored revision or time; 0 when there is none."""
     return 0 if raw is None else int.from_bytes(raw, "big")
 
 

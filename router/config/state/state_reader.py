@@ -24,6 +24,7 @@ from router.config.state.environment import (
     REVISION,
     UnreadableError,
     View,
+    budgets_added,
     decode_key,
     decode_number,
     open_view,
@@ -52,6 +53,7 @@ class StateReader:
         self._recheck_at_s = float("-inf")
         self._document: Document | None = None
         self._document_revision: bytes | None = None
+        self._budgets_added: dict[str, int] = {}
         self._unread: str | None = None
         self._refused: str | None = None
 
@@ -101,6 +103,18 @@ class StateReader:
         if self._document is None:
             raise NotConfigured(_UNREADABLE)
         return self._document
+
+    def budgets_added_ms(self, organization_id: str) -> int:
+        """When the organization, or one of its keys, last got a budget; 0 if never.
+
+        While the store cannot be read it is what was read last.
+        """
+        try:
+            raw = self._read(lambda view: view.get(view.meta, budgets_added(organization_id)))
+        except NotConfigured:
+            return self._budgets_added.get(organization_id, 0)
+        found = self._budgets_added[organization_id] = decode_number(raw)
+        return found
 
     def close(self) -> None:
         """Close the store; the next read opens it again."""

@@ -13,6 +13,7 @@ from router.config.diff import Change, compare
 from router.config.document import KeyRecord, LoadedDocument
 from router.config.loader import flatten_messages
 from router.config.serialized import KEY_SCHEMA, serialize, serialize_key, serialize_keys
+from router.config.state.added_budgets import with_added_budgets
 from router.config.state.transaction import Tables, open_tables
 
 Journal = Callable[[Sequence[Change], int], None]
@@ -55,6 +56,9 @@ class StateWriter:
         with open_tables(self._state_dir, create=True) as tables:
             tables.check_pepper(fingerprint)
             changes = tables.changes(loaded, prune_keys=prune_keys, reactivate_keys=reactivate_keys)
+            if tables.revision():
+                stored = {**tables.document(), "keys": serialize_keys(tables.all_keys())}
+                self._note_added_budgets(tables, stored, serialize(loaded))
             touched = {change.entity for change in changes if change.section == "keys"}
             if touched:
                 tables.replace_keys(
@@ -129,6 +133,8 @@ class StateWriter:
             double = tables.key_with_hash(record.hash)
             if double is not None and double.id != record.id:
                 raise StateError([f"this key is already stored as '{double.id}'"])
+            before = {"keys": [serialize_key(old)] if old else []}
+            self._note_added_budgets(tables, before, {"keys": [serialize_key(record)]})
             tables.replace_keys(old=[old] if old else [], new=[record])
             tables.store_pepper(fingerprint)
             self._write_journal(tables, old, record)
@@ -152,6 +158,9 @@ class StateWriter:
         with open_tables(self._state_dir) as tables:
             tables.check_pepper(fingerprint)
             return _found(tables, key_id)
+
+    def _note_added_budgets(self, tables: Tables, old: dict[str, Any], new: dict[str, Any]) -> None:
+        tables.note_added_budgets(with_added_budgets(old, new), self._clock.now_s())
 
     def _write_journal(self, tables: Tables, old: KeyRecord | None, new: KeyRecord) -> None:
         before = [] if old is None else [serialize_key(old)]

@@ -24,6 +24,7 @@ from router.config.state.environment import (
     PEPPER_FINGERPRINT,
     REVISION,
     TABLES,
+    budgets_added,
     decode_key,
     decode_number,
     encode_key,
@@ -141,6 +142,14 @@ class Tables:
         """Store which pepper the keys were hashed with."""
         if fingerprint is not None and self._transaction.stat(self._key_ids)["entries"]:
             self._transaction.put(PEPPER_FINGERPRINT, fingerprint.encode(), db=self._meta)
+
+    def note_added_budgets(self, organization_ids: Iterable[str], now_s: float) -> None:
+        """Store that these organizations got a budget now, later than ever before."""
+        for organization_id in organization_ids:
+            name = budgets_added(organization_id)
+            before_ms = decode_number(self._get(self._meta, name))
+            at_ms = max(int(now_s * 1000), before_ms + 1)
+            self._transaction.put(name, encode_number(at_ms), db=self._meta)
 
     def changes(
         self, loaded: LoadedDocument, *, prune_keys: bool, reactivate_keys: bool

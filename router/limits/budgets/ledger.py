@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -42,6 +42,15 @@ LATE_S: Final = 86_400.0
 
 _TRIES: Final = 3
 
+SinceMsOf = Callable[[str], int]
+"""When a budget was last added to an organization or one of its keys, in ms since the epoch; 0 if
+never. Windows that were seeded before have missed the calls in between."""
+
+
+def never_added(_organization_id: str) -> int:
+    """For a document that never changes."""
+    return 0
+
 
 @dataclass(slots=True)
 class ReservePlan:
@@ -66,12 +75,14 @@ class Ledger:
         clock: Clock | None = None,
         remember_s: float = REMEMBER_S,
         late_s: float = LATE_S,
+        since_ms_of: SinceMsOf = never_added,
         load: Loader = load_script,
     ) -> None:
         self._redis = redis
         self._calendar = Calendar(clock or Clock())
         self._remember_ms = int(remember_s * 1000)
         self._late_ms = int(late_s * 1000)
+        self._since_ms_of = since_ms_of
         self._reserve = load("budgets/window.lua", "budgets/reserve.lua")
         self._settle = load("budgets/window.lua", "budgets/settle.lua")
 
@@ -159,7 +170,7 @@ class Ledger:
         for entry in reservation.windows:
             window, period = entry.window, entry.period
             keys += window_keys(prefix, window, period)
-            arguments += (window.id, period.start_ms, gone_ms(period))
+            arguments += (window.identity, period.start_ms, gone_ms(period))
             arguments += (entry.amount, amounts.of(window.unit), window.threshold_amounts)
         return ScriptCall(self._settle, keys, arguments)
 
@@ -220,6 +231,7 @@ class Ledger:
         prefix = tag(organization_id)
         keys = [_lease_key(prefix, lease_id), opened_periods_key(prefix)]
         arguments: list[Argument] = [mode, lease_id, ttl_ms, self._late_ms, len(reserved)]
+        arguments.append(self._since_ms_of(organization_id))
         for entry in reserved:
             window = entry.window
             keys += window_keys(prefix, window, entry.period)

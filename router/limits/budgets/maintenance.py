@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, Final, Literal, cast
 
 from router.clock import Clock
-from router.limits.budgets.ledger import clock_trouble
-from router.limits.budgets.periods import Calendar, Period
+from router.limits.budgets.ledger import SinceMsOf, clock_trouble, never_added
+from router.limits.budgets.periods import Calendar
 from router.limits.budgets.window_keys import (
     opened_periods_key,
     read_threshold_events,
@@ -18,6 +19,7 @@ from router.limits.budgets.windows import (
     MAX_AMOUNT,
     Adjustment,
     LostWindow,
+    Past,
     Seeding,
     SeedOutcome,
     ThresholdEvent,
@@ -31,32 +33,47 @@ REMEMBER_CORRECTION_S: Final = 7 * 86_400.0
 
 _TRIES: Final = 3
 
-SumRecords = Callable[[LostWindow], int]
-"""What the record store has for a window's period, the orphans' records left out."""
+SumRecords = Callable[[LostWindow], Past | int]
+"""What is known of a window's period, the orphans' records left out; a number is all of it."""
 
 
 class LedgerMaintenance:
     """Seeds, adjusts and resets windows. Raises :class:`Unavailable` while Redis is unavailable."""
 
     def __init__(
-        self, redis: Runner, *, clock: Clock | None = None, load: Loader = load_script
+        self,
+        redis: Runner,
+        *,
+        clock: Clock | None = None,
+        since_ms_of: SinceMsOf = never_added,
+        load: Loader = load_script,
     ) -> None:
         self._redis = redis
+        self._since_ms_of = since_ms_of
         self._calendar = Calendar(clock or Clock())
         self._seed = load("budgets/window.lua", "budgets/seed.lua")
         self._adjust = load("budgets/window.lua", "budgets/adjust.lua")
 
     def rebuild(
-        self, organization_id: str, windows: Sequence[WindowSpec], sum_records: SumRecords
+        self,
+        organization_id: str,
+        windows: Sequence[WindowSpec],
+        sum_records: SumRecords,
+        *,
+        siblings: Sequence[WindowSpec] = (),
     ) -> tuple[ThresholdEvent, ...]:
         """Seed every lost window with what ``sum_records`` finds. Whatever that raises passes
-        through and leaves the windows lost. Returns the thresholds that are reached already."""
+        through and leaves the windows lost. Returns the thresholds that are reached already.
+
+        ``siblings``: all windows that the document has for the same owners.
+        """
         threshold_events: list[ThresholdEvent] = []
         for window in windows:
             for _ in range(_TRIES):
                 lost = self.inspect(organization_id, window)
                 if lost is None:
                     break
+                lost = replace(lost, other_names=_other_names(window, siblings or windows))
                 seeding = self.seed(organization_id, lost, sum_records(lost))
                 threshold_events += seeding.threshold_events
                 if seeding.outcome != "stale":
@@ -65,26 +82,30 @@ class LedgerMaintenance:
 
     def inspect(self, organization_id: str, window: WindowSpec) -> LostWindow | None:
         """What is needed to seed a lost window; ``None`` when it is not lost."""
+        since_ms = self._since_ms_of(organization_id)
         period = self._calendar.now(window.period, window.timezone)
-        reply = self._ask_seed("inspect", organization_id, window, period, 0, 0)
+        asked = LostWindow(window, period, 0, (), since_ms)
+        reply = self._ask_seed("inspect", organization_id, asked, Past(0))
         if reply[0] == b"period":
             self._calendar.learn(reply[1])
-            period = self._calendar.now(window.period, window.timezone)
-            reply = self._ask_seed("inspect", organization_id, window, period, 0, 0)
+            asked = replace(asked, period=self._calendar.now(window.period, window.timezone))
+            reply = self._ask_seed("inspect", organization_id, asked, Past(0))
         if reply[0] == b"period":
             raise clock_trouble()
         if reply[0] == b"open":
             return None
         _, generation, orphans = reply
-        return LostWindow(window, period, generation, tuple([lease.decode() for lease in orphans]))
-
-    def seed(self, organization_id: str, lost: LostWindow, settled: int) -> Seeding:
-        """Open a lost window with what the records say. Of many callers, one does it."""
-        if not 0 <= settled <= MAX_AMOUNT:
-            raise ValueError(f"no amount between 0 and {MAX_AMOUNT}: {settled}")
-        status, *crossed = self._ask_seed(
-            "seed", organization_id, lost.window, lost.period, settled, lost.generation
+        return replace(
+            asked, generation=generation, orphans=tuple([lease.decode() for lease in orphans])
         )
+
+    def seed(self, organization_id: str, lost: LostWindow, past: Past | int) -> Seeding:
+        """Open a lost window with what is known of its period. Of many callers, one does it."""
+        if isinstance(past, int):
+            past = Past(past)
+        if not 0 <= past.settled <= MAX_AMOUNT:
+            raise ValueError(f"no amount between 0 and {MAX_AMOUNT}: {past.settled}")
+        status, *crossed = self._ask_seed("seed", organization_id, lost, past)
         outcome = cast(SeedOutcome, status.decode())
         return Seeding(outcome, read_threshold_events([lost.window], crossed))
 
@@ -136,19 +157,17 @@ class LedgerMaintenance:
             )
         raise clock_trouble()
 
-    def _ask_seed(
-        self,
-        mode: str,
-        organization_id: str,
-        window: WindowSpec,
-        period: Period,
-        settled: int,
-        generation: int,
-    ) -> list[Any]:
+    def _ask_seed(self, mode: str, organization_id: str, lost: LostWindow, past: Past) -> list[Any]:
         prefix = tag(organization_id)
-        keys = [opened_periods_key(prefix), *window_keys(prefix, window, period)]
-        arguments: list[Argument] = [mode, *window_times(window, period)]
-        arguments += (settled, generation, window.threshold_amounts)
+        window, in_flight = lost.window, [call for call in past.in_flight if call.amount]
+        keys = [opened_periods_key(prefix), *window_keys(prefix, window, lost.period)]
+        keys += [correction_key(organization_id, one) for one in past.correction_ids]
+        arguments: list[Argument] = [mode, *window_times(window, lost.period), lost.since_ms]
+        arguments += (past.settled, lost.generation, window.threshold_amounts)
+        arguments += (int(REMEMBER_CORRECTION_S * 1000), len(in_flight), len(past.unsettled))
+        for call in in_flight:
+            arguments += (call.lease_id, call.amount, call.expires_at_ms)
+        arguments += past.unsettled
         found: list[Any] = self._redis.run(ScriptCall(self._seed, keys, arguments))
         return found
 
@@ -163,6 +182,13 @@ class LedgerMaintenance:
         arguments += (*window_times(window, period), window.threshold_amounts)
         found: list[Any] = self._redis.run(ScriptCall(self._adjust, keys, arguments))
         return found
+
+
+def _other_names(window: WindowSpec, siblings: Sequence[WindowSpec]) -> frozenset[str]:
+    owner = window.scope, window.subject
+    return frozenset(
+        [one.name for one in siblings if (one.scope, one.subject) == owner and one != window]
+    )
 
 
 def correction_key(organization_id: str, correction_id: str) -> str:

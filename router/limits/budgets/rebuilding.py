@@ -16,6 +16,7 @@ from router.limits.budgets.windows import (
     Denied,
     LostWindow,
     NeedsRebuild,
+    Past,
     Reservation,
     Settlement,
     ThresholdEvent,
@@ -23,8 +24,8 @@ from router.limits.budgets.windows import (
     WindowState,
 )
 
-SumRecords = Callable[[str, LostWindow], int]
-"""What the records have of an organization's lost window, in the window's unit; raises
+SumRecords = Callable[[str, LostWindow], Past | int]
+"""What is known of an organization's lost window, in the window's unit; raises
 :class:`Unavailable` when they cannot be read, or are known to be incomplete."""
 
 WAIT_S: Final = 2.0
@@ -50,10 +51,14 @@ class Rebuilder:
         self._records = Breaker("record store", failures=1)
 
     def rebuild(
-        self, organization_id: str, windows: Sequence[WindowSpec]
+        self,
+        organization_id: str,
+        windows: Sequence[WindowSpec],
+        siblings: Sequence[WindowSpec] = (),
     ) -> tuple[ThresholdEvent, ...]:
-        """Seed the windows and tell which thresholds they have reached already. A call that finds a
-        rebuild going on waits for it instead. Raises :class:`Unavailable`."""
+        """Seed the windows, which are some of ``siblings``, and tell which thresholds they have
+        reached already. A call that finds a rebuild going on waits for it instead. Raises
+        :class:`Unavailable`."""
         running = self._running.get(organization_id)
         if running is not None:
             running.wait(self._wait_s)
@@ -63,20 +68,23 @@ class Rebuilder:
         done = self._running[organization_id] = threading.Event()
         try:
             return self._maintenance.rebuild(
-                organization_id, windows, lambda lost: self._sum(organization_id, lost)
+                organization_id,
+                windows,
+                lambda lost: self._sum(organization_id, lost),
+                siblings=siblings,
             )
         finally:
             del self._running[organization_id]
             done.set()
 
-    def _sum(self, organization_id: str, lost: LostWindow) -> int:
+    def _sum(self, organization_id: str, lost: LostWindow) -> Past | int:
         try:
-            settled = self._sum_records(organization_id, lost)
+            past = self._sum_records(organization_id, lost)
         except Unavailable as error:
             self._records.failed(error.reason, error.detail)
             raise
         self._records.succeeded()
-        return settled
+        return past
 
 
 class RebuildingLedger:
@@ -120,7 +128,7 @@ class RebuildingLedger:
             if isinstance(outcome, (Reservation, Denied, Closed)):
                 return outcome, events
             if isinstance(outcome, NeedsRebuild):
-                events += self._rebuilder.rebuild(organization_id, outcome.windows)
+                events += self._rebuilder.rebuild(organization_id, outcome.windows, windows)
         raise Unavailable("ledger", "lost")
 
     def settle(self, reservation: Reservation, amounts: Amounts) -> Settlement:
@@ -139,7 +147,7 @@ class RebuildingLedger:
             lost = tuple([state.window for state in states if state.lost])
             if not lost:
                 return states, events
-            events += self._rebuilder.rebuild(organization_id, lost)
+            events += self._rebuilder.rebuild(organization_id, lost, windows)
         raise Unavailable("ledger", "lost")
 
 

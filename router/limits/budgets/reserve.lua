@@ -6,11 +6,13 @@
 -- ARGV  1      reserve | read
 --       2      lease id, 3 its lifetime in ms, 4 how long after that it may still be settled, in ms
 --       5      number of windows
---       6 ..   seven a window: id, start ms, end ms (0 = never), ms at which the counter may go
+--       6      since, see window.lua
+--       7 ..   seven a window: id, start ms, end ms (0 = never), ms at which the counter may go
 --              (0 = never), limit (-1 = none), amount, 1 enforced or 0 shadow
 --
 -- Rule: amount <= limit - settled - reserved, in every enforced window; an amount of 0 always fits.
--- Each run first drops the leases that have expired. The server's clock must lie inside the period of
+-- Leases that have expired do not count, and a run that reserves or refuses drops them; one that reads,
+-- or finds a window lost, does not: its caller would not report them. The server's clock must lie inside the period of
 -- every window; if it does not, the script changes nothing and the caller finds the right period.
 -- A second reservation with a live lease changes nothing and returns what the first one did.
 --
@@ -23,7 +25,7 @@
 -- "b|3", reserved becomes 6. reserve c 1: 1 > 10 - 4 - 6, denied with settled 4 and reserved 6.
 
 local mode, lease, ttl_ms, late_ms = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
-local windows, opened = tonumber(ARGV[5]), KEYS[2]
+local windows, since, opened = tonumber(ARGV[5]), ARGV[6], KEYS[2]
 
 local reserved_at
 if mode == 'reserve' then
@@ -39,47 +41,45 @@ end
 
 if not reserved_at then
   for i = 1, windows do
-    local start, finish = tonumber(ARGV[7 * i]), tonumber(ARGV[7 * i + 1])
+    local start, finish = tonumber(ARGV[7 * i + 1]), tonumber(ARGV[7 * i + 2])
     if now_ms < start or (finish > 0 and now_ms >= finish) then
       return { 'period', now_ms, '', {} }
     end
   end
 end
 
-local dropped, seen = {}, {}
+local expired, seen, freed = {}, {}, {}
 
-local function drop_expired(counter, leases, reserved)
+local function without_expired(i, leases, reserved)
   local due = redis.call('ZRANGEBYSCORE', leases, '-inf', whole(now_ms))
   if #due == 0 then
     return reserved
   end
-  local freed = 0
+  freed[i] = 0
   for _, member in ipairs(due) do
     local id, amount = string.match(member, '^(.*)|(%d+)$')
-    freed = freed + tonumber(amount)
+    freed[i] = freed[i] + tonumber(amount)
     if not seen[id] then
       seen[id] = true
-      dropped[#dropped + 1] = id
+      expired[#expired + 1] = id
     end
   end
-  redis.call('ZREMRANGEBYSCORE', leases, '-inf', whole(now_ms))
-  redis.call('HINCRBY', counter, 'reserved', whole(-freed))
-  return whole(tonumber(reserved) - freed)
+  return whole(tonumber(reserved) - freed[i])
 end
 
 local status, lost = 'reserved', false
 local rows, fresh = {}, {}
 for i = 1, windows do
-  local a = 7 * i - 1
+  local a = 7 * i
   local counter, leases = KEYS[2 * i + 1], KEYS[2 * i + 2]
-  local settled, reserved, new = totals(counter, opened, ARGV[a], ARGV[a + 1])
+  local settled, reserved, new = totals(counter, opened, ARGV[a], ARGV[a + 1], since)
   fresh[i] = new
   local state = '1'
   if not settled then
     settled, reserved, state = '0', '0', '2'
     lost = true
   else
-    reserved = new and '0' or drop_expired(counter, leases, reserved)
+    reserved = new and '0' or without_expired(i, leases, reserved)
     local limit, amount = tonumber(ARGV[a + 4]), tonumber(ARGV[a + 5])
     if limit >= 0 and amount > 0 and amount > limit - tonumber(settled) - tonumber(reserved) then
       state = '0'
@@ -100,7 +100,7 @@ elseif mode == 'reserve' and status == 'reserved' then
   reserved_at, epoch = now_ms, epoch_of(opened)
   redis.call('SET', KEYS[1], whole(now_ms), 'PX', whole(ttl_ms + late_ms))
   for i = 1, windows do
-    local a = 7 * i - 1
+    local a = 7 * i
     local counter, leases = KEYS[2 * i + 1], KEYS[2 * i + 2]
     if fresh[i] then
       open(counter, opened, ARGV[a], ARGV[a + 1], ARGV[a + 3], '0', '0')
@@ -110,6 +110,15 @@ elseif mode == 'reserve' and status == 'reserved' then
       redis.call('ZADD', leases, whole(now_ms + ttl_ms), lease .. '|' .. ARGV[a + 5])
       expire_at(leases, ARGV[a + 3])
     end
+  end
+end
+
+local dropped = {}
+if mode == 'reserve' and status ~= 'rebuild' then
+  dropped = expired
+  for i, amount in pairs(freed) do
+    redis.call('ZREMRANGEBYSCORE', KEYS[2 * i + 2], '-inf', whole(now_ms))
+    redis.call('HINCRBY', KEYS[2 * i + 1], 'reserved', whole(-amount))
   end
 end
 

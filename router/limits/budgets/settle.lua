@@ -12,7 +12,8 @@
 -- Rule: a lease that exists is booked, one that is marked done is not. A missing lease was settled and
 -- then forgotten, if it is old enough for that and the epoch of Redis is the same; it is not booked
 -- again. Otherwise Redis has lost it (emptied, failed over) or never had it, and it is booked.
--- In a lost window the amount is kept apart, as an orphan, and seed.lua adds it.
+-- In a lost window the amount is kept apart, as an orphan, and seed.lua adds it. A window that was
+-- seeded with the record of this lease has booked it already.
 --
 -- Returns { 'booked' | 'done', then index and percent of each threshold reached by this booking }.
 --
@@ -40,8 +41,13 @@ for i = 1, (#KEYS - 2) / 2 do
   if redis.call('ZREM', leases, lease .. '|' .. reserved) == 1 then
     redis.call('HINCRBY', counter, 'reserved', '-' .. reserved)
   end
-  if used ~= '0' then
-    local settled, _, fresh = totals(counter, opened, id, start)
+  local settled, _, fresh = totals(counter, opened, id, start)
+  if used == '0' then
+    if not settled and reserved ~= '0' then
+      redis.call('HINCRBY', counter, 'orphans', 1)
+      expire_at(counter, gone_ms)
+    end
+  elseif not settled or redis.call('HDEL', counter, 'c:' .. lease) == 0 then
     if fresh then
       open(counter, opened, id, start, gone_ms, '0', '0')
     end

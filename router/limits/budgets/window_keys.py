@@ -20,13 +20,13 @@ def opened_periods_key(prefix: str) -> str:
 
 def window_keys(prefix: str, window: WindowSpec, period: Period) -> tuple[str, str]:
     """The counter and the leases of a window in a period."""
-    counter = f"{prefix}window:{window.id}:{period.start_ms}"
+    counter = f"{prefix}window:{window.identity}:{period.start_ms}"
     return counter, counter + ":leases"
 
 
 def window_times(window: WindowSpec, period: Period) -> tuple[Argument, ...]:
     """Id, start, end and the moment at which the counter may go; 0 is never."""
-    return window.id, period.start_ms, period.end_ms or 0, gone_ms(period)
+    return window.identity, period.start_ms, period.end_ms or 0, gone_ms(period)
 
 
 def gone_ms(period: Period) -> int:

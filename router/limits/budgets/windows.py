@@ -60,7 +60,9 @@ class WindowSpec:
     thresholds: tuple[int, ...] = ()
     enforced: bool = True
     id: str = field(init=False, repr=False, compare=False)
-    """Names the window within its organization, the same in every period."""
+    """Names the window within its organization, as events and logs show it."""
+    identity: str = field(init=False, repr=False, compare=False)
+    """Names its counters: in another time zone its periods, and so its sums, are others."""
     threshold_amounts: str = field(init=False, repr=False, compare=False)
     """The thresholds as amounts, as the scripts read them."""
 
@@ -68,6 +70,10 @@ class WindowSpec:
         self._check()
         parts = (self.scope, quoted(self.subject), quoted(self.name), self.unit, self.period)
         object.__setattr__(self, "id", ":".join(parts))
+        # Where the time zone makes no difference, counters have the names that they always had.
+        is_plain = self.period == "total" or self.timezone == "UTC"
+        zone = () if is_plain else (quoted(self.timezone),)
+        object.__setattr__(self, "identity", ":".join((*parts, *zone)))
         limit = self.limit or 0
         amounts = [
             f"{percent}={-(-limit * percent // 100)}" for percent in self.thresholds if limit
@@ -197,6 +203,31 @@ class LostWindow:
     period: Period
     generation: int
     orphans: tuple[str, ...]
+    since_ms: int = 0
+    """What it is to be seeded for: when a budget was last added to the document, 0 if never."""
+    other_names: frozenset[str] = frozenset()
+    """The other budgets of its owner: corrections of those are not its own."""
+
+
+@dataclass(frozen=True, slots=True)
+class InFlight:
+    """What a call that has not ended has reserved in a window."""
+
+    lease_id: str
+    amount: int
+    expires_at_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Past:
+    """What is known of a lost window's period without Redis."""
+
+    settled: int
+    correction_ids: tuple[str, ...] = ()
+    """Corrections by hand that ``settled`` contains and that might be made once more."""
+    unsettled: frozenset[str] = frozenset()
+    """Leases whose records ``settled`` contains although they may be settled later."""
+    in_flight: tuple[InFlight, ...] = ()
 
 
 SeedOutcome = Literal["seeded", "stale", "open"]

@@ -77,7 +77,7 @@ class Ledger:
     def read(self, *facts: Any) -> Any:
         return self._next(self.states, facts)
 
-    def rebuild(self, organization_id: str, windows: Any, sum_records: Any) -> Any:
+    def rebuild(self, organization_id: str, windows: Any, sum_records: Any, **_: Any) -> Any:
         self.rebuilt.append((organization_id, windows, sum_records(None)))
         return (ThresholdEvent(SPEND, 50),)
 
