@@ -12,7 +12,7 @@ ABSENT: Final = object()
 """The side of a field change on which the field does not exist."""
 
 _SECTIONS: Final = ("organizations", "keys", "models", "backends", "policies")
-_NESTED: Final = ("prices", "timeouts", "rate_limit", "model_rate_limits")
+_NESTED: Final = ("prices", "service_tiers", "timeouts", "rate_limit", "model_rate_limits")
 
 
 @dataclass(frozen=True)

@@ -63,6 +63,10 @@ _COUNTERS: Final[dict[str, tuple[str, ...]]] = {
         "source",
     ),
     "cost_nanousd": ("Cost of calls in nano-USD.",),
+    "unpriced_usage": (
+        "Calls of a priced model that used a class, or had a service tier, without a price.",
+        "class",
+    ),
     "log_lines_lost": ("Calls whose log line could not be written.",),
     "auth_failures": ("Refused credentials by reason.", "reason"),
     "backend_requests": ("Attempts at backends.", "backend", "error"),
@@ -211,6 +215,10 @@ class Metrics:
     def count_cost(self, cost_nanos: int) -> None:
         """One call's cost."""
         self._inc("cost_nanousd")(cost_nanos)
+
+    def count_unpriced(self, name: str) -> None:
+        """One call used a class that its model has no price for; ``name`` may be service_tier."""
+        self._inc("unpriced_usage", name)(1)
 
     def count_lost_line(self) -> None:
         """One call has no line in the log."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from router.api.scope import Scope
 from router.call import NO_USAGE, Outcome, Usage
-from router.pricing.cost import cost_nanos, estimate
+from router.pricing.cost import cost_nanos, estimate, unpriced
 
 
 def call_usage(scope: Scope) -> tuple[Usage, int | None]:
@@ -29,6 +29,13 @@ def call_usage(scope: Scope) -> tuple[Usage, int | None]:
         else:
             usage = estimate(call.fields, stream.output_chars, stream.usage_at_start)
     return usage, cost_nanos(usage, document.prices_of(call.model, _backend_id(scope)))
+
+
+def unpriced_classes(scope: Scope, usage: Usage) -> tuple[str, ...]:
+    """The classes of ``usage`` for which the model has no price of its own."""
+    if scope.call is None or scope.document is None or scope.limits.replay is not None:
+        return ()
+    return unpriced(usage, scope.document.prices_of(scope.call.model, _backend_id(scope)))
 
 
 @dataclass(slots=True)

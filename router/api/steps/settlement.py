@@ -6,7 +6,7 @@ import logging
 from typing import Any, Final
 
 from router.api.scope import Scope
-from router.api.steps.call_usage import Ending
+from router.api.steps.call_usage import Ending, unpriced_classes
 from router.api.steps.limiting import settle_limits
 from router.api.steps.recording import streamed_s
 from router.call import Attempt, Usage
@@ -43,6 +43,8 @@ def _count(scope: Scope, ending: Ending, duration_s: float) -> None:
         metrics.count_usage(usage.source, usage.tokens_input, usage.tokens_output)
         if ending.cost_nanos:
             metrics.count_cost(ending.cost_nanos)
+        for name in unpriced_classes(scope, usage):
+            metrics.count_unpriced(name)
     elif scope.status == 401 and scope.reason is not None:
         metrics.count_auth_failure(scope.reason)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from decimal import Decimal
+from fractions import Fraction
 from typing import Any, ClassVar, Final, TypeGuard
 
 from marshmallow import ValidationError, fields, validate
@@ -21,6 +22,7 @@ from router.config.schema.notation import (
 )
 
 MAX_USD_PER_MILLION_TOKENS: Final = 100_000
+_MILLION: Final = 1_000_000
 ID_SHAPE: Final = "[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}"
 _ID: Final = re.compile(ID_SHAPE)
 # Control characters would let a name rewrite an operator's terminal; surrogates cannot be stored.
@@ -220,27 +222,36 @@ class DecimalNumber(Described):
 
 
 class Price(DecimalNumber):
-    """USD per million tokens → whole nano-USD."""
+    """USD per ``per`` tokens or other units → whole nano-USD per million of them."""
 
     JSON_SCHEMA: ClassVar[dict[str, Any]] = {
         **DecimalNumber.JSON_SCHEMA,
         "maximum": MAX_USD_PER_MILLION_TOKENS,
     }
 
+    def __init__(
+        self, *, per: int = _MILLION, unit: str = "USD per million tokens", **kwargs: Any
+    ) -> None:
+        super().__init__(**kwargs)
+        self._per = per
+        self._unit = unit
+
     def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> int:
         usd = super()._deserialize(value, attr, data, **kwargs)
         if usd > MAX_USD_PER_MILLION_TOKENS:
             raise ValidationError(
-                f"is out of a sane range: more than {MAX_USD_PER_MILLION_TOKENS} USD"
-                " per million tokens"
+                f"is out of a sane range: more than {MAX_USD_PER_MILLION_TOKENS} {self._unit}"
             )
         nanos = usd.scaleb(9)
         if nanos != nanos.to_integral_value():
-            raise ValidationError("must not be finer than 0.000000001 USD per million tokens")
-        return int(nanos)
+            raise ValidationError(f"must not be finer than 0.000000001 {self._unit}")
+        # An hour's price is rounded: by less than a nano-USD for a million hours.
+        return round(Fraction(int(nanos) * _MILLION, self._per))
 
     def _serialize(self, value: Any, attr: str | None, obj: Any, **kwargs: Any) -> str | None:
-        return None if value is None else format_price(value)
+        if value is None:
+            return None
+        return format_price(round(Fraction(value * self._per, _MILLION)))
 
 
 class Timestamp(Described):

@@ -34,6 +34,7 @@ def document_json_schema() -> dict[str, Any]:
     definitions["Key"]["oneOf"] = [{"required": ["hash"]}, {"required": ["demo_secret"]}]
     definitions["RateLimit"] |= _RATE_NEEDS_BURST
     definitions["Budget"] |= _AMOUNTS_BY_UNIT
+    definitions["PriceTier"] |= {"minProperties": 2}
     document = definitions.pop("Document")
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",

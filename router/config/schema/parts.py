@@ -21,7 +21,6 @@ from router.config.document import (
     Model,
     Organization,
     Policy,
-    Prices,
     Share,
     Timeouts,
 )
@@ -35,13 +34,13 @@ from router.config.schema.fields import (
     ListOf,
     MapOf,
     Nested,
-    Price,
     Seconds,
     Text,
     Timestamp,
 )
 from router.config.schema.limits_schema import BudgetSchema, RateLimitSchema
 from router.config.schema.mapping import Part
+from router.config.schema.prices_schema import PricesSchema
 from router.providers.provider_table import PROVIDERS
 
 DEFAULT_WEIGHT: Final = 100
@@ -175,29 +174,6 @@ class KeySchema(Part):
         return data
 
 
-class PricesSchema(Part):
-    """→ :class:`~router.config.document.Prices`."""
-
-    makes = Prices
-
-    input_nanos = Price(
-        required=True,
-        data_key="input_usd_per_million_tokens",
-        about="USD per million input tokens, a decimal string.",
-    )
-    output_nanos = Price(
-        required=True,
-        data_key="output_usd_per_million_tokens",
-        about="USD per million output tokens, a decimal string.",
-    )
-    cached_input_nanos = Price(
-        load_default=None,
-        allow_none=True,
-        data_key="cached_input_usd_per_million_tokens",
-        about="USD per million cached input tokens; null means the input price.",
-    )
-
-
 class ModelSchema(Part):
     """→ :class:`~router.config.document.Model`."""
 
@@ -250,6 +226,17 @@ class BackendSchema(Part):
         about="Model id → the backend's own name for it, where they differ.",
     )
     timeouts = Nested(TimeoutsSchema, load_default=Timeouts, about="How long it may take.")
+    prices = MapOf(
+        Nested(PricesSchema),
+        about="Model id → what it costs here, where that differs from the model's prices.",
+    )
+
+    @post_dump
+    def leave_out(self, data: dict[str, Any], **_: Any) -> dict[str, Any]:
+        """Prices that are the models' own are not dumped: an older router does not know them."""
+        if not data["prices"]:
+            del data["prices"]
+        return data
 
 
 class ShareSchema(Part):

@@ -42,9 +42,10 @@ class _Check:
         yield from self._limits()
         yield from self._keys()
         for path, backend in self._entries("backends"):
-            names = backend.get("models")
-            for model in names if isinstance(names, dict) else ():
-                yield from self._unknown_model(f"{path}.models.{model}", model)
+            for field in ("models", "prices"):
+                names = backend.get(field)
+                for model in names if isinstance(names, dict) else ():
+                    yield from self._unknown_model(f"{path}.{field}.{model}", model)
         yield from self._policies()
 
     def _entries(self, section: str) -> Iterator[_Entry]:

@@ -70,6 +70,8 @@ PARTS = {
     "reservation": "Reservation",
     "models": "Model",
     "prices": "Prices",
+    "tiers": "PriceTier",
+    "service_tiers": "ServiceTier",
     "backends": "Backend",
     "timeouts": "Timeouts",
     "policies": "Policy",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
+from router.call import INPUT_CLASSES, OUTPUT_CLASSES, UNITS, UsageClass
 from router.config.diff import compare
 from router.config.document import (
     SCOPES,
@@ -23,7 +25,9 @@ from router.config.document import (
     Organization,
     Policy,
     Prices,
+    PriceTier,
     RateLimit,
+    ServiceTier,
     Share,
     Timeouts,
 )
@@ -79,11 +83,41 @@ def budgets(draw: st.DrawFn) -> tuple[Budget, ...]:
     )
 
 
+CLASSES = st.dictionaries(st.sampled_from([*INPUT_CLASSES, *OUTPUT_CLASSES, *UNITS]), NANOS)
+BASIC = {"input", "output", "cache_read"}
+
+
+def by_field(found: dict[UsageClass, int]) -> dict[UsageClass, int]:
+    """Prices that can be written: what is not priced by the million is whole nano-USD by its own
+    number."""
+    thousands: tuple[UsageClass, ...] = ("requests", "web_searches")
+    per = {**dict.fromkeys(thousands, 1_000), "seconds": 3_600}
+    return {name: round(Fraction(found[name] * 10**6, per.get(name, 10**6))) for name in found}
+
+
+TIERS = st.lists(
+    st.builds(PriceTier, st.integers(1, 10**8), CLASSES.filter(bool).map(by_field)),
+    max_size=3,
+    unique_by=lambda tier: tier.above_input_tokens,
+).map(lambda tiers: tuple(sorted(tiers, key=lambda tier: tier.above_input_tokens)))
+SERVICE_TIERS = st.builds(ServiceTier, st.integers(1, 10**8), CLASSES.map(by_field), TIERS)
+PRICES = st.builds(
+    Prices,
+    NANOS,
+    NANOS,
+    st.none() | NANOS,
+    CLASSES.map(lambda found: by_field({n: found[n] for n in found if n not in BASIC})),
+    TIERS,
+    st.dictionaries(IDS, SERVICE_TIERS, max_size=2),
+    st.none() | st.dates().map(str),
+)
+
+
 @st.composite
 def models(draw: st.DrawFn) -> tuple[Model, ...]:
     names = draw(st.lists(IDS, unique=True, max_size=6))
     ids, aliases = names[::2], names[1::2]
-    prices = st.none() | st.builds(Prices, NANOS, NANOS, st.none() | NANOS)
+    prices = st.none() | PRICES
     return tuple(
         Model(
             name,
@@ -130,6 +164,7 @@ def backend(draw: st.DrawFn, name: str, models: list[str]) -> Backend:
         draw(st.sampled_from(credentials)),
         upstream_models,
         draw(st.builds(Timeouts, SECONDS, SECONDS, SECONDS, SECONDS)),
+        {model: draw(PRICES) for model in draw(subset(models))},
     )
 
 

@@ -28,6 +28,7 @@ FAMILIES = {
     "api_router_overhead_seconds": ("histogram", set()),
     "api_router_tokens": ("counter", {"direction", "source"}),
     "api_router_cost_nanousd": ("counter", set()),
+    "api_router_unpriced_usage": ("counter", {"class"}),
     "api_router_auth_failures": ("counter", {"reason"}),
     "api_router_log_lines_lost": ("counter", set()),
     "api_router_backend_requests": ("counter", {"backend", "error"}),
@@ -128,6 +129,7 @@ def count_everything(metrics: Metrics) -> None:
     metrics.count_overhead(0.001)
     metrics.count_usage("reported", 3, 5)
     metrics.count_cost(7)
+    metrics.count_unpriced("input_audio")
     metrics.count_auth_failure("unknown")
     metrics.count_lost_line()
     metrics.count_attempt("primary", "none", 0.01)
@@ -216,6 +218,10 @@ COUNTED: dict[str, tuple[Callable[[Metrics], None], list[str]]] = {
     "cost": (
         lambda metrics: metrics.count_cost(123_456_789),
         ["api_router_cost_nanousd_total 1.23456789e+08"],
+    ),
+    "a class without a price": (
+        lambda metrics: metrics.count_unpriced("cache_write_1h"),
+        ['api_router_unpriced_usage_total{class="cache_write_1h"} 1.0'],
     ),
     "a refused credential": (
         lambda metrics: metrics.count_auth_failure("expired"),

@@ -15,6 +15,8 @@ from router.config.schema.json_schema import document_json_schema
 from router.config.serialized import serialize
 
 SCHEMA = document_json_schema()
+PRICES = {"input_usd_per_million_tokens": "1", "output_usd_per_million_tokens": "2"}
+TIER = {"above_input_tokens": 1000, "input_usd_per_million_tokens": "2"}
 DAILY = {"name": "a", "unit": "usd", "period": "daily"}
 VALIDATOR = Draft202012Validator(SCHEMA)
 
@@ -100,6 +102,18 @@ def test_an_export_fits(plain: dict[str, Any]) -> None:
                 }
             },
         ),
+        ("models", {"prices": {**PRICES, "cache_write_5m_usd_per_million_tokens": "-1"}}),
+        ("models", {"prices": {**PRICES, "web_searches_usd_per_thousand": 100_001}}),
+        ("models", {"prices": {**PRICES, "web_searches_usd_per_million_tokens": "1"}}),
+        ("models", {"prices": {**PRICES, "cache_write_1h_usd_per_million_tokens": None}}),
+        ("models", {"prices": {**PRICES, "tiers": [{"above_input_tokens": 200_000}]}}),
+        ("models", {"prices": {**PRICES, "tiers": [TIER, {**TIER, "above_input_tokens": 0}]}}),
+        ("models", {"prices": {**PRICES, "tiers": TIER}}),
+        ("models", {"prices": {**PRICES, "service_tiers": {"flex": {"multiplier": 0}}}}),
+        ("models", {"prices": {**PRICES, "service_tiers": {"flex": {"multiplier": 101}}}}),
+        ("models", {"prices": {**PRICES, "service_tiers": {"flex": {"tiers": [{}]}}}}),
+        ("models", {"prices": {**PRICES, "as_of": 20261109}}),
+        ("backends", {"prices": {"gpt-4o": {**PRICES, "extra": 1}}}),
         ("backends", {"kind": "other"}),
         ("backends", {"base_url": "ftp://a"}),
         ("backends", {"credential": "sk-secret"}),
