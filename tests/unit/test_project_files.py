@@ -40,8 +40,15 @@ def declared(section: str, option: str) -> list[Requirement]:
 def dependencies(python: str | None = None) -> list[Requirement]:
     """All of them, or those that apply to one Python."""
     found = declared("options", "install_requires")
-    if python is None:
-        return found
+    return found if python is None else applying(found, python)
+
+
+def extra(name: str, python: str) -> list[Requirement]:
+    """What an extra adds for one Python."""
+    return applying(declared("options.extras_require", name), python)
+
+
+def applying(found: list[Requirement], python: str) -> list[Requirement]:
     environment = {"python_version": python, "python_full_version": f"{python}.0"}
     return [one for one in found if one.marker is None or one.marker.evaluate(environment)]
 
@@ -131,7 +138,7 @@ def test_lowest_pins_every_dependency_at_its_bound(python: str) -> None:
     """What the `lowest` environments run with is what setup.cfg allows at least."""
     bounds = {
         canonicalize_name(requirement.name): lower_bound(requirement)
-        for requirement in dependencies(python) + declared("options.extras_require", "test")
+        for requirement in dependencies(python) + extra("test", python)
     }
     lowest = pins("lowest.txt", python)
     assert {name: lowest.get(name) for name in bounds} == bounds
@@ -156,8 +163,8 @@ def test_locked_satisfies_the_bounds(python: str) -> None:
     locked = pins("locked.txt", python)
     requirements = [
         *dependencies(python),
-        *declared("options.extras_require", "test"),
-        *declared("options.extras_require", "dev"),
+        *extra("test", python),
+        *extra("dev", python),
     ]
     refused = [
         str(requirement)
