@@ -144,6 +144,12 @@ def hand_over(response: Response) -> Response:
     finish(scope, response)
     scope.handed_over = True
     response.call_on_close(lambda: pipeline.end(scope))
+    if not response.is_streamed:
+        try:
+            pipeline.answer(scope)
+        except BaseException:  # a killed greenlet: nobody will close the response
+            pipeline.end(scope)
+            raise
     return response
 
 

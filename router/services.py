@@ -33,6 +33,7 @@ from router.limits.remote.budget_client import BudgetClient
 from router.limits.remote.budget_session import BudgetSession
 from router.limits.remote.service_exchange import ServiceExchange
 from router.limits.retry_queue import RetryQueue
+from router.limits.settlement_wait import SettlementWait
 from router.limits.worker_limits import Limits, ReadWindows
 from router.net.resolver import Resolve, Resolver, system_resolve
 from router.readiness import components
@@ -184,6 +185,7 @@ def build_limits(
     Raises ``SettingsError`` when the address of Redis cannot be understood.
     """
     outbox, retry_queue = AuditOutbox(clock), RetryQueue()
+    settlement_wait = SettlementWait(settings.budget_wait_s)
     redis = None
     if runner is None:
         runner = redis = _connect(settings, resolve, outbox)
@@ -214,12 +216,14 @@ def build_limits(
             exchange,
             rebuilder,
             retry_queue,
+            settlement_wait=settlement_wait,
             on_unavailable=cast(OnUnavailable, settings.budget_fallback),
             entries_on_unavailable=entries_on_unavailable,
             on_threshold=outbox.threshold_reached,
             on_unresolved=outbox.found_unresolved,
         ),
         rate_gate=rates,
+        settlement_wait=settlement_wait,
         read_windows=read_windows,
         retry_queue=retry_queue,
         audit_outbox=outbox,

@@ -1,8 +1,8 @@
 """One call, from top to bottom: each step is one call into one folder.
 
 ``enter`` runs as the ``before_request`` hook of every blueprint behind authentication, ``serve`` is
-the view of every endpoint that can reach a backend, and ``end`` runs when the response has closed,
-however it ended.
+the view of every endpoint that can reach a backend, ``answer`` runs when an answer is whole and not
+sent yet, and ``end`` when the response has closed, however it ended.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from flask import Response
 from router.api.endpoints import ENDPOINTS, read
 from router.api.scope import Scope, current_scope
 from router.api.steps.authentication import authenticate, authorize, verify_signature
-from router.api.steps.call_usage import ending_of
+from router.api.steps.call_usage import call_outcome, ending_of
 from router.api.steps.delivery import deliver, replay
 from router.api.steps.forwarding import forward
 from router.api.steps.limiting import admit, take_rates
 from router.api.steps.recording import record_end
-from router.api.steps.settlement import settle
+from router.api.steps.settlement import charge_before_last_byte, settle
 
 log = logging.getLogger("router")
 
@@ -59,6 +59,21 @@ def serve() -> Response:
     return deliver(scope)
 
 
+def answer(scope: Scope) -> None:
+    """The answer is whole, and none of it has gone out: finish with the limits of the call."""
+    limits = scope.limits
+    if limits.admitted is None and limits.rate_specs is None:
+        return  # it holds nothing
+    try:
+        outcome = call_outcome(scope)
+        # Recorded already, unless it is an error.
+        record_end(scope, outcome, time.monotonic())
+        # Now and not at the end, so that the caller's next call finds it charged.
+        charge_before_last_byte(scope, outcome)
+    except Exception:
+        log.exception("a call could not be charged", extra={"request_id": scope.request_id})
+
+
 def end(scope: Scope) -> None:
     """The response has closed, however it ended: finish the call, once."""
     if scope.ended:
@@ -75,7 +90,8 @@ def end(scope: Scope) -> None:
             ending = ending_of(scope, ended_s)
             # What a client broke off, or what was refused, is not recorded yet.
             record_end(scope, ending.outcome, ended_s)
-            # After the record, so that the records always have at least what the budgets have.
+            # After the record, so that the records always have at least what the budgets have. What
+            # was answered whole is charged already.
             settle(scope, ending)
         except Exception:  # the server below would break the client's connection off
             log.exception("a call could not be settled", extra={"request_id": scope.request_id})

@@ -47,6 +47,8 @@ class LimitContext:
     """The reply as duplicates will have it."""
     denial: Denial | None = None
     """The limit that refused."""
+    settled: bool = False
+    """What it has taken is charged or given back, or queued to be."""
     shadow_denied: list[str] = field(default_factory=list)
     """Limits that would have refused, had they been enforced."""
 

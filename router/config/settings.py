@@ -242,6 +242,7 @@ class Settings:
     reservation_floor_tokens: int = _env("ROUTER_RESERVATION_FLOOR_TOKENS", _int(1, 9 * 10**9), 1)
     unknown_price: str = _env("ROUTER_UNKNOWN_PRICE", _one_of("floor", "refuse"), "floor")
     lease_s: float = _env("ROUTER_LEASE", _seconds(1, 86_400), 900.0)
+    budget_wait_s: float = _env("ROUTER_BUDGET_WAIT", _seconds(0, 5), 0.05)
     budget_fallback: str = _env("ROUTER_BUDGET_FALLBACK", _one_of("closed", "open"), "closed")
     budget_service_endpoint: str | None = _env("BUDGET_SERVICE_ENDPOINT", _endpoint, None)
     budget_service_timeout_s: float = _env("BUDGET_SERVICE_TIMEOUT", _seconds(0.001, 60), 2.0)

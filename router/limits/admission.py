@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from contextlib import closing
 from typing import Final, Literal
 
 from router.breaker import NOT_SENT, Unavailable
@@ -27,6 +28,7 @@ from router.limits.rates.limiter import RatePlan
 from router.limits.redis_exchange import RedisExchange
 from router.limits.remote.service_exchange import ServiceExchange
 from router.limits.retry_queue import RetryQueue
+from router.limits.settlement_wait import SettlementWait
 
 OnUnavailable = Literal["closed", "open"]
 
@@ -45,6 +47,8 @@ class Admission:
     * No budget can refuse it: it is admitted and charged later.
     * It has an id: ``entries_on_unavailable`` decides as well. ``closed`` refuses the call,
       ``open`` lets it go on without replay protection.
+
+    A call that only running calls keep out of a budget waits for them as ``settlement_wait`` says.
     """
 
     def __init__(
@@ -54,6 +58,7 @@ class Admission:
         rebuilder: Rebuilder,
         retry_queue: RetryQueue,
         *,
+        settlement_wait: SettlementWait | None = None,
         on_unavailable: OnUnavailable = "closed",
         entries_on_unavailable: OnUnavailable = "open",
         on_threshold: Callable[[str, ThresholdEvent], None] = lambda _organization_id, _event: None,
@@ -63,6 +68,7 @@ class Admission:
         self._exchange = exchange
         self._rebuilder = rebuilder
         self._retry_queue = retry_queue
+        self._settlement_wait = settlement_wait or SettlementWait(0.0)
         self._on_unavailable = on_unavailable
         self._entries_on_unavailable = entries_on_unavailable
         self._on_threshold = on_threshold
@@ -151,7 +157,23 @@ class Admission:
         if asks_nothing:
             nothing = Reservation(request.lease_id, request.organization_id, ())
             return Outcome(decision, Admitted(nothing, None))
-        return self._ask(asking, plan)
+        outcome = self._ask(asking, plan)
+        return self._ask_again(asking, outcome) if _may_fit_soon(outcome) else outcome
+
+    def _ask_again(self, asking: _Asking, outcome: Outcome) -> Outcome:
+        """Ask while only running calls stand in the way, for as long as a call may wait for them.
+        The rates are taken already, and the refusal has freed the id."""
+        with closing(self._settlement_wait.turns(asking.request.organization_id)) as turns:
+            waited = False
+            for _ in turns:
+                waited = True
+                outcome = self._ask(asking, None)
+                if not _may_fit_soon(outcome):
+                    break
+        if waited:
+            admitted = isinstance(outcome.result, Admitted)
+            self._settlement_wait.outcomes["admitted" if admitted else "refused"] += 1
+        return outcome
 
     def _ask(self, asking: _Asking, plan: RatePlan | None) -> Outcome:
         """Ask until there is an answer, however often a period ends or a window has to be rebuilt;
@@ -273,6 +295,7 @@ class Admission:
     def _end(self, admitted: Admitted, amounts: Amounts, reply: bytes | NotStored | None) -> None:
         reservation = admitted.reservation
         settlement = self._exchange.end(reservation, amounts, admitted.entry, reply)
+        self._settlement_wait.settled(reservation.organization_id)
         for event in settlement.threshold_events:
             self._on_threshold(reservation.organization_id, event)
 
@@ -308,6 +331,10 @@ class _Asking:
         """Errors are part of admission; whatever else ends it leaves nothing reserved."""
         if kind is not None and not issubclass(kind, Exception):
             self._give_back(self)
+
+
+def _may_fit_soon(outcome: Outcome) -> bool:
+    return isinstance(outcome.result, Denied) and outcome.result.is_by_reservations
 
 
 def _presumed(request: Request, error: Unavailable) -> Reservation:

@@ -17,6 +17,7 @@ from router.limits.budgets.windows import WindowSpec, WindowState
 from router.limits.rates.gate import RateGate
 from router.limits.remote.budget_client import BudgetClient
 from router.limits.retry_queue import RetryQueue
+from router.limits.settlement_wait import SettlementWait
 from router.records.recorder import Recorder
 from router.redis.client import RedisClient
 from router.redis.durability import SAFE_POLICY
@@ -35,6 +36,7 @@ class Limits:
 
     admission: Admission
     rate_gate: RateGate
+    settlement_wait: SettlementWait
     read_windows: ReadWindows
     retry_queue: RetryQueue
     audit_outbox: AuditOutbox
@@ -75,6 +77,7 @@ class Limits:
         return {
             "rate_decisions": dict(self.admission.decisions),
             "budget_reserved_nanousd": self.admission.reserved_nanos,
+            "budget_waits": dict(self.settlement_wait.outcomes),
             "limits_deferred": len(self.retry_queue),
             "limits_deferred_dropped": self.retry_queue.dropped,
             "leases_unresolved": self.audit_outbox.unresolved,

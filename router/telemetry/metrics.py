@@ -88,6 +88,10 @@ _COUNTERS: Final[dict[str, tuple[str, ...]]] = {
         "outcome",
     ),
     "budget_settled_nanousd": ("Charged to budgets, in nano-USD.",),
+    "budget_waits": (
+        "Calls that only running calls kept out of a budget, by what a short wait brought.",
+        "outcome",
+    ),
     "rate_decisions": ("Rate decisions, by who took them.", "source"),
     "limits_deferred_dropped": (
         "What Redis or a budget service will never be told: the queue was full, or it was refused.",

@@ -16,6 +16,7 @@ from router.api.replies import error_body, json_reply, stream_reply
 from router.api.scope import Scope
 from router.api.steps.call_usage import call_outcome
 from router.api.steps.recording import record_answer, record_end, record_withheld
+from router.api.steps.settlement import charge_before_last_byte
 from router.upstream.reply_stream import ReplyStream
 
 
@@ -86,7 +87,9 @@ class ClientStream:
             last = self._failure(error)
             self._scope.code = error_spec_of(error).code
             self._scope.bytes_sent += len(last)
-            record_end(self._scope, call_outcome(self._scope), time.monotonic())
+            ended_as = call_outcome(self._scope)
+            record_end(self._scope, ended_as, time.monotonic())
+            charge_before_last_byte(self._scope, ended_as)
         if not last:
             raise StopIteration
         return last
@@ -104,6 +107,7 @@ class ClientStream:
                 scope.bytes_sent += len(failure) - len(chunk)
                 record_withheld(scope, unwritten)
                 return failure
+            charge_before_last_byte(scope, "completed")
         return chunk
 
     def _is_last(self) -> bool:

@@ -9,7 +9,7 @@ from typing import Final
 from flask import Response
 
 from router.errors import Denial
-from router.limits.budgets.windows import WindowState
+from router.limits.budgets.windows import Denied
 from router.limits.rates.decision import LimitStatus, RateDecision
 
 _UNITS: Final = {"concurrent": "concurrent-requests", "tokens": "tokens"}
@@ -29,13 +29,16 @@ def rate_denial(status: LimitStatus, tokens: int) -> Denial:
     )
 
 
-def budget_denial(state: WindowState, this_request: int, *, now_s: float) -> Denial:
+def budget_denial(denied: Denied, *, now_s: float) -> Denial:
     """The refusal of a budget or quota, in the window's unit. ``retry_after_s`` is set only where
-    the next period would cover the call."""
+    the call has to wait for the next period, and that covers it; by the clock of the counters, or
+    by ``now_s`` where that is not known."""
+    state, this_request = denied.binding, denied.this_request
     window, limit = state.window, state.window.limit or 0
     wait_s = None
-    if state.resets_at_s is not None and this_request <= limit:
-        wait_s = max(1, ceil(state.resets_at_s - now_s))
+    if state.resets_at_s is not None and this_request <= limit and not denied.is_by_reservations:
+        counters_s = now_s if denied.at_ms is None else denied.at_ms / 1000
+        wait_s = max(1, ceil(state.resets_at_s - counters_s))
     return Denial(
         limit_type="budget" if window.unit == "usd" else "quota",
         name=window.name,

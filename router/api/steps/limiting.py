@@ -83,8 +83,12 @@ def admit(scope: Scope) -> None:
 
 
 def settle_limits(scope: Scope, ending: Ending) -> None:
-    """Charge what the call used and give back what it reserved; after its record is written."""
+    """Charge what the call used and give back what it reserved, once; after its record is
+    written."""
     limits, wired = scope.limits, scope.services
+    if limits.settled:
+        return
+    limits.settled = True  # first: a greenlet that is killed meanwhile has queued what it owes
     used = _used(scope, ending)
     admitted = limits.admitted
     if admitted is not None:
@@ -198,7 +202,7 @@ def _note_admitted(scope: Scope, admitted: Admitted) -> None:
 
 def _budget_refusal(scope: Scope, denied: Denied) -> errors.RouterError:
     window, metrics = denied.binding.window, scope.services.metrics
-    denial = budget_denial(denied.binding, denied.this_request, now_s=scope.services.clock.now_s())
+    denial = budget_denial(denied, now_s=scope.services.clock.now_s())
     scope.limits.denial = denial
     if window.unit == "usd":
         metrics.count_budget_denial(window.scope, window.period)

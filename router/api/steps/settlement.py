@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
+import time
 from typing import Any, Final
 
 from router.api.scope import Scope
-from router.api.steps.call_usage import Ending, unpriced_classes
+from router.api.steps.call_usage import Ending, call_usage, unpriced_classes
 from router.api.steps.limiting import settle_limits
 from router.api.steps.recording import streamed_s
-from router.call import Attempt, Usage
+from router.call import Attempt, Outcome, Usage
 
 log = logging.getLogger("router")
 
@@ -17,12 +18,29 @@ QUIET_ENDPOINTS: Final = ("status.", "prometheus_")
 """Asked for every few seconds by machines; a line for each would drown the calls."""
 
 
-def settle(scope: Scope, ending: Ending) -> None:
-    """Charge the call, count it, write its line."""
+def charge(scope: Scope, ending: Ending) -> None:
+    """Charge the call and give back what it holds, unless that is done. Never raises."""
     try:
         settle_limits(scope, ending)
     except Exception:
         log.exception("limits could not be settled", extra={"request_id": scope.request_id})
+
+
+def charge_before_last_byte(scope: Scope, outcome: Outcome) -> None:
+    """Charge a recorded call whose answer is whole with what goes out next, so that the caller's
+    next call finds it charged, on whatever connection it comes.
+
+    The wait for Redis only changes its place: else the next call on the connection would have it.
+    A budget service may take much longer; there the charge follows the answer.
+    """
+    if not scope.services.limits.admission.uses_budget_service:
+        usage, cost = call_usage(scope)
+        charge(scope, Ending(time.monotonic(), outcome, usage, cost))
+
+
+def settle(scope: Scope, ending: Ending) -> None:
+    """Charge the call, count it, write its line."""
+    charge(scope, ending)
     if scope.attempts:
         scope.attempts[-1].duration_s += streamed_s(scope, ending.ended_s)
     duration_s = ending.ended_s - scope.started_s

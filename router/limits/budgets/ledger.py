@@ -150,7 +150,7 @@ class Ledger:
         if status == b"rebuild":
             states = _states(presumed.windows, rows)
             return NeedsRebuild(tuple([state.window for state in states if state.lost]))
-        return _denied(presumed.windows, rows, dropped)
+        return _denied(presumed.windows, rows, dropped, now_ms)
 
     def settle(self, reservation: Reservation, amounts: Amounts) -> Settlement:
         """Book what was used and free what was reserved: once, however often it is called, and also
@@ -276,9 +276,15 @@ def _refusing(reserved: Sequence[ReservedWindow], rows: list[bytes]) -> tuple[Wi
 
 
 def _denied(
-    reserved: Sequence[ReservedWindow], rows: list[bytes], dropped: tuple[str, ...]
+    reserved: Sequence[ReservedWindow], rows: list[bytes], dropped: tuple[str, ...], now_ms: int
 ) -> Denied:
     refusing = [state for state in _refusing(reserved, rows) if state.window.enforced]
-    binding = max(refusing, key=lambda state: state.period.end_ms or float("inf"))
-    amount = next(entry.amount for entry in reserved if entry.window is binding.window)
-    return Denied(binding, amount, _states(reserved, rows), dropped)
+    amounts = {entry.window.id: entry.amount for entry in reserved}
+
+    def severity(state: WindowState) -> tuple[bool, float]:
+        is_spent = not state.has_room_beside_settled(amounts[state.window.id])
+        return is_spent, state.period.end_ms or float("inf")
+
+    binding = max(refusing, key=severity)
+    states = _states(reserved, rows)
+    return Denied(binding, amounts[binding.window.id], states, dropped, now_ms)

@@ -109,6 +109,11 @@ class WindowState:
         """The true end of the period in seconds since the epoch; ``None`` for a total."""
         return None if self.period.end_ms is None else self.period.end_ms // 1000
 
+    def has_room_beside_settled(self, amount: int) -> bool:
+        """Whether only reservations can stand in the way of ``amount``."""
+        limit = self.window.limit
+        return limit is None or amount <= limit - self.settled
+
 
 @dataclass(slots=True)
 class ReservedWindow:
@@ -142,12 +147,20 @@ class Reservation:
 
 @dataclass(frozen=True, slots=True)
 class Denied:
-    """No window was touched. ``binding`` refused, and of those that did resets last."""
+    """No window was touched. ``binding`` refused: one that is spent before one that running calls
+    fill, and of these the one that resets last."""
 
     binding: WindowState
     this_request: int
     states: tuple[WindowState, ...]
     dropped: tuple[str, ...] = ()
+    at_ms: int | None = field(default=None, compare=False)
+    """When, by the clock of the counters; ``None`` where a budget service has not said."""
+
+    @property
+    def is_by_reservations(self) -> bool:
+        """Whether the call fits as soon as running calls settle for less than they reserved."""
+        return self.binding.has_room_beside_settled(self.this_request)
 
 
 @dataclass(frozen=True, slots=True)

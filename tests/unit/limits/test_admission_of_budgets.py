@@ -17,6 +17,7 @@ from router.limits.idempotency.entries import Entry, Idempotency, InFlight, NotS
 from router.limits.outcome import Admitted, Request
 from router.limits.redis_exchange import RedisExchange
 from router.limits.retry_queue import RetryQueue
+from router.limits.settlement_wait import SettlementWait
 from tests.fakes.admitting import Budgets
 from tests.unit.limits.conftest import frozen_script
 
@@ -45,10 +46,31 @@ class Outage:
         return replies
 
 
+class Moment:
+    """Passes without a wait; what happens in it is up to the test."""
+
+    def __init__(self, fixture: Fixture) -> None:
+        self._fixture = fixture
+
+    def wait(self, timeout: float) -> bool:
+        self._fixture.now_s += timeout
+        self._fixture.meanwhile()
+        return False
+
+    def set(self) -> None:
+        """Nobody sleeps."""
+
+    def clear(self) -> None:
+        """Nobody sleeps."""
+
+
 class Fixture:
     """Admission over a Redis that can fail, and what it reported."""
 
     def __init__(self, stand: Any, on_unavailable: OnUnavailable = "closed") -> None:
+        self.meanwhile: Callable[[], None] = lambda: None
+        self.now_s = 0.0
+        self.waits = SettlementWait(monotonic_s=lambda: self.now_s, event=lambda: Moment(self))
         self.stand = stand
         self.redis = Outage(stand)
         self.deferred = RetryQueue()
@@ -63,6 +85,7 @@ class Fixture:
             LedgerMaintenance(self.redis, clock=stand.clock, load=frozen_script),
             self.deferred,
             sum_records=self.sum_records,
+            settlement_wait=self.waits,
             on_unavailable=on_unavailable,
             on_threshold=lambda _organization_id, threshold_event: self.threshold_events.append(
                 threshold_event
@@ -248,3 +271,64 @@ def test_calls_that_never_ended_are_reported(subject: Fixture) -> None:
     subject.admit("a")
     subject.admit("b", cost=5000)
     assert subject.unresolved == ["lost"]
+
+
+# --- a short wait for running calls ---------------------------------------------------------
+
+
+def test_a_call_waits_for_the_reservation_in_its_way(subject: Fixture) -> None:
+    """900 of 1000 are reserved and 30 are used: 200 fit as soon as the other call has settled."""
+    first = subject.admit("first", cost=900)
+    subject.meanwhile = lambda: subject.gate.settle(first, Amounts(30, 0))
+    assert isinstance(subject.admit("second", cost=200, key="order-1"), Admitted)
+    assert subject.figures() == (30, 200)
+    assert subject.waits.outcomes == {"admitted": 1}
+    assert isinstance(subject.admit("third", cost=1, key="order-1"), InFlight)
+
+
+def test_a_call_that_waited_in_vain_is_refused(subject: Fixture) -> None:
+    """Nothing of it stays reserved, and its id is free."""
+    subject.admit("first", cost=900)
+    denied = subject.admit("second", cost=200, key="order-1")
+    assert isinstance(denied, Denied)
+    assert denied.is_by_reservations
+    assert subject.figures() == (0, 900)
+    assert subject.waits.outcomes == {"refused": 1}
+    assert isinstance(subject.admit("third", cost=100, key="order-1"), Admitted)
+
+
+def test_a_call_does_not_wait_for_what_is_spent(subject: Fixture) -> None:
+    """900 are settled: 200 never fit, whatever is reserved beside them."""
+    subject.gate.settle(subject.admit("first", cost=900), Amounts(900, 0))
+    subject.admit("second", cost=50)
+    asked = subject.stand.calls
+    denied = subject.admit("third", cost=200)
+    assert isinstance(denied, Denied)
+    assert not denied.is_by_reservations
+    assert subject.stand.calls == asked + 1
+    assert subject.waits.outcomes == {}
+
+
+def test_a_call_stops_waiting_when_the_budget_is_spent(subject: Fixture) -> None:
+    """The other call used all that it had reserved."""
+    first = subject.admit("first", cost=900)
+    subject.meanwhile = lambda: subject.gate.settle(first, Amounts(900, 0))
+    asked = subject.stand.calls
+    assert isinstance(subject.admit("second", cost=200), Denied)
+    # Refused, the settlement, refused for good.
+    assert subject.stand.calls == asked + 3
+
+
+def test_a_wait_ends_with_redis(subject: Fixture) -> None:
+    """503 and no 402: nobody knows any more."""
+    subject.admit("first", cost=900)
+
+    def fails() -> None:
+        subject.redis.reason = "timeout"
+
+    subject.meanwhile = fails
+    with pytest.raises(Unavailable):
+        subject.admit("second", cost=200)
+    subject.redis.reason = None
+    subject.deferred.run()
+    assert subject.figures() == (0, 900)

@@ -59,6 +59,7 @@ FAMILIES = {
     "api_router_idempotency": ("counter", {"outcome"}),
     "api_router_budget_settled_nanousd": ("counter", set()),
     "api_router_budget_reserved_nanousd": ("gauge", set()),
+    "api_router_budget_waits": ("counter", {"outcome"}),
     "api_router_rate_decisions": ("counter", {"source"}),
     "api_router_limit_decision_seconds": ("histogram", {"kind"}),
     "api_router_limits_deferred": ("gauge", set()),
@@ -92,6 +93,7 @@ SHIPPING = {
     "agent_sink_failing": {"store": False, "kafka": True},
 }
 LIMITS = {
+    "budget_waits": {"admitted": 3, "full": 1},
     "rate_decisions": {"redis": 90, "local": 8},
     "budget_reserved_nanousd": 12_345,
     "limits_deferred": 6,
@@ -270,6 +272,8 @@ COUNTED: dict[str, tuple[Callable[[Metrics], None], list[str]]] = {
     "limits": (
         lambda metrics: metrics.publish_figures(LIMITS),
         [
+            'api_router_budget_waits_total{outcome="admitted"} 3.0',
+            'api_router_budget_waits_total{outcome="full"} 1.0',
             'api_router_rate_decisions_total{source="redis"} 90.0',
             'api_router_rate_decisions_total{source="local"} 8.0',
             "api_router_budget_reserved_nanousd 12345.0",

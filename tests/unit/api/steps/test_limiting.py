@@ -12,6 +12,7 @@ import pytest
 from router import errors
 from router.api import pipeline
 from router.api.endpoints import ENDPOINTS, Endpoint
+from router.clock import FrozenClock
 from router.config.document import RateLimit
 from router.limits.budgets.windows import ThresholdEvent, WindowSpec
 from tests.contract.bodies import GOOD, new_request_id
@@ -262,6 +263,28 @@ def test_402_says_what_the_limits_say(world: World) -> None:
     assert stand.chat().status == 402
     stand.clock.wall_s += 1
     assert stand.chat().status == 200
+
+
+def test_the_wait_of_402_is_by_the_clock_of_the_counters(world: World) -> None:
+    """The router's host is 90 s behind Redis: by its own clock clients would wait too long."""
+    behind = FrozenClock(world.clock.wall_s - 90)
+    stand = limited(world, parts={"clock": behind}, budgets=(budget("requests", 1),))
+    assert stand.chat().status == 200
+    reply = stand.chat()
+    assert (reply.status, reply.header("Retry-After")) == (402, str(TO_MIDNIGHT_S))
+
+
+def test_402_has_no_wait_where_only_running_calls_stand_in_the_way(world: World) -> None:
+    """B19: the end of the day is no true wait, since the same call may pass in a second."""
+    stand = limited(world, budgets=(budget(limit=HELLO_NANOS + 60_000),))
+    stand.backends.first.set(token_interval_ms=100)
+    running = stand.open("POST", CHAT, json=chat_body(stream=True, max_tokens=5))
+    reply = stand.chat(max_tokens=5)
+    assert (reply.status, reply.header("Retry-After")) == (402, None)
+    details = reply.json["error"]["details"]
+    assert (details["settled"], details["reserved"]) == (0.0, 0.0000575)
+    running.read()
+    assert stand.chat(max_tokens=5).status == 200
 
 
 @pytest.mark.parametrize(

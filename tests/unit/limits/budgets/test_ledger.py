@@ -137,6 +137,50 @@ def test_a_refusal_tells_why(ledger: Ledger) -> None:
     assert isinstance(reserve(ledger, "c", cost=50), Reservation)
 
 
+@pytest.mark.parametrize(
+    ("settled", "reserved", "this_request", "waits"),
+    [
+        (300, 650, 51, True),
+        (949, 51, 51, True),
+        (950, 50, 51, False),
+        (950, 0, 51, False),
+        (0, 1000, 1000, True),
+        (0, 1000, 1001, False),
+    ],
+)
+def test_a_refusal_tells_whether_only_running_calls_stand_in_the_way(
+    ledger: Ledger, settled: int, reserved: int, this_request: int, waits: bool
+) -> None:
+    """Settled and this call within 1000, or not."""
+    if settled:
+        ledger.settle(reserve(ledger, "a", cost=settled), Amounts(settled, 0))
+    if reserved:
+        reserve(ledger, "b", cost=reserved)
+    denied = reserve(ledger, "c", cost=this_request)
+    assert (denied.binding.window, denied.is_by_reservations) == (SPEND, waits)
+
+
+@pytest.mark.parametrize("windows", [WINDOWS, WINDOWS[::-1]])
+def test_a_refusal_names_what_is_spent_before_what_is_reserved(
+    ledger: Ledger, windows: tuple[WindowSpec, ...]
+) -> None:
+    """Waiting for running calls would not help: the calls of the day are used up, though the
+    total of tokens, which running calls fill, never resets."""
+    for lease in "abc":
+        ledger.settle(reserve(ledger, lease, tokens=0), Amounts(0, 0))
+    reserve(ledger, "d", tokens=500, windows=(TOKENS,))
+    denied = reserve(ledger, "e", tokens=10, windows=windows)
+    assert (denied.binding.window, denied.this_request) == (CALLS, 1)
+    assert not denied.is_by_reservations
+
+
+def test_a_refusal_is_dated_by_the_clock_of_the_counters(stand: Any, ledger: Ledger) -> None:
+    """The clock of Redis is 90 s ahead: so the period ends 90 s sooner than this host believes."""
+    stand.skew_s = 90.0
+    denied = reserve(ledger, "a", cost=1001)
+    assert denied.at_ms == (2_000_000_000 + 90) * 1000
+
+
 def test_what_is_read_is_what_the_next_refusal_says(stand: Any, ledger: Ledger) -> None:
     """B17: both come from the enforcing counters, expired leases left out of both."""
     ledger.settle(reserve(ledger, "a"), Amounts(300, 7))
