@@ -126,6 +126,10 @@ class Attempt:
     backend_id: str
     status: int | None = None
     error: str | None = None
+    dispatched: bool = False
+    """The request was being sent: from then on the backend may work on it."""
+    declined: bool = False
+    """The backend's own answer says that it did not do the work."""
     duration_s: float = 0.0
     ttfb_s: float = 0.0
     reused_connection: bool = False

@@ -12,7 +12,16 @@ from typing import Final
 
 from flask import Request
 
-from router.call import Attempt, Call, Caller, Decision, Dialect, LimitState, Outcome
+from router.call import (
+    Attempt,
+    Call,
+    Caller,
+    Decision,
+    Dialect,
+    LimitState,
+    Outcome,
+    Usage,
+)
 from router.config.document import Document, KeyRecord
 from router.errors import Denial, RouterError
 from router.limits.budgets.windows import Amounts
@@ -61,6 +70,17 @@ class LimitContext:
 
 
 @dataclass(slots=True)
+class Charge:
+    """What a call is charged: the same in its record and in its budgets."""
+
+    usage: Usage
+    cost_nanos: int | None
+    """``None`` where nothing is charged, and for a model without a price."""
+    outcome: Outcome | None = None
+    """As its record has it, which decides whether it counts as served; ``None`` without one."""
+
+
+@dataclass(slots=True)
 class Scope:
     """One request from its first step to its settlement; steps fill it in."""
 
@@ -102,6 +122,8 @@ class Scope:
     """A response exists, so closing it will settle."""
     ended: bool = False
     """The end of the response has been seen to."""
+    charge: Charge | None = None
+    """What the call is charged; final once it is recorded."""
     recorded: bool = False
     """Its usage record and audit event were handed to the recorder, and must not be again."""
     record_id: str = field(default_factory=lambda: new_uuid())

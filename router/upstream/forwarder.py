@@ -38,6 +38,8 @@ class ForwardContext:
     headers: list[tuple[str, str]]
     """The client's headers that a backend may see, plus request id and trace context."""
     client_gone: Callable[[], bool] | None = None
+    on_send: Callable[[Attempt], None] | None = None
+    """Runs right before an attempt sends its first byte; what it raises keeps the call unsent."""
 
 
 @dataclass(slots=True)
@@ -130,10 +132,11 @@ class Forwarder:
         attempt.ttfb_s = exchange.ttfb_s
         attempt.reused_connection = exchange.reused
         if exchange.status != 200:
+            attempt.declined = True
             attempt.error = f"status {exchange.status}"
             raise _error_of(target, exchange)
         try:
-            return self._read_reply(target, call, exchange)
+            return self._read_reply(target, call, exchange, attempt)
         except TransportError as error:
             attempt.error = error.reason
         except ValueError as error:
@@ -157,12 +160,23 @@ class Forwarder:
             min(deadline_s, time.monotonic() + timeouts.total_s),
             context.client_gone,
         )
+
+        def on_send() -> None:
+            if context.on_send is not None:
+                context.on_send(attempt)
+            attempt.dispatched = True
+
         try:
             head = target.head(call.operation) + _call_head(context.headers, len(body))
             url = target.url(call.operation)
             return self._session.exchange(
                 BackendRequest(
-                    endpoint=target.endpoint, url=url, head=head, body=body, deadlines=deadlines
+                    endpoint=target.endpoint,
+                    url=url,
+                    head=head,
+                    body=body,
+                    deadlines=deadlines,
+                    on_send=on_send,
                 )
             )
         except CredentialMissing:
@@ -174,14 +188,21 @@ class Forwarder:
                 raise _TryNext(BackendUnavailable()) from None
             raise BackendFailed(error.reason) from None
 
-    def _read_reply(self, target: Target, call: Call, exchange: Exchange) -> BackendReply:
+    def _read_reply(
+        self, target: Target, call: Call, exchange: Exchange, attempt: Attempt
+    ) -> BackendReply:
         if call.stream and _is_event_stream(exchange):
             translator = target.provider.open_stream(call)
             stream = ReplyStream(exchange, translator, drain=self._drain)
             return BackendReply(target.backend.id, stream=stream)
-        body, usage, output_chars = target.provider.read_reply(
-            call, exchange.read_all(self._max_reply_bytes)
-        )
+        raw = exchange.read_all(self._max_reply_bytes)
+        try:
+            body, usage, output_chars = target.provider.read_reply(call, raw)
+            if usage is None and not output_chars and target.provider.read_error(raw) is not None:
+                raise ValueError("it is an error")
+        except ValueError:
+            attempt.declined = target.provider.read_error(raw) is not None
+            raise
         return BackendReply(target.backend.id, body=body, usage=usage, output_chars=output_chars)
 
 

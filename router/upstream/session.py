@@ -8,7 +8,7 @@ call (URL parsing, header merging, cookies) is done once per backend.
 from __future__ import annotations
 
 import ssl
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.cookiejar import DefaultCookiePolicy
 from typing import Any, Final, cast
 
@@ -38,6 +38,7 @@ class BackendRequest(requests.PreparedRequest):
         head: bytes,
         body: bytes,
         deadlines: Deadlines,
+        on_send: Callable[[], None] | None = None,
     ) -> None:
         super().__init__()
         self.method = "POST"
@@ -47,6 +48,7 @@ class BackendRequest(requests.PreparedRequest):
         self.endpoint = endpoint
         self.head = head
         self.deadlines = deadlines
+        self.on_send = on_send
 
 
 class BackendResponse(requests.Response):
@@ -86,7 +88,7 @@ class PooledAdapter(BaseAdapter):
             raise TransportError("not a backend call", sent=False)
         exchange = self.pool(request.endpoint).open(request.deadlines)
         assert isinstance(request.body, bytes)
-        exchange.run(request.head, request.body)
+        exchange.run(request.head, request.body, request.on_send)
         return BackendResponse(request, exchange)
 
     def pool(self, endpoint: Endpoint) -> ConnectionPool:

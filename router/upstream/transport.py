@@ -90,12 +90,13 @@ class Exchange:
                 return value
         return None
 
-    def run(self, head: bytes, body: bytes) -> None:
-        """Send the request and read up to the end of the reply's head."""
+    def run(self, head: bytes, body: bytes, on_send: Callable[[], None] | None = None) -> None:
+        """Send the request and read up to the end of the reply's head. ``on_send`` runs right
+        before the first byte is handed over; what it raises keeps the request unsent."""
         started_s = time.monotonic()
         self._client_check_s = started_s + CLIENT_CHECK_S
         try:
-            self._send(head, body)
+            self._send(head, body, on_send)
             self._read_head(time.monotonic() + self._deadlines.first_byte_s)
         except BaseException:
             self.close()
@@ -146,13 +147,15 @@ class Exchange:
         reusable = parser.done and not parser.dirty and parser.should_keep_alive()
         self._release(sock, reusable)
 
-    def _send(self, head: bytes, body: bytes) -> None:
+    def _send(self, head: bytes, body: bytes, on_send: Callable[[], None] | None) -> None:
         sock = self._sock
         assert sock is not None
         request = head + body if len(body) <= _SMALL_BODY_BYTES else head
         left_s = self._deadline_s - time.monotonic()
         if left_s <= 0:
             raise BackendTimeout("total")
+        if on_send is not None:
+            on_send()
         sock.settimeout(left_s)
         try:
             sent = sock.send(request)  # almost always all of it, at half the cost of sendall

@@ -182,6 +182,14 @@ def assert_facts(record: dict[str, Any], **facts: Any) -> None:
     assert {name: record[name] for name in facts} == facts
 
 
+def assert_abandoned(record: dict[str, Any], input_nanos: int) -> None:
+    """The backend was sent the call and nothing came back: its estimated input is charged."""
+    tokens = guessed(PROMPT)
+    assert_facts(record, usage_source="estimated", tokens_input=tokens, tokens_output=0)
+    assert_facts(record, cost_nanos=tokens * input_nanos)
+    assert record["attempts"][-1]["billed"] is True
+
+
 # --- calls that succeed ---------------------------------------------------------------------
 
 
@@ -349,7 +357,7 @@ def test_a_client_that_leaves_before_its_body_is_whole(desk: Desk, rudely: bool)
 
 @EACH_SHAPE
 def test_a_client_that_leaves_before_the_backend_has_answered(desk: Desk, shape: Shape) -> None:
-    """U9, S3: nothing was delivered and nothing is charged."""
+    """U9, S3: nothing was delivered, and the backend may have worked: its input is charged."""
     desk.deployment.backend.set(failure="black_hole")
     request_id = str(uuid.uuid4())
     with desk.open(shape.path, shape.fields(request_id), request_id):
@@ -359,12 +367,11 @@ def test_a_client_that_leaves_before_the_backend_has_answered(desk: Desk, shape:
         record,
         outcome="client_aborted",
         status=499,
-        usage_source="none",
-        cost_nanos=None,
         backend_id="mock-a",
     )
+    assert_abandoned(record, _price(shape, 1, 0))
     [attempt] = record["attempts"]
-    assert (attempt["status"], attempt["error"], attempt["billed"]) == (None, "ClientGone", False)
+    assert (attempt["status"], attempt["error"]) == (None, "ClientGone")
 
 
 @EACH_STREAM
@@ -498,7 +505,7 @@ BEFORE_ANSWERING = {
 @pytest.mark.parametrize("trouble", BEFORE_ANSWERING.values(), ids=BEFORE_ANSWERING)
 @pytest.mark.parametrize("name", ["chat", "chat, streamed", "native", "native, streamed"])
 def test_a_backend_that_does_not_answer(desk: Desk, name: str, trouble: Trouble) -> None:
-    """U9, U10: nothing was delivered, nothing is charged, the attempt is told."""
+    """U9, U10: what it was sent is charged unless it says that it did nothing."""
     shape, request_id = SHAPES[name], str(uuid.uuid4())
     for backend in (desk.deployment.backend, desk.deployment.second):
         backend.set(**trouble.behaviour)
@@ -509,13 +516,16 @@ def test_a_backend_that_does_not_answer(desk: Desk, name: str, trouble: Trouble)
         record,
         outcome=trouble.outcome,
         status=trouble.status,
-        usage_source="none",
-        cost_nanos=None,
         bytes_sent=len(reply.body),
         decision_reason="PRIMARY",
     )
+    if trouble.attempt_status is None and trouble.model != DEAD:
+        assert_abandoned(record, 1_000 if trouble.model == SECOND else 2_500)
+    else:
+        assert_facts(record, usage_source="none", cost_nanos=None)
+        assert record["attempts"][0]["billed"] is False
     [attempt] = record["attempts"]
-    assert (attempt["status"], attempt["billed"]) == (trouble.attempt_status, False)
+    assert attempt["status"] == trouble.attempt_status
     assert attempt["error"]
 
 
@@ -531,7 +541,7 @@ def test_a_backend_that_does_not_answer(desk: Desk, name: str, trouble: Trouble)
 def test_a_backend_that_fails_within_a_whole_answer(
     desk: Desk, shape: Shape, failure: str, status: int, outcome: str
 ) -> None:
-    """F6, U9: the client gets nothing of it and pays nothing."""
+    """F6, U9: the client gets nothing of it; the backend has worked, so its input is charged."""
     # The second backend is given little time.
     model, name = (SECOND, "mock-b") if failure == "slow_body" else (shape.model, "mock-a")
     for backend in (desk.deployment.backend, desk.deployment.second):
@@ -544,12 +554,10 @@ def test_a_backend_that_fails_within_a_whole_answer(
         record,
         outcome=outcome,
         status=status,
-        usage_source="none",
-        cost_nanos=None,
         backend_id=name,
     )
+    assert_abandoned(record, 1_000 if model == SECOND else _price(shape, 1, 0))
     assert record["attempts"][0]["status"] == 200
-    assert record["attempts"][0]["billed"] is False
     assert record["attempts"][0]["error"]
 
 
@@ -589,16 +597,13 @@ def test_a_backend_that_dies_amid_a_stream(
 
 @EACH_STREAM
 def test_a_backend_that_dies_before_the_first_event(desk: Desk, shape: Shape) -> None:
-    """U7, U10: nothing was delivered, and nothing is charged, as for a whole answer."""
+    """U7, U10: nothing was delivered; the input is charged, as for a whole answer."""
     desk.deployment.backend.set(failure="cut_stream", cut_after_chunks=0)
     request_id = str(uuid.uuid4())
     assert desk.post(shape.path, shape.fields(request_id), request_id).status == 200
-    assert_facts(
-        only_record(desk, request_id),
-        outcome="upstream_aborted",
-        usage_source="none",
-        cost_nanos=None,
-    )
+    record = only_record(desk, request_id)
+    assert_facts(record, outcome="upstream_aborted")
+    assert_abandoned(record, _price(shape, 1, 0))
 
 
 @EACH_STREAM
@@ -638,7 +643,7 @@ def test_a_backend_that_stalls_amid_a_stream(desk: Desk, shape: Shape, interval_
         )
         assert record["tokens_output"] >= 1
     else:  # of a chat, the one event that came in time opens and says nothing
-        assert_facts(record, usage_source="none", cost_nanos=None)
+        assert_abandoned(record, 1_000)
     assert record["attempts"][0]["error"] == "BackendTimeout"
     assert record["latency_ms"] > IMPATIENT["idle_s"] * 1000
     assert record["bytes_sent"] == len(reply.body)

@@ -1,41 +1,42 @@
-"""What the current call used and what that costs."""
+"""What the current call used, what that costs, and how it ended: for its record and its budgets.
+
+``docs/records.md`` has the table of all endings. Once a call is recorded its charge is final, so
+that the ledger books exactly what the record says.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from router.api.scope import Scope
-from router.call import NO_USAGE, Outcome, Usage
+from router.api.scope import Charge, Scope
+from router.call import NO_USAGE, Call, Outcome, Usage
+from router.limits.budgets.windows import MAX_AMOUNT, Amounts
 from router.pricing.cost import cost_nanos, estimate, unpriced
+from router.store.usage_totals import SERVED
 
 
 def call_usage(scope: Scope) -> tuple[Usage, int | None]:
-    """Usage and cost in nano-USD of what was delivered; estimated where nothing was reported.
+    """Usage and cost in nano-USD that the call is charged, estimated where nothing was reported."""
+    charge = scope.charge
+    if charge is None:
+        charge = _charge(scope)
+    return charge.usage, charge.cost_nanos
 
-    A backend that failed before it said anything has delivered nothing, streamed or whole.
-    """
-    backend_reply, call, document = scope.backend_reply, scope.call, scope.document
-    if scope.limits.replay is not None:
-        return NO_USAGE, 0
-    if backend_reply is None or call is None or document is None:
-        return NO_USAGE, None
-    stream = backend_reply.stream
-    usage = backend_reply.usage if stream is None else stream.usage
-    if usage is None:
-        if stream is None:
-            usage = estimate(call.fields, backend_reply.output_chars)
-        elif stream.fault and not stream.output_chars and stream.usage_at_start is None:
-            return NO_USAGE, None
-        else:
-            usage = estimate(call.fields, stream.output_chars, stream.usage_at_start)
-    return usage, cost_nanos(usage, document.prices_of(call.model, _backend_id(scope)))
+
+def charge_as_recorded(scope: Scope, outcome: Outcome) -> None:
+    """Make the charge final: the record with this outcome says so."""
+    usage, cost = call_usage(scope)
+    scope.charge = Charge(usage, cost, outcome)
 
 
 def unpriced_classes(scope: Scope, usage: Usage) -> tuple[str, ...]:
     """The classes of ``usage`` for which the model has no price of its own."""
     if scope.call is None or scope.document is None or scope.limits.replay is not None:
         return ()
-    return unpriced(usage, scope.document.prices_of(scope.call.model, _backend_id(scope)))
+    if not scope.attempts:
+        return ()
+    backend_id = scope.attempts[-1].backend_id
+    return unpriced(usage, scope.document.prices_of(scope.call.model, backend_id))
 
 
 @dataclass(slots=True)
@@ -47,13 +48,22 @@ class Ending:
     outcome: Outcome
     usage: Usage
     cost_nanos: int | None
-    """``None`` for a model without a price, or where nothing was delivered."""
+    """``None`` for a model without a price, or where nothing is charged."""
 
 
 def ending_of(scope: Scope, ended_s: float) -> Ending:
     """How the call has ended, and what it has used."""
     usage, cost = call_usage(scope)
     return Ending(ended_s, call_outcome(scope), usage, cost)
+
+
+def charged_amounts(scope: Scope, ending: Ending) -> Amounts:
+    """What the budgets are charged: what a rebuild from the record would find."""
+    recorded = None if scope.charge is None else scope.charge.outcome
+    served = bool(scope.attempts) and (recorded or ending.outcome) in SERVED
+    usage = ending.usage
+    tokens = min(usage.tokens_input + usage.tokens_output, MAX_AMOUNT)
+    return Amounts(ending.cost_nanos or 0, tokens, int(served))
 
 
 def call_outcome(scope: Scope) -> Outcome:
@@ -67,10 +77,75 @@ def call_outcome(scope: Scope) -> Outcome:
     return "completed" if scope.handed_over else "client_aborted"
 
 
+def _charge(scope: Scope) -> Charge:
+    call = scope.call
+    if scope.limits.replay is not None:
+        return Charge(NO_USAGE, 0)
+    if call is None or not scope.attempts:
+        return Charge(NO_USAGE, None)
+    usage = _known_usage(scope, call)
+    if usage is not None:
+        return Charge(usage, _cost(scope, call, usage))
+    last = scope.attempts[-1]
+    if last.declined or not last.dispatched or _began_with_error(scope):
+        return Charge(NO_USAGE, None)
+    return _abandoned(scope, call)
+
+
+def _known_usage(scope: Scope, call: Call) -> Usage | None:
+    """What the backend reported, or an estimate of what it delivered; ``None`` where it has done
+    neither."""
+    reply = scope.backend_reply
+    if reply is None:
+        return None
+    stream = reply.stream
+    if stream is None:
+        return reply.usage or estimate(call.fields, reply.output_chars)
+    if stream.usage is not None:
+        return stream.usage
+    if stream.output_chars or stream.usage_at_start is not None or stream.is_complete:
+        return estimate(call.fields, stream.output_chars, stream.usage_at_start)
+    return None
+
+
+def _began_with_error(scope: Scope) -> bool:
+    """The backend has streamed an error and nothing before it."""
+    stream = None if scope.backend_reply is None else scope.backend_reply.stream
+    return stream is not None and stream.fault == "error event in stream"
+
+
+def _abandoned(scope: Scope, call: Call) -> Charge:
+    """The charge of work that was dispatched and of which nothing has come back."""
+    policy, reserved = scope.services.settings.abandoned, scope.limits.amounts
+    if policy == "free":
+        return Charge(NO_USAGE, None)
+    usage = estimate(call.fields, 0)
+    if policy == "estimate" or reserved is None:
+        return Charge(usage, _cost(scope, call, usage))
+    output = max(0, reserved.tokens - usage.tokens_input)
+    return Charge(replace(usage, tokens_output=output), reserved.cost_nanos)
+
+
+def _cost(scope: Scope, call: Call, usage: Usage) -> int | None:
+    """The price of usage; of a model without a price the floor, where a budget in USD counts it."""
+    assert scope.document is not None
+    prices = scope.document.prices_of(call.model, scope.attempts[-1].backend_id)
+    cost = cost_nanos(usage, prices)
+    if cost is None:
+        return scope.services.limits.reservation_rule.floor_nanos if _counts_usd(scope) else None
+    return min(cost, MAX_AMOUNT)
+
+
+def _counts_usd(scope: Scope) -> bool:
+    """Whether a budget in USD counts this call."""
+    admitted = scope.limits.admitted
+    if admitted is None:
+        return False
+    return scope.services.limits.admission.uses_budget_service or any(
+        reserved.window.unit == "usd" for reserved in admitted.reservation.windows
+    )
+
+
 def _broke_after_status(scope: Scope) -> bool:
     """The backend had begun a good answer and did not finish it."""
     return bool(scope.attempts) and scope.attempts[-1].status == 200
-
-
-def _backend_id(scope: Scope) -> str | None:
-    return scope.attempts[-1].backend_id if scope.attempts else None

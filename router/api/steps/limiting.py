@@ -11,13 +11,13 @@ from router import errors
 from router.api.bodies import is_at_hand
 from router.api.endpoints import Endpoint
 from router.api.scope import Scope
-from router.api.steps.call_usage import Ending
+from router.api.steps.call_usage import Ending, charged_amounts
 from router.api.steps.denials import budget_denial, rate_denial
 from router.breaker import Unavailable
 from router.call import Call
 from router.config.document import KeyRecord, Organization
 from router.limits.budgets.reservation_rule import PriceUnknown
-from router.limits.budgets.windows import MAX_AMOUNT, NOTHING, Amounts, Denied
+from router.limits.budgets.windows import NOTHING, Amounts, Denied
 from router.limits.configured import RateSpecs, rate_specs, reserved_amounts, window_specs
 from router.limits.idempotency.entries import (
     Entry,
@@ -32,7 +32,6 @@ from router.limits.outcome import Outcome as LimitOutcome
 from router.limits.rates.decision import MAX_TOKENS, RateDecision, corrections
 from router.pricing.bounds import bounded_output, max_output
 from router.pricing.cost import estimate
-from router.store.usage_totals import SERVED
 from router.telemetry.metrics import DecisionKind
 
 
@@ -89,7 +88,7 @@ def settle_limits(scope: Scope, ending: Ending) -> None:
     if limits.settled:
         return
     limits.settled = True  # first: a greenlet that is killed meanwhile has queued what it owes
-    used = _used(scope, ending)
+    used = charged_amounts(scope, ending)
     admitted = limits.admitted
     if admitted is not None:
         reply: bytes | NotStored | None = limits.stored_reply
@@ -260,22 +259,6 @@ def _estimated_tokens(call: Call, organization: Organization, key: KeyRecord) ->
     if not any(limit is not None and limit.tokens_per_minute is not None for limit in limits):
         return 0
     return min(estimate(call.fields, 0).tokens_input + (bounded_output(call) or 0), MAX_TOKENS)
-
-
-def _used(scope: Scope, ending: Ending) -> Amounts:
-    """What is charged; the same that the records say when a budget is rebuilt from them."""
-    served = int(bool(scope.attempts) and ending.outcome in SERVED)
-    if scope.backend_reply is None:
-        return Amounts(0, 0, served)
-    cost, usage = ending.cost_nanos, ending.usage
-    if cost is None:
-        cost = scope.services.limits.reservation_rule.floor_nanos
-    return Amounts(_bounded(cost), _bounded(usage.tokens_input + usage.tokens_output), served)
-
-
-def _bounded(amount: int) -> int:
-    """A backend may report anything."""
-    return max(0, min(amount, MAX_AMOUNT))
 
 
 def _organization_id(scope: Scope) -> str:

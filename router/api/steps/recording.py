@@ -16,7 +16,7 @@ import orjson
 from router.api.endpoints import serves_calls
 from router.api.error_specs import error_spec_of
 from router.api.scope import LimitContext, Scope, new_uuid
-from router.api.steps.call_usage import call_outcome, call_usage
+from router.api.steps.call_usage import call_outcome, call_usage, charge_as_recorded
 from router.call import Attempt, Outcome, Usage
 from router.records.record_types import (
     AttemptRecord,
@@ -51,6 +51,7 @@ def record_withheld(scope: Scope, unwritten: Unwritten) -> None:
         spec = error_spec_of(unwritten.error)
         scope.code, scope.failed_outcome = spec.code, spec.outcome
         if unwritten.may_change:
+            charge_as_recorded(scope, call_outcome(scope))
             changed = _withheld(scope, *unwritten.entry)
     finally:
         unwritten.buffer(changed)
@@ -95,10 +96,11 @@ def _record(scope: Scope, outcome: Outcome, ended_s: float) -> Unwritten | None:
     event = _event_or_less(scope, record)
     # Before the append: a greenlet that is killed while the spool syncs may have written it.
     scope.recorded = True
+    charge_as_recorded(scope, outcome)
     try:
         unwritten = scope.services.recorder.record(line, event)
     except Exception:
-        scope.recorded = False
+        scope.recorded, scope.charge = False, None
         raise
     return unwritten
 

@@ -58,6 +58,7 @@ def _count(scope: Scope, ending: Ending, duration_s: float) -> None:
         metrics.count_attempt(attempt.backend_id, _error_class(attempt), attempt.duration_s)
     if scope.backend_reply is not None:
         metrics.count_overhead(scope.overhead_s)
+    if scope.backend_reply is not None or usage.source != "none":
         metrics.count_usage(usage.source, usage.tokens_input, usage.tokens_output)
         if ending.cost_nanos:
             metrics.count_cost(ending.cost_nanos)
@@ -123,8 +124,10 @@ def _line(scope: Scope, ending: Ending, duration_s: float) -> dict[str, Any]:
         line["replayed"] = True
     if scope.attempts:
         line.update(_attempts(scope))
+    if scope.backend_reply is not None or ending.usage.source != "none":
+        line.update(_charged(ending.usage, ending.cost_nanos))
     if scope.backend_reply is not None:
-        line.update(_delivered(scope, ending.usage, ending.cost_nanos))
+        line.update(_delivered(scope))
     return line
 
 
@@ -140,13 +143,18 @@ def _attempts(scope: Scope) -> dict[str, Any]:
     return facts
 
 
-def _delivered(scope: Scope, usage: Usage, cost: int | None) -> dict[str, Any]:
+def _charged(usage: Usage, cost: int | None) -> dict[str, Any]:
     return {
-        "decision": scope.decision,
         "tokens_input": usage.tokens_input,
         "tokens_output": usage.tokens_output,
         "usage_source": usage.source,
         "cost_nanos": cost,
+    }
+
+
+def _delivered(scope: Scope) -> dict[str, Any]:
+    return {
+        "decision": scope.decision,
         "ttfb_ms": round((scope.answered_s - scope.started_s) * 1000, 3),
         "overhead_ms": round(scope.overhead_s * 1000, 3),
     }

@@ -46,6 +46,10 @@ class AnthropicApi(FakeServer):
         """Put an ``error`` event into streams after so many content deltas, and end them."""
         self.cut_after_deltas: int | None = None
         """Break the connection in the middle of an event after so many content deltas."""
+        self.raw: bytes | None = None
+        """These very bytes in place of an answer."""
+        self.raw_ends = False
+        """The connection ends after them."""
 
     def reset(self) -> None:
         """Every switch off, nothing received."""
@@ -54,6 +58,9 @@ class AnthropicApi(FakeServer):
 
     def _answer(self, peer: Peer, request: Request) -> bool:
         request_id = f"request-id: req_{len(self.requests):08}"
+        if self.raw is not None:
+            peer.send(self.raw)
+            return not self.raw_ends
         try:
             fields = self._admit(request)
         except ApiError as refusal:

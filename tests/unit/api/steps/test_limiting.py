@@ -429,8 +429,9 @@ ENDINGS: dict[str, tuple[Callable[[RouterStand], object], int]] = {
     "backend fails": (behaving(error_status=500), 0),
     "backend refuses": (behaving(error_status=422), 0),
     "backend busy": (behaving(error_status=429), 0),
-    "too late": (behaving("impatient", failure="black_hole"), 0),
-    "nonsense": (behaving(failure="bad_json"), 0),
+    # A model without a price costs the floor.
+    "too late": (behaving("impatient", failure="black_hole"), 1_000),
+    "nonsense": (behaving(failure="bad_json"), GUESSED_PROMPT_NANOS),
     # The event for the role and the one with "You", a token begun.
     "stream breaks": (
         behaving(failure="cut_stream", cut_after_chunks=2),
