@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
 
+from gevent import get_hub
 from gevent.threadpool import ThreadPool
 from prometheus_client import CollectorRegistry
 
@@ -31,6 +32,8 @@ from router.limits.rates.local import LocalLimiter
 from router.limits.redis_exchange import RedisExchange
 from router.limits.remote.budget_client import BudgetClient
 from router.limits.remote.budget_session import BudgetSession
+from router.limits.remote.charge_journal import ChargeJournal
+from router.limits.remote.service_ability import Mode, ServiceAbility, service_dir
 from router.limits.remote.service_exchange import ServiceExchange
 from router.limits.retry_queue import RetryQueue
 from router.limits.settlement_wait import SettlementWait
@@ -153,7 +156,7 @@ def build_services(
         forwarder=forwarder,
         session=session,
         pepper_fingerprint=pepper_fingerprint(pepper),
-        recorder=Recorder(_open_spool(settings, clock)),
+        recorder=Recorder(open_spool(settings, clock)),
         queries=queries,
         watch=watch_host(settings, state, queries.check, clock),
         history=StateHistory(clock),
@@ -199,14 +202,22 @@ def build_limits(
     entries_on_unavailable = cast(OnUnavailable, settings.idempotency_fallback)
     client = _budget_client(settings, clock, resolve, outbox)
     exchange: RedisExchange | ServiceExchange
+    journal: ChargeJournal | None = None
     if client is None:
         exchange = RedisExchange(runner, ledger, entries)
         read_windows = _read_ledger(RebuildingLedger(ledger, rebuilder), outbox)
     else:
+        journal = ChargeJournal(
+            service_dir(settings.data_dir, client.endpoint),
+            client.settle,
+            on_threshold=outbox.threshold_reached,
+            offload=lambda work: get_hub().threadpool.apply(work),
+        )
         exchange = ServiceExchange(
             client,
             entries,
             retry_queue,
+            journal,
             entries_on_unavailable=entries_on_unavailable,
         )
         read_windows = _read_service(client)
@@ -232,6 +243,7 @@ def build_limits(
         lease_ms=int(settings.lease_s * 1000),
         redis=redis,
         budget_client=client,
+        charge_journal=journal,
     )
 
 
@@ -271,9 +283,15 @@ def _budget_client(
         token=settings.budget_service_token,
         resolve=resolve,
     )
+    ability = ServiceAbility(
+        cast(Mode, settings.budget_service_mode),
+        service_dir(settings.data_dir, settings.budget_service_endpoint),
+        monotonic_s=clock.monotonic_s,
+    )
     return BudgetClient(
         settings.budget_service_endpoint,
         session,
+        ability=ability,
         clock=clock,
         on_threshold=outbox.threshold_reached,
         on_change=outbox.dependency_changed,
@@ -298,7 +316,8 @@ def _read_service(client: BudgetClient) -> ReadWindows:
     )
 
 
-def _open_spool(settings: Settings, clock: Clock) -> SpoolWriter:
+def open_spool(settings: Settings, clock: Clock) -> SpoolWriter:
+    """The spool of this process, which runs on gevent."""
     return SpoolWriter(
         settings.spool_dir,
         max_bytes=settings.spool_max_bytes,

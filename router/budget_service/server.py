@@ -14,14 +14,18 @@ from typing import Any, Final
 import orjson
 from flask import Flask, Response, request
 from marshmallow import Schema, ValidationError
-from werkzeug.exceptions import HTTPException
 
 from router.breaker import Unavailable
+from router.budget_service.audit import BudgetAudit
+from router.budget_service.lease_finder import LeaseFinder
+from router.budget_service.refusals import Refusal, answer_errors, json_reply
 from router.config.loader import flatten_messages
 from router.config.schema.fields import is_id
+from router.errors import NotConfigured
 from router.limits.budgets.rebuilding import RebuildingLedger
-from router.limits.budgets.windows import Closed, Denied, ThresholdEvent, WindowSpec
+from router.limits.budgets.windows import Closed, Denied, Settlement, ThresholdEvent, WindowSpec
 from router.limits.remote import contract, messages
+from router.limits.remote.message_parts import ServiceReservation, of_key
 from router.limits.remote.messages import ReserveCommand, SettleCommand
 
 log = logging.getLogger(__name__)
@@ -30,7 +34,7 @@ _MAX_PROBLEMS: Final = 20
 
 WindowsOf = Callable[[str, str | None], Sequence[WindowSpec] | None]
 """The windows of an organization, and of its key if one is named; ``None`` when there is no such
-organization or key. Raises :class:`Unavailable`."""
+organization or key. Raises ``NotConfigured`` where no document says who there is."""
 
 _CHECK: Final = messages.CheckRequest()
 _RESERVE: Final = messages.ReserveRequest()
@@ -43,23 +47,20 @@ _SETTLED: Final = messages.SettleReply()
 _STATES: Final = messages.WindowsReply()
 
 
-class _Refused(Exception):
-    """A refusal: status, code, and a message for people."""
-
-    def __init__(self, status: int, code: str, message: str, problems: Sequence[str] = ()) -> None:
-        super().__init__(message)
-        self.status = status
-        self.code = code
-        self.problems = problems
-
-
 class BudgetService:
     """The endpoints. They have no state: it is all in the ledger."""
 
     def __init__(
-        self, ledger: RebuildingLedger, windows_of: WindowsOf, ping: Callable[[], None]
+        self,
+        ledger: RebuildingLedger,
+        leases: LeaseFinder,
+        audit: BudgetAudit,
+        windows_of: WindowsOf,
+        ping: Callable[[], None],
     ) -> None:
         self._ledger = ledger
+        self._audit = audit
+        self._leases = leases
         self._windows_of = windows_of
         self._ping = ping
 
@@ -69,12 +70,13 @@ class BudgetService:
         check, threshold_events = self._ledger.check(
             command.organization_id, self._windows(command), command.amounts
         )
-        _log(command.organization_id, threshold_events)
-        return _reply(_CHECKED.dump(check))
+        self._note(command.organization_id, threshold_events)
+        return json_reply(_CHECKED.dump(check))
 
     def reserve(self) -> Response:
         """Reserve the amounts."""
         command: ReserveCommand = _load(_RESERVE)
+        self._audit.check()
         outcome, threshold_events = self._ledger.reserve(
             command.organization_id,
             command.lease_id,
@@ -83,10 +85,14 @@ class BudgetService:
             ttl_ms=command.ttl_ms,
         )
         if isinstance(outcome, Closed):
-            raise _Refused(409, "LEASE_ENDED", "this lease was settled or released before")
+            raise Refusal(409, "LEASE_ENDED", "this lease was settled or released before")
         if isinstance(outcome, Denied):
-            return _reply(_DENIED.dump(_denied(outcome, threshold_events)), 402)
-        return _reply(_RESERVED.dump({"reservation": outcome, "crossings": threshold_events}))
+            return json_reply(_DENIED.dump(_denied(outcome, threshold_events)), 402)
+        self._audit.reserved(outcome, command.key_id, command.amounts)
+        reservation = of_key(outcome, command.key_id)
+        return json_reply(
+            _RESERVED.dump({"reservation": reservation, "crossings": threshold_events})
+        )
 
     def settle(self) -> Response:
         """Book what was used, and free the rest."""
@@ -105,40 +111,82 @@ class BudgetService:
             if not is_id(value)
         ]
         if wrong or organization_id is None:
-            raise _Refused(400, "INVALID_REQUEST", "the query is wrong", wrong)
-        windows = self._windows_of(organization_id, key_id or None)
+            raise Refusal(400, "INVALID_REQUEST", "the query is wrong", wrong)
+        windows = self._known_windows(organization_id, key_id or None)
         if windows is None:
-            raise _Refused(404, "NOT_FOUND", "no such organization, or no such key of it")
+            raise _unknown("NOT_FOUND")
         states, threshold_events = self._ledger.read(organization_id, windows)
-        _log(organization_id, threshold_events)
-        return _reply(_STATES.dump({"windows": states}))
+        self._note(organization_id, threshold_events)
+        return json_reply(_STATES.dump({"windows": states}))
 
     def alive(self) -> Response:
         """The process answers."""
-        return _reply({"status": "ok"})
+        return json_reply({"status": "ok"})
 
     def ready(self) -> Response:
         """The ledger answers."""
         try:
             self._ping()
         except Unavailable:
-            return _reply({"status": "unavailable"}, 503)
-        return _reply({"status": "ok"})
+            return json_reply({"status": "unavailable"}, 503)
+        return json_reply({"status": "ok"})
 
     def _windows(self, command: ReserveCommand) -> Sequence[WindowSpec]:
-        if command.windows is not None:
-            return command.windows
-        return self._windows_of(command.organization_id, command.key_id) or ()
+        """The windows of the request, or those that the document has. Whom the document does not
+        know gets none, whatever the request says."""
+        try:
+            known = self._windows_of(command.organization_id, command.key_id)
+        except NotConfigured:
+            known = command.windows  # nobody has said who there is
+        if known is None:
+            raise _unknown(contract.UNKNOWN_ORGANIZATION)
+        return known if command.windows is None else command.windows
+
+    def _known_windows(
+        self, organization_id: str, key_id: str | None
+    ) -> Sequence[WindowSpec] | None:
+        try:
+            return self._windows_of(organization_id, key_id)
+        except NotConfigured:
+            return None
 
     def _end(self, command: SettleCommand) -> Response:
-        settlement = self._ledger.settle(command.reservation, command.amounts)
-        return _reply(_SETTLED.dump(settlement))
+        """End the lease; whoever names no windows means those that it was reserved in."""
+        self._audit.check()
+        reservation: Any = command.reservation
+        key_id = reservation.key_id if isinstance(reservation, ServiceReservation) else None
+        if not reservation.windows:
+            windows = self._known_windows(reservation.organization_id, key_id)
+            if windows is None:
+                raise _unknown(contract.UNKNOWN_ORGANIZATION)
+            reservation = self._leases.find(
+                reservation.organization_id, reservation.lease_id, windows
+            )
+        if isinstance(reservation, Closed):
+            return json_reply(_SETTLED.dump(Settlement(False)))
+        settlement = self._ledger.settle(reservation, command.amounts)
+        if settlement.booked:
+            self._audit.ended(reservation, key_id, command.amounts)
+        return json_reply(_SETTLED.dump(settlement))
+
+    def _note(self, organization_id: str, found: Sequence[ThresholdEvent]) -> None:
+        """Note the thresholds that a rebuild found, where the reply has no field for them."""
+        for event in found:
+            facts = {"organization_id": organization_id, "window": event.window.id}
+            log.warning("budget threshold reached", extra={**facts, "percent": event.percent})
+            self._audit.threshold_reached(organization_id, event)
+
+
+def _no_document(_organization_id: str, _key_id: str | None) -> None:
+    raise NotConfigured
 
 
 def create_app(
     ledger: RebuildingLedger,
+    leases: LeaseFinder,
+    audit: BudgetAudit,
     *,
-    windows_of: WindowsOf = lambda _organization_id, _key_id: None,
+    windows_of: WindowsOf = _no_document,
     ping: Callable[[], None] = lambda: None,
     token: str | None = None,
 ) -> Flask:
@@ -148,7 +196,7 @@ def create_app(
     app.config["MAX_CONTENT_LENGTH"] = contract.MAX_BODY_BYTES
     app.config["PROPAGATE_EXCEPTIONS"] = False
     app.config["PROVIDE_AUTOMATIC_OPTIONS"] = False
-    service = BudgetService(ledger, windows_of, ping)
+    service = BudgetService(ledger, leases, audit, windows_of, ping)
     for path, view in (
         (contract.CHECK, service.check),
         (contract.RESERVE, service.reserve),
@@ -164,10 +212,7 @@ def create_app(
         app.get(path)(view)
     if token is not None:
         app.before_request(lambda: _require(token))
-    app.register_error_handler(_Refused, _on_refused)
-    app.register_error_handler(Unavailable, _on_unavailable)
-    app.register_error_handler(HTTPException, _on_http_error)
-    app.register_error_handler(Exception, _on_unexpected_error)
+    answer_errors(app)
     return app
 
 
@@ -177,21 +222,25 @@ def _require(token: str) -> None:
     scheme, _, given = request.headers.get("Authorization", "").partition(" ")
     right = hmac.compare_digest(given.strip().encode(), token.encode())
     if scheme.lower() != "bearer" or not right:
-        raise _Refused(401, "UNAUTHENTICATED", "the bearer token is missing or wrong")
+        raise Refusal(401, "UNAUTHENTICATED", "the bearer token is missing or wrong")
+
+
+def _unknown(code: str) -> Refusal:
+    return Refusal(404, code, "no such organization, or no such key of it")
 
 
 def _load(schema: Schema) -> Any:
-    """The body as the value of the schema; raises :class:`_Refused`."""
+    """The body as the value of the schema; raises :class:`Refusal`."""
     body = request.get_data(cache=False)
     if request.content_length is not None and len(body) != request.content_length:
-        raise _Refused(400, "INVALID_REQUEST", "the body is shorter than announced")
+        raise Refusal(400, "INVALID_REQUEST", "the body is shorter than announced")
     try:
         return schema.load(orjson.loads(body))
     except orjson.JSONDecodeError:
-        raise _Refused(400, "INVALID_REQUEST", "the body is not JSON") from None
+        raise Refusal(400, "INVALID_REQUEST", "the body is not JSON") from None
     except ValidationError as error:
         problems = [*flatten_messages(error.messages)][:_MAX_PROBLEMS]
-        raise _Refused(400, "INVALID_REQUEST", "the body is wrong", problems) from None
+        raise Refusal(400, "INVALID_REQUEST", "the body is wrong", problems) from None
 
 
 def _denied(denied: Denied, threshold_events: Sequence[ThresholdEvent]) -> dict[str, Any]:
@@ -207,47 +256,3 @@ def _denied(denied: Denied, threshold_events: Sequence[ThresholdEvent]) -> dict[
         "dropped": denied.dropped,
         "crossings": threshold_events,
     }
-
-
-def _log(organization_id: str, threshold_events: Sequence[ThresholdEvent]) -> None:
-    """Log the thresholds that a rebuild found, where the reply has no field for them."""
-    for found in threshold_events:
-        facts = {"organization_id": organization_id, "window": found.window.id}
-        log.warning("budget threshold reached", extra={**facts, "percent": found.percent})
-
-
-def _reply(body: dict[str, Any], status: int = 200) -> Response:
-    return Response(orjson.dumps(body), status, mimetype="application/json")
-
-
-def _on_refused(error: _Refused) -> Response:
-    body = {"error": str(error), "code": error.code, "problems": error.problems}
-    reply = _reply(body, error.status)
-    if error.status == 401:
-        reply.headers["WWW-Authenticate"] = "Bearer"
-    return reply
-
-
-def _on_unavailable(error: Unavailable) -> Response:
-    log.info("no answer", extra={"dependency": error.name, "reason": error.reason})
-    reply = _on_refused(_Refused(503, "LEDGER_UNAVAILABLE", "the ledger is unavailable"))
-    reply.headers["Retry-After"] = "1"
-    return reply
-
-
-def _on_http_error(error: HTTPException) -> Response:
-    code, message = {
-        404: ("NOT_FOUND", "no such endpoint"),
-        405: ("METHOD_NOT_ALLOWED", "this endpoint has another method"),
-        413: ("BODY_TOO_LARGE", f"more than {contract.MAX_BODY_BYTES} bytes"),
-    }.get(error.code or 400, ("INVALID_REQUEST", "the request is malformed"))
-    reply = _on_refused(_Refused(error.code or 400, code, message))
-    for name, value in error.get_headers():
-        if name == "Allow":
-            reply.headers[name] = value
-    return reply
-
-
-def _on_unexpected_error(error: Exception) -> Response:
-    log.error("unexpected error", exc_info=error)
-    return _on_refused(_Refused(500, "INTERNAL", "the service has failed"))

@@ -247,6 +247,9 @@ class Settings:
     budget_fallback: str = _env("ROUTER_BUDGET_FALLBACK", _one_of("closed", "open"), "closed")
     budget_service_endpoint: str | None = _env("BUDGET_SERVICE_ENDPOINT", _endpoint, None)
     budget_service_timeout_s: float = _env("BUDGET_SERVICE_TIMEOUT", _seconds(0.001, 60), 2.0)
+    budget_service_mode: str = _env(
+        "BUDGET_SERVICE_MODE", _one_of("auto", "reserve", "check"), "auto"
+    )
     budget_service_token: str | None = _env("BUDGET_SERVICE_TOKEN", _token, None, secret=True)
     budget_service_bind: Address = _env("BUDGET_SERVICE_BIND", _address, Address("127.0.0.1", 8082))
     idempotency_keep_s: float = _env("ROUTER_IDEMPOTENCY_KEEP", _seconds(1, 30 * 86_400), 86_400.0)

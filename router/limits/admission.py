@@ -123,7 +123,9 @@ class Admission:
         except Unavailable:
             pass
         finally:  # a killed greenlet, too, owes what its call has used
-            if not is_settled:
+            if not (
+                is_settled or self._exchange.end_later(reservation, amounts, admitted.entry, stored)
+            ):
                 self._retry_queue.later(lambda: self._end(admitted, amounts, stored))
 
     def _take(self, asking: _Asking, specs: RateSpecs) -> RateDecision:

@@ -50,9 +50,18 @@ class Admitted:
 
 
 ExchangeReply = (
-    Reservation | Denied | NeedsRebuild | Closed | InFlight | Replay | NotStored | Mismatch
+    Reservation
+    | Denied
+    | NeedsRebuild
+    | Closed
+    | InFlight
+    | Replay
+    | NotStored
+    | Mismatch
+    | Unavailable
 )
-"""What Redis or a budget service makes of one request."""
+"""What Redis or a budget service makes of one request. :class:`Unavailable` refuses it whatever the
+policy is: its charge could not be kept."""
 
 
 @dataclass(slots=True)

@@ -84,6 +84,10 @@ class RedisExchange:
             return Settlement(True)
         return self._ledger.read_settle(reservation, replies[0])
 
+    def end_later(self, *_: object) -> bool:
+        """``False``: what Redis has not taken is not kept here."""
+        return False
+
     def presume(self, request: Request) -> Reservation | None:
         """What Redis would have reserved, had it been asked."""
         return _presumed(request, self._plan(request) if request.windows else None)

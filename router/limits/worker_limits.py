@@ -16,6 +16,7 @@ from router.limits.budgets.reservation_rule import ReservationRule
 from router.limits.budgets.windows import WindowSpec, WindowState
 from router.limits.rates.gate import RateGate
 from router.limits.remote.budget_client import BudgetClient
+from router.limits.remote.charge_journal import ChargeJournal
 from router.limits.retry_queue import RetryQueue
 from router.limits.settlement_wait import SettlementWait
 from router.records.recorder import Recorder
@@ -50,6 +51,8 @@ class Limits:
     """``None`` in tests that run scripts in another way."""
     budget_client: BudgetClient | None
     """``None`` without a budget service."""
+    charge_journal: ChargeJournal | None = None
+    """What the budget service has not taken; ``None`` without one."""
     _may_evict: bool = field(default=False, init=False)
     _may_lose_writes: bool = field(default=False, init=False)
 
@@ -58,6 +61,8 @@ class Limits:
         self.audit_outbox.flush(recorder)
         if len(self.retry_queue):
             gevent.spawn(self.retry_queue.run)
+        if self.charge_journal is not None:
+            gevent.spawn(self.charge_journal.run)
         redis = self.redis
         if redis is not None and redis.needs_refresh and not redis.is_unavailable:
             gevent.spawn(self._look_at, redis)
@@ -65,6 +70,8 @@ class Limits:
     def close(self, recorder: Recorder) -> None:
         """Do what was queued, if that is possible now, and close connections."""
         self.retry_queue.run()
+        if self.charge_journal is not None:
+            self.charge_journal.close()
         self.audit_outbox.flush(recorder)
         if self.budget_client is not None:
             self.budget_client.close()
@@ -73,8 +80,10 @@ class Limits:
 
     def figures(self) -> Figures:
         """The state of the limits, by the names of the metrics that show it."""
-        breakers = self._breakers()
+        breakers, journal = self._breakers(), self.charge_journal
         return {
+            "budget_charges_waiting": 0 if journal is None else len(journal),
+            "budget_charges_kept": 0 if journal is None else journal.kept,
             "rate_decisions": dict(self.admission.decisions),
             "budget_reserved_nanousd": self.admission.reserved_nanos,
             "budget_waits": dict(self.settlement_wait.outcomes),

@@ -96,6 +96,9 @@ _COUNTERS: Final[dict[str, tuple[str, ...]]] = {
     "limits_deferred_dropped": (
         "What Redis or a budget service will never be told: the queue was full, or it was refused.",
     ),
+    "budget_charges_kept": (
+        "Charges that the budget service did not take when their call ended, and were put on disk.",
+    ),
     "leases_unresolved": ("Calls that never ended and whose lease has expired.",),
     "dependency_away_seconds": (
         "Time for which workers found a dependency unavailable, added up.",
@@ -123,6 +126,10 @@ _GAUGES: Final[dict[str, tuple[Any, ...]]] = {
     ),
     "agent_sink_failing": ("livemax", "1 if a sink takes no records.", "sink"),
     "budget_reserved_nanousd": ("livesum", "Reserved by running calls, in nano-USD."),
+    "budget_charges_waiting": (
+        "livesum",
+        "Charges on disk that the budget service has not taken yet.",
+    ),
     "limits_deferred": ("livesum", "What Redis or a budget service has to be told later."),
     "redis_may_evict": ("livemax", "1 if Redis may forget budgets when its memory is full."),
     "redis_may_lose_writes": ("livemax", "1 if Redis may lose decisions in a failover."),

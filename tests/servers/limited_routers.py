@@ -182,7 +182,7 @@ def budget_service(directory: Path, redis_url: str) -> Iterator[dict[str, Any]]:
     )
     assert service.stdout is not None
     try:
-        assert endpoint.encode() in service.stdout.readline()
+        assert any(endpoint.encode() in line for line in service.stdout)
         yield {"BUDGET_SERVICE_ENDPOINT": endpoint, "BUDGET_SERVICE_TIMEOUT": "20s"}
     finally:
         service.terminate()

@@ -90,6 +90,11 @@ class Program:
     def reserve(self, lease: str, cost: int = 100, windows: Any = (SPEND,), **more: Any) -> Any:
         return self.client.reserve("acme", lease, windows, Amounts(cost, 1), ttl_ms=60_000, **more)
 
+    def signal_workers(self, number: int) -> None:
+        pid = self.process.pid
+        for worker in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+            os.kill(int(worker), number)
+
     def stop(self) -> tuple[int, str]:
         self.client.close()
         self.process.terminate()
@@ -195,7 +200,7 @@ def test_a_service_that_hangs_is_away(tmp_path: Path, redis: RedisServer) -> Non
     with serving(tmp_path, redis.url, "--no-records") as program:
         client = BudgetClient(program.url, BudgetSession(timeout_s=0.2, token=TOKEN))
         client.check("acme", (SPEND,), Amounts(1, 1))
-        os.kill(program.process.pid, signal.SIGSTOP)
+        program.signal_workers(signal.SIGSTOP)
         try:
             for _ in range(3):
                 started_s = time.monotonic()
@@ -205,6 +210,6 @@ def test_a_service_that_hangs_is_away(tmp_path: Path, redis: RedisServer) -> Non
             with pytest.raises(NotReserved, match="breaker_open"):
                 client.reserve("acme", "a", (SPEND,), Amounts(1, 1), ttl_ms=60_000)
         finally:
-            os.kill(program.process.pid, signal.SIGCONT)
+            program.signal_workers(signal.SIGCONT)
         wait_until(lambda: client.breaker.state == "closed", 5, "the service is found back")
         client.close()

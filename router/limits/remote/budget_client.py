@@ -1,12 +1,13 @@
 """The client of a budget service: the interface of the ledger, over HTTP.
 
-A service that cannot reserve is asked for checks instead. One that is slow, dead or talks nonsense
-is unavailable: :class:`Unavailable`, as from a ledger whose Redis is unavailable.
+A service that cannot reserve is asked for checks instead (:class:`ServiceAbility`). One that is
+slow, dead or talks nonsense is unavailable: :class:`Unavailable`, as from a ledger whose Redis is
+unavailable. Whom it does not know may spend nothing.
 """
 
 from __future__ import annotations
 
-import time
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any, Final, cast
 
@@ -32,13 +33,14 @@ from router.limits.budgets.windows import (
 )
 from router.limits.remote import contract, messages
 from router.limits.remote.budget_session import NAME, BudgetSession
-from router.limits.remote.messages import ReserveCommand, SettleCommand
+from router.limits.remote.message_parts import NothingReserved, of_key
+from router.limits.remote.messages import ReserveCommand, ServiceCheck, SettleCommand
+from router.limits.remote.service_ability import ServiceAbility
 
-CHECKS_ONLY_S: Final = 60.0
-"""For how long a service that cannot reserve is asked for checks before it is asked again."""
+log = logging.getLogger(__name__)
 
 _CANNOT: Final = frozenset({404, 405, 501})
-_NOT_NOW: Final = frozenset({401, 403, 408, 425, 429})
+_NOT_NOW: Final = _CANNOT | {401, 403, 408, 425, 429}
 """Refusals that another try may not meet with."""
 
 _CHECK: Final = messages.CheckRequest()
@@ -49,6 +51,14 @@ _CHECKED: Final = messages.CheckReply()
 _RESERVED: Final = messages.ReserveReply()
 _DENIED: Final = messages.DeniedReply()
 _SETTLED: Final = messages.SettleReply()
+
+_UNKNOWN: Final = WindowSpec("unknown-to-budget-service", "usd", "total", 0)
+_MOST_STRANGERS: Final = 1000
+"""So many are logged, once each."""
+
+
+class UnknownCaller(Refused):
+    """The service knows no such organization, or no such key of it."""
 
 
 class BudgetClient:
@@ -63,24 +73,19 @@ class BudgetClient:
         endpoint: str,
         session: BudgetSession,
         *,
+        ability: ServiceAbility | None = None,
         clock: Clock | None = None,
         on_threshold: Callable[[str, ThresholdEvent], None] = lambda _organization_id, _event: None,
         on_change: Callable[[str, State], None] | None = None,
-        monotonic_s: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._endpoint = endpoint.rstrip("/")
+        self.endpoint: Final = endpoint.rstrip("/")
         self._session = session
         self._clock = clock or Clock()
         self._calendar = Calendar(self._clock)
         self._on_threshold = on_threshold
-        self._monotonic_s = monotonic_s
-        self._checks_until_s = float("-inf")
+        self._ability = ability or ServiceAbility()
+        self._strangers: set[str] = set()
         self.breaker = Breaker(NAME, probe=self._probe, on_change=on_change)
-
-    @property
-    def only_checks(self) -> bool:
-        """Whether the service was found unable to reserve: nothing is reserved there."""
-        return self._monotonic_s() < self._checks_until_s
 
     def reserve(
         self,
@@ -98,17 +103,14 @@ class BudgetClient:
         """
         wanted = tuple(windows) or None
         command = ReserveCommand(organization_id, key_id, wanted, amounts, lease_id, ttl_ms)
-        presumed = Reservation(lease_id, organization_id, self._presumed(windows, amounts))
+        reserved = Reservation(lease_id, organization_id, self._presumed(windows, amounts))
+        presumed = of_key(reserved, key_id)
         try:
-            if not self.only_checks:
-                status, reply = self._post(contract.RESERVE, _RESERVE, command)
-                if status not in _CANNOT:
-                    return self._read_reserve(presumed, status, reply)
-                self._checks_until_s = self._monotonic_s() + CHECKS_ONLY_S
-            check = self._check(command)
+            return self._reserve(command, presumed)
+        except UnknownCaller:
+            return self._unknown(organization_id, amounts)
         except Unavailable as cause:
             raise NotReserved(cause, presumed) from cause
-        return self._outcome_of_check(presumed, check, amounts)
 
     def settle(self, reservation: Reservation, amounts: Amounts) -> Settlement:
         """Book what was used and free what was reserved, once, however often it is called."""
@@ -140,23 +142,43 @@ class BudgetClient:
         self.breaker.stop()
         self._session.close()
 
-    def _check(self, command: ReserveCommand) -> Check:
+    def _reserve(
+        self, command: ReserveCommand, presumed: Reservation
+    ) -> Reservation | Denied | Closed:
+        ability = self._ability
+        if not ability.only_checks:
+            status, reply = self._post(contract.RESERVE, _RESERVE, command)
+            if status not in _CANNOT:
+                return self._read_reserve(command, status, reply)
+            code = _code_of(reply)
+            if code == contract.UNKNOWN_ORGANIZATION or not ability.may_lack_reservations(code):
+                raise self._no_answer(status, reply)
+            check = self._check(command)
+            if check.reserves:  # something in between has answered
+                raise self._no_answer(status, reply)
+            ability.lacks_reservations()
+        else:
+            check = self._check(command)
+        return self._outcome_of_check(presumed, check, command.amounts)
+
+    def _check(self, command: ReserveCommand) -> ServiceCheck:
         status, reply = self._post(contract.CHECK, _CHECK, command)
         if status not in (200, 402):
-            raise self._no_answer(status)
-        check = cast(Check, self._read(_CHECKED, reply))
+            raise self._no_answer(status, reply)
+        check = cast(ServiceCheck, self._read(_CHECKED, reply))
         if status == 402 and check.allowed:
             raise self._no_answer(status)
         self.breaker.succeeded()
         return check
 
     def _read_reserve(
-        self, presumed: Reservation, status: int, reply: bytes
+        self, command: ReserveCommand, status: int, reply: bytes
     ) -> Reservation | Denied | Closed:
         outcome: Reservation | Denied | Closed
         if status == 409:
             self.breaker.succeeded()
-            return Closed(presumed.lease_id)
+            self._ability.has_reserved()
+            return Closed(command.lease_id)
         if status == 402:
             found = self._read(_DENIED, reply)
             outcome = Denied(
@@ -164,30 +186,31 @@ class BudgetClient:
             )
         elif status == 200:
             found = self._read(_RESERVED, reply)
-            reservation = outcome = cast(Reservation, found["reservation"])
+            reservation = cast(Reservation, found["reservation"])
             # It is handed back when the call ends: another call's would end that one.
             if (reservation.lease_id, reservation.organization_id) != (
-                presumed.lease_id,
-                presumed.organization_id,
+                command.lease_id,
+                command.organization_id,
             ):
                 raise self._no_answer(status)
+            outcome = of_key(reservation, command.key_id)
         else:
-            raise self._no_answer(status)
+            raise self._no_answer(status, reply)
         self.breaker.succeeded()
+        self._ability.has_reserved()
         for threshold_event in found["crossings"]:
-            self._on_threshold(presumed.organization_id, threshold_event)
+            self._on_threshold(command.organization_id, threshold_event)
         return outcome
 
     def _end(self, path: str, schema: Schema, command: SettleCommand) -> Settlement:
-        reservation = command.reservation
-        if not reservation.windows and reservation.reserved_at_ms is not None:
-            return Settlement(True)  # there is nothing that could be ended
+        if isinstance(command.reservation, NothingReserved):
+            return Settlement(True)
         status, reply = self._post(path, schema, command)
-        if status in _CANNOT:  # it only checks, and reserves nothing
+        if status in _CANNOT and self._ability.only_checks:
             self.breaker.succeeded()
             return Settlement(True)
         if status != 200:
-            raise self._no_answer(status)
+            raise self._no_answer(status, reply)
         settlement = cast(Settlement, self._read(_SETTLED, reply))
         self.breaker.succeeded()
         return settlement
@@ -196,7 +219,7 @@ class BudgetClient:
         if not self.breaker.allows():
             raise Unavailable(NAME, "breaker_open")
         try:
-            return self._session.post(self._endpoint + path, schema.dump(command))
+            return self._session.post(self.endpoint + path, schema.dump(command))
         except Unavailable as error:
             self.breaker.failed(error.reason, error.detail)
             raise
@@ -205,9 +228,9 @@ class BudgetClient:
         try:
             return schema.load(orjson.loads(reply))
         except (orjson.JSONDecodeError, ValidationError):
-            raise self._no_answer(200, "cannot be understood") from None
+            raise self._no_answer(200, what="cannot be understood") from None
 
-    def _no_answer(self, status: int, what: str = "") -> Unavailable:
+    def _no_answer(self, status: int, reply: bytes = b"", what: str = "") -> Unavailable:
         """The error for a reply that decides nothing. A request that was refused (4xx) says nothing
         about others."""
         detail = f"answered {status} {what}".strip()
@@ -215,15 +238,28 @@ class BudgetClient:
             self.breaker.failed("lost", detail)
             return Unavailable(NAME, "lost", detail)
         self.breaker.succeeded()
+        if status == 404 and _code_of(reply) == contract.UNKNOWN_ORGANIZATION:
+            return UnknownCaller(NAME, "lost", f"{detail} {contract.UNKNOWN_ORGANIZATION}")
         kind = Unavailable if status in _NOT_NOW else Refused
         return kind(NAME, "lost", detail)
+
+    def _unknown(self, organization_id: str, amounts: Amounts) -> Denied:
+        """Refused in any case: no policy for outages lets a caller pass whom nobody knows."""
+        if organization_id not in self._strangers and len(self._strangers) < _MOST_STRANGERS:
+            self._strangers.add(organization_id)
+            log.warning(
+                "the budget service does not know this organization, or a key of it",
+                extra={"organization_id": organization_id},
+            )
+        binding = WindowState(_UNKNOWN, TOTAL, 0, 0)
+        return Denied(binding, amounts.cost_nanos, (binding,))
 
     def _outcome_of_check(
         self, presumed: Reservation, check: Check, amounts: Amounts
     ) -> Reservation | Denied:
         if check.allowed:
             now_ms = int(self._clock.now_s() * 1000)
-            return Reservation(presumed.lease_id, presumed.organization_id, (), now_ms)
+            return NothingReserved(presumed.lease_id, presumed.organization_id, (), now_ms)
         binding = check.binding or _unnamed(presumed)
         this_request = check.this_request or amounts.of(binding.window.unit)
         return Denied(binding, this_request, check.states)
@@ -242,9 +278,19 @@ class BudgetClient:
 
     def _probe(self) -> None:
         """Raise while the service is unavailable. One that knows no such path is available."""
-        status, _ = self._session.get(self._endpoint + contract.READY)
+        status, _ = self._session.get(self.endpoint + contract.READY)
         if not 200 <= status < 500:
             raise Unavailable(NAME, "lost", f"answered {status}")
+
+
+def _code_of(reply: bytes) -> str | None:
+    """The code of an error of the service; ``None`` where something else has answered."""
+    try:
+        found = orjson.loads(reply)
+    except orjson.JSONDecodeError:
+        return None
+    code = found.get("code") if isinstance(found, dict) else None
+    return code if isinstance(code, str) else None
 
 
 def _unnamed(presumed: Reservation) -> WindowState:

@@ -21,6 +21,12 @@ WINDOWS: Final = "/v1/budget/windows"
 READY: Final = "/readyz"
 ALIVE: Final = "/healthz"
 
+UNKNOWN_ORGANIZATION: Final = "UNKNOWN_ORGANIZATION"
+"""The code of a 404 that is about the caller, not about the path."""
+
+CANNOT_RESERVE: Final = "CANNOT_RESERVE"
+"""The code with which a service says that it only checks."""
+
 MAX_BODY_BYTES: Final = 1024 * 1024
 
 _SCHEMAS: Final[Mapping[str, type[Schema]]] = {
@@ -51,6 +57,15 @@ What the API Router asks of the service that holds its budgets (`BUDGET_SERVICE_
 `{"allowed": false}` as its whole answer. Where a service answers 404, 405 or 501 to a reservation,
 the router asks for checks instead, and nothing is reserved between the check and the end of a call:
 calls that run at the same time may overspend together. Reservations are what makes a budget exact.
+A service that has reserved before is not asked for checks instead, unless it answers with the code
+`CANNOT_RESERVE`; nor is one whose check says `reserves: true`.
+
+**404 with the code `UNKNOWN_ORGANIZATION`** means that there is no such organization, or no such
+key of it. The call is refused, whatever the router's policy for outages is.
+
+**A lease is settled once**, by its id. One that was never reserved is booked in the windows of its
+`reservation`; where `windows` is empty, in those that the service knows of `organization_id` and
+`key_id`. A settlement that is not answered with 200 is sent again until it is.
 
 Amounts are whole numbers: nano-USD (10⁻⁹ USD), tokens, requests. Fields of a request that are not
 listed are refused; a reply may have more than is listed.
@@ -104,6 +119,8 @@ def _operations() -> list[tuple[str, str, dict[str, Any]]]:
     exhausted = {"402": _json("Reserved in no window.", "DeniedReply")}
     ended = {"409": _json("LEASE_ENDED: it was settled or released before.", "ErrorReply")}
     unknown = {"404": _json("NOT_FOUND: no such organization, or no such key of it.", "ErrorReply")}
+    stranger = {"404": _json("UNKNOWN_ORGANIZATION: it, or its key, is unknown.", "ErrorReply")}
+    nowhere = {"404": _json("UNKNOWN_ORGANIZATION: nothing says where to book it.", "ErrorReply")}
     windows = _operation(
         "listWindows",
         "What the counters say. The service has to know the router's document.",
@@ -116,13 +133,17 @@ def _operations() -> list[tuple[str, str, dict[str, Any]]]:
     )
     yes, no = {"200": _json("Yes.", "HealthReply")}, {"503": _json("No.", "HealthReply")}
     reserve = _post(
-        "reserve", "Reserve it in all windows, or in none.", "Reserve", exhausted | ended
+        "reserve", "Reserve it in all windows, or in none.", "Reserve", exhausted | ended | stranger
     )
     return [
-        (CHECK, "post", _post("check", "Would it fit? Reserves nothing.", "Check")),
+        (CHECK, "post", _post("check", "Would it fit? Reserves nothing.", "Check", stranger)),
         (RESERVE, "post", reserve),
-        (SETTLE, "post", _post("settle", "Book what was used, and free the rest.", "Settle")),
-        (RELEASE, "post", _post("release", "Free it.", "Release", reply="SettleReply")),
+        (
+            SETTLE,
+            "post",
+            _post("settle", "Book what was used, and free the rest.", "Settle", nowhere),
+        ),
+        (RELEASE, "post", _post("release", "Free it.", "Release", nowhere, reply="SettleReply")),
         (WINDOWS, "get", windows),
         (ALIVE, "get", _operation("getHealth", "The process answers.", yes)),
         (READY, "get", _operation("getReadiness", "The ledger answers.", yes | no)),

@@ -8,6 +8,7 @@ turns the value back, and the contract is generated from the same fields. Amount
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Final
 
 from marshmallow import EXCLUDE, ValidationError, post_load, validate
@@ -172,10 +173,34 @@ def dropped_field() -> Items:
     return items_field(Text(), "Leases of calls that never ended, found expired by this one.")
 
 
+@dataclass(slots=True)
+class ServiceReservation(Reservation):
+    """One whose windows only the service knows: it finds them by the key of the call."""
+
+    key_id: str | None = None
+
+
+@dataclass(slots=True)
+class NothingReserved(Reservation):
+    """The service was only asked whether the call fits: there is nothing that could be ended."""
+
+
+def of_key(reservation: Reservation, key_id: str | None) -> Reservation:
+    """``reservation`` with its key, where it has no windows that would say all of it."""
+    if reservation.windows:
+        return reservation
+    known = {each.name: getattr(reservation, each.name) for each in fields(Reservation)}
+    return ServiceReservation(**known, key_id=key_id)
+
+
+def _reservation(key_id: str | None, **facts: Any) -> Reservation:
+    return of_key(Reservation(**facts), key_id)
+
+
 class ReservationSchema(OpenMessage):
     """What a call has reserved. To be handed back as it is when the call ends."""
 
-    makes = Reservation
+    makes: ClassVar[Callable[..., Any]] = _reservation
     lease_id = lease_field()
     organization_id = Identifier(required=True, metadata=about("Who pays."))
     windows = Items(
@@ -186,6 +211,11 @@ class ReservationSchema(OpenMessage):
     )
     reserved_at_ms = _time(
         "When; null if the caller never learned whether it was.", load_default=None, allow_none=True
+    )
+    key_id = Identifier(
+        load_default=None,
+        allow_none=True,
+        metadata=about("Whose call it is, where `windows` is empty and the service knows them."),
     )
     epoch = Text(load_default="", metadata=about("Which life of the ledger it belongs to."))
     dropped = dropped_field()

@@ -62,6 +62,13 @@ class SettleCommand:
     amounts: Amounts = field(default_factory=lambda: NOTHING)
 
 
+@dataclass(frozen=True, slots=True)
+class ServiceCheck(Check):
+    """What a check found, and whether the service could have reserved instead."""
+
+    reserves: bool = False
+
+
 class CheckRequest(Message):
     """Would these amounts fit?"""
 
@@ -113,11 +120,16 @@ class SettleRequest(ReleaseRequest):
 class CheckReply(OpenMessage):
     """``allowed`` is all that a service has to say."""
 
-    makes = Check
+    makes = ServiceCheck
     allowed = Flag(required=True, metadata=about("Whether the call may go on."))
     binding = Nested(StateSchema, load_default=None, allow_none=True, metadata=BINDING)
     this_request = amount_field("What the call would use of that window.", load_default=0)
     windows = states_field(attribute="states")
+    reserves = Flag(
+        load_default=False,
+        dump_default=True,
+        metadata=about("The service can reserve, so a 404 to a reservation is not its own."),
+    )
 
 
 class ReserveReply(OpenMessage):

@@ -6,10 +6,18 @@ from dataclasses import replace
 from typing import Literal
 
 from router.breaker import NOT_SENT, Reason, Unavailable
-from router.limits.budgets.windows import Amounts, NotReserved, Reservation, Settlement
+from router.limits.budgets.windows import (
+    NOTHING,
+    Amounts,
+    NotReserved,
+    Reservation,
+    Settlement,
+)
 from router.limits.idempotency.entries import Entry, Idempotency, New, NotProtected, NotStored
 from router.limits.outcome import ExchangeReply, Request
 from router.limits.remote.budget_client import BudgetClient
+from router.limits.remote.budget_session import NAME
+from router.limits.remote.charge_journal import ChargeJournal
 from router.limits.retry_queue import RetryQueue
 from router.redis.scripts import ScriptCall
 
@@ -29,12 +37,14 @@ class ServiceExchange:
         client: BudgetClient,
         idempotency: Idempotency,
         retry_queue: RetryQueue,
+        journal: ChargeJournal,
         *,
         entries_on_unavailable: Literal["closed", "open"] = "open",
     ) -> None:
         self._client = client
         self._idempotency = idempotency
         self._retry_queue = retry_queue
+        self._journal = journal
         self._entries_on_unavailable = entries_on_unavailable
 
     def ask(
@@ -46,6 +56,8 @@ class ServiceExchange:
         and :class:`NotProtected`. The service knows no rates, so the first part is empty.
         """
         assert rates is None
+        if self._journal.is_full:
+            return [], Unavailable(NAME, "breaker_open", "too many charges wait for it")
         unclaimed: Reason | None = None
         if entry is not None:
             try:
@@ -85,15 +97,38 @@ class ServiceExchange:
     ) -> Settlement:
         """Book ``amounts``, and store the reply or free the id. Twice is once.
 
-        Raises :class:`Unavailable` while the service is unavailable; the entry is ended in any
-        case, now or as soon as Redis is back.
+        What the service does not take, whatever it says, waits on disk. Raises
+        :class:`Unavailable` for what is not even there, and for what charges nothing. The entry is
+        ended in any case, now or as soon as Redis is back.
         """
         self._end_entry_or_later(entry, reply)
-        return self._client.settle(reservation, amounts)
+        try:
+            return self._client.settle(reservation, amounts)
+        except Unavailable:
+            if not self._keep(reservation, amounts):
+                raise
+        return Settlement(False)
+
+    def end_later(
+        self,
+        reservation: Reservation,
+        amounts: Amounts,
+        entry: Entry | None,
+        reply: bytes | NotStored | None,
+    ) -> bool:
+        """Put the charge on disk without asking the service; whether it is there now."""
+        if not self._keep(reservation, amounts):
+            return False
+        if entry is not None:
+            self._retry_queue.later(lambda: self._end_entry(entry, reply))
+        return True
 
     def presume(self, request: Request) -> Reservation | None:
         """``None``: what the service would reserve is not known here."""
         return None
+
+    def _keep(self, reservation: Reservation, amounts: Amounts) -> bool:
+        return amounts != NOTHING and self._journal.keep(reservation, amounts)
 
     def _free(self, entry: Entry | None, unclaimed: Reason | None) -> None:
         if unclaimed not in NOT_SENT:  # else there is nothing that could be freed

@@ -11,6 +11,7 @@ from jsonschema import Draft202012Validator
 
 from router.breaker import Unavailable
 from router.budget_service.server import create_app
+from router.errors import NotConfigured
 from router.limits.budgets.periods import TOTAL
 from router.limits.budgets.rebuilding import Rebuilder, RebuildingLedger
 from router.limits.budgets.windows import (
@@ -26,6 +27,7 @@ from router.limits.budgets.windows import (
     WindowState,
 )
 from router.limits.remote.contract import MAX_BODY_BYTES, openapi
+from tests.fakes.budget_trail import Trail, audit_of
 
 CONTRACT = openapi()
 TOKEN = "a token of the tests"
@@ -67,6 +69,11 @@ class Ledger:
         self.settlement: Any = Settlement(True)
         self.asked: list[Any] = []
         self.rebuilt: list[Any] = []
+        self.found: Any = HELD
+        self.trail = Trail()
+
+    def find(self, *facts: Any) -> Any:
+        return self._next([self.found], facts)
 
     def reserve(self, *facts: Any, ttl_ms: int) -> Any:
         return self._next(self.outcomes, (*facts, ttl_ms))
@@ -117,7 +124,9 @@ def client_of(ledger: Any, ping: list[Any], **options: Any) -> FlaskClient:
             raise error
 
     book = RebuildingLedger(ledger, Rebuilder(ledger, lambda _organization_id, _lost: 0))
-    return create_app(book, windows_of=windows_of, ping=pinged, **options).test_client()
+    facts = {"windows_of": windows_of, "ping": pinged, **options}
+    leases: Any = ledger
+    return create_app(book, leases, audit_of(ledger.trail), **facts).test_client()
 
 
 def ask(client: FlaskClient, path: str, body: Any = None, **options: Any) -> Any:
@@ -157,10 +166,47 @@ def test_a_reservation_is_passed_to_the_ledger(client: FlaskClient, ledger: Ledg
 def test_without_windows_the_service_takes_those_it_knows(
     client: FlaskClient, ledger: Ledger
 ) -> None:
-    """Its own document; for a stranger it knows none, and holds nothing."""
-    for changed in ({"key_id": "k1"}, {"organization_id": "other"}, {"windows": []}):
+    """Its own document; an empty list is none."""
+    for changed in ({"key_id": "k1"}, {}, {"windows": []}):
         ask(client, "/v1/budget/reserve", {**RESERVE, "windows": None, **changed})
-    assert [facts[2] for facts in ledger.asked] == [(SPEND, CALLS), (), ()]
+    assert [facts[2] for facts in ledger.asked] == [(SPEND, CALLS), (SPEND,), ()]
+
+
+STRANGERS = [
+    {"organization_id": "other"},
+    {"organization_id": "other", "key_id": "k1"},
+    {"key_id": "k2"},
+]
+
+
+@pytest.mark.parametrize("path", ["/v1/budget/reserve", "/v1/budget/check"])
+@pytest.mark.parametrize("windows", [None, [], [WINDOW]])
+@pytest.mark.parametrize("stranger", STRANGERS)
+def test_a_stranger_is_never_allowed(
+    client: FlaskClient, ledger: Ledger, path: str, windows: Any, stranger: dict[str, str]
+) -> None:
+    """An organization, or a key, that the document does not have was once reserved for, without
+    any limit. Windows of the request make nobody known."""
+    answered = ask(client, path, {**BODIES[path], "windows": windows, **stranger})
+    assert (answered.status_code, answered.get_json()["code"]) == (404, "UNKNOWN_ORGANIZATION")
+    assert ledger.asked == []
+
+
+def test_without_a_document_only_the_request_says_who_there_is(ledger: Ledger) -> None:
+    """A service of its own, of which no document was applied: it takes windows that are sent, and
+    knows nobody else."""
+
+    def nobody(_organization_id: str, _key_id: str | None) -> Any:
+        raise NotConfigured
+
+    client = client_of(ledger, [], windows_of=nobody)
+    for path in ("/v1/budget/reserve", "/v1/budget/check"):
+        statuses = [
+            ask(client, path, {**BODIES[path], "windows": windows}).status_code
+            for windows in ([WINDOW], None)
+        ]
+        assert statuses == [200, 404]
+    assert ask(client, "/v1/budget/windows?organization_id=acme").status_code == 404
 
 
 @pytest.mark.parametrize(
@@ -197,6 +243,104 @@ def test_a_reservation_is_ended(
     [(reservation, amounts)] = ledger.asked
     assert reservation.windows[0].amount == 100
     assert amounts == (Amounts(100, 5) if "settle" in path else Amounts(0, 0, 0))
+
+
+NO_WINDOWS = {**RESERVATION, "windows": []}
+
+
+@pytest.mark.parametrize(
+    ("key", "windows"),
+    [({}, (SPEND,)), ({"key_id": None}, (SPEND,)), ({"key_id": "k1"}, (SPEND, CALLS))],
+)
+@pytest.mark.parametrize("path", ["/v1/budget/settle", "/v1/budget/release"])
+def test_a_lease_without_windows_is_found_and_ended(
+    client: FlaskClient, ledger: Ledger, path: str, key: dict[str, Any], windows: Any
+) -> None:
+    """In the windows of its organization and key; it used to be answered and not booked."""
+    ask(client, path, {**BODIES[path], "reservation": {**NO_WINDOWS, **key}})
+    found, settled = ledger.asked
+    assert found == ("acme", "a", windows)
+    assert settled[0] == HELD
+
+
+def test_a_lease_that_was_ended_before_is_not_ended_again(
+    client: FlaskClient, ledger: Ledger
+) -> None:
+    """Once, however often it is sent, and whatever names it."""
+    ledger.found = Closed("a")
+    path = "/v1/budget/settle"
+    body = ask(client, path, {**BODIES[path], "reservation": NO_WINDOWS}).get_json()
+    assert body["booked"] is False
+    assert len(ledger.asked) == 1
+    assert ledger.trail.events == []
+
+
+@pytest.mark.parametrize("stranger", [{"organization_id": "other"}, {"key_id": "k2"}])
+def test_a_strangers_lease_without_windows_is_nobodys(
+    client: FlaskClient, ledger: Ledger, stranger: dict[str, str]
+) -> None:
+    """Nothing says where to book it, so it is not taken."""
+    path = "/v1/budget/settle"
+    answered = ask(client, path, {**BODIES[path], "reservation": {**NO_WINDOWS, **stranger}})
+    assert (answered.status_code, answered.get_json()["code"]) == (404, "UNKNOWN_ORGANIZATION")
+
+
+def test_a_strangers_lease_with_windows_is_settled(client: FlaskClient, ledger: Ledger) -> None:
+    """An organization that was removed while its call ran has spent all the same."""
+    path = "/v1/budget/settle"
+    gone = {**RESERVATION, "organization_id": "other"}
+    assert ask(client, path, {**BODIES[path], "reservation": gone}).status_code == 200
+    assert ledger.asked[0][0].organization_id == "other"
+
+
+# --- the audit trail ------------------------------------------------------------------------
+
+
+def test_every_change_is_audited(client: FlaskClient, ledger: Ledger) -> None:
+    """What was reserved, booked and freed, window by window; nothing else."""
+    for path in BODIES:
+        ask(client, path, BODIES[path])
+    window = "org::spend:usd:total"
+    assert ledger.trail.told() == [
+        ("BUDGET_RESERVED", "a", {"windows": {window: 100}}),
+        ("BUDGET_SETTLED", "a", {"windows": {window: 100}}),
+        ("BUDGET_RELEASED", "a", {"windows": {window: 0}}),
+    ]
+    assert {(event.actor, event.organization_id) for event in ledger.trail.events} == {
+        ("budget-service", "acme")
+    }
+
+
+def test_what_changes_nothing_is_not_audited(client: FlaskClient, ledger: Ledger) -> None:
+    """Refused, ended before, or without a window."""
+    ledger.settlement = Settlement(False)
+    for path in ("/v1/budget/settle", "/v1/budget/release"):
+        ask(client, path, BODIES[path])
+    for outcome in (
+        Denied(state(SPEND, 3, 2), 1, (state(SPEND, 3, 2),)),
+        Closed("a"),
+        Reservation("a", "acme", ()),
+    ):
+        ledger.outcomes = [outcome]
+        ask(client, "/v1/budget/reserve", RESERVE)
+    assert ledger.trail.events == []
+
+
+def test_nothing_is_changed_that_cannot_be_audited(client: FlaskClient, ledger: Ledger) -> None:
+    """503, and the ledger was not asked; a check changes nothing."""
+    ledger.trail.reason = "disk_full"
+    statuses = [ask(client, path, body).status_code for path, body in BODIES.items()]
+    assert statuses == [200, 503, 503, 503]
+    assert [len(facts) for facts in ledger.asked] == [2]
+
+
+def test_thresholds_that_no_answer_tells_are_audited(client: FlaskClient, ledger: Ledger) -> None:
+    """A rebuild found them, for a check; a reservation and a settlement tell the router."""
+    ledger.states = [(state(SPEND, 0, lost=True),), (state(SPEND, 7),)]
+    ask(client, "/v1/budget/check", BODIES["/v1/budget/check"])
+    [event] = ledger.trail.events
+    assert (event.action, event.context["budget"]) == ("BUDGET_THRESHOLD", "spend")
+    assert event.context["percent"] == 50
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -51,6 +52,9 @@ class Failing:
 
     def end(self, *_: Any) -> Settlement:
         return Settlement(True)
+
+    def end_later(self, *_: Any) -> bool:
+        return False
 
     def presume(self, request: Request) -> Reservation | None:
         return self._presumed
@@ -223,6 +227,7 @@ def test_a_service_is_not_asked_for_a_call_without_protection(reason: Reason, le
         service,  # type: ignore[arg-type]
         Idempotency(redis),
         deferred,
+        SimpleNamespace(is_full=False),  # type: ignore[arg-type]
         entries_on_unavailable="closed",
     )
     request = Request("acme", "a", (), Amounts(1, 1), 1000)

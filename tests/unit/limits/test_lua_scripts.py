@@ -19,8 +19,10 @@ import pytest
 from redis.exceptions import ResponseError
 
 import router.limits
+from router.budget_service.lease_finder import LeaseFinder
 from router.limits.budgets.ledger import Ledger
 from router.limits.budgets.maintenance import LedgerMaintenance
+from router.limits.budgets.rebuilding import Rebuilder, RebuildingLedger
 from router.limits.budgets.windows import Amounts, Reservation, WindowLost, WindowSpec
 from router.limits.idempotency.entries import Entry, Idempotency, NotStored
 from router.limits.outcome import Request
@@ -41,6 +43,7 @@ MODES = {
     "end.lua": {"complete", "not_kept", "abandon"},
     "reserve.lua": {"reserve", "read"},
     "settle.lua": {""},
+    "lease_amounts.lua": {""},
     "seed.lua": {"inspect", "seed"},
     "adjust.lua": {"add", "set"},
     # Which of the three parts have arguments: rates, id, budgets.
@@ -95,13 +98,16 @@ class RandomCalls:
         self.limiter = RateLimiter(runner, load=load)
         self.ledger = Ledger(runner, clock=clock, load=load)
         self.maintenance = LedgerMaintenance(runner, clock=clock, load=load)
+        rebuilder = Rebuilder(self.maintenance, lambda _organization_id, _lost: 7)
+        book = RebuildingLedger(self.ledger, rebuilder)
+        self.leases = LeaseFinder(book, runner, load=load)
         self.idempotency = Idempotency(runner, load=load, max_reply_bytes=8)
         self.exchange = RedisExchange(runner, self.ledger, self.idempotency, load=load)
         self.specs = [self.window(name) for name in NAMES]
         self.reserved: list[Reservation] = []
         self.steps = (
             self.rates, self.admit, self.reserve, self.settle, self.read, self.correct,
-            self.rebuild, self.claim, self.move, self.evict,
+            self.rebuild, self.claim, self.move, self.evict, self.find,
         )  # fmt: skip
 
     def step(self) -> None:
@@ -180,6 +186,9 @@ class RandomCalls:
     def settle(self) -> None:
         if self.reserved:
             self.ledger.settle(self.chance.choice(self.reserved), self.amounts())
+
+    def find(self) -> None:
+        self.leases.find(self.organization(), self.lease(), self.windows())
 
     def read(self) -> None:
         self.ledger.read(self.organization(), self.windows(least=1))

@@ -11,6 +11,7 @@ import pytest
 from werkzeug.serving import WSGIRequestHandler, make_server
 
 from router.breaker import Unavailable
+from router.budget_service.lease_finder import LeaseFinder
 from router.budget_service.server import create_app
 from router.limits.budgets.ledger import Ledger
 from router.limits.budgets.maintenance import LedgerMaintenance
@@ -19,6 +20,7 @@ from router.limits.budgets.windows import WindowSpec
 from router.limits.remote.budget_client import BudgetClient
 from router.limits.worker_limits import Limits
 from router.services import build_limits
+from tests.fakes.budget_trail import Trail, audit_of
 from tests.fakes.limited import budget, limited
 from tests.fakes.router_stand import RouterStand, World, chat_body, native_body
 from tests.fakes.wsgi import Reply
@@ -48,7 +50,13 @@ def endpoint(world: World) -> Iterator[str]:
         LedgerMaintenance(world.redis, clock=world.clock),
     )
     book = RebuildingLedger(ledger, Rebuilder(maintenance, lambda _organization_id, _lost: 0))
-    app = create_app(book, windows_of=lambda _organization_id, _key_id: (OWN,), token=TOKEN)
+    app = create_app(
+        book,
+        LeaseFinder(book, world.redis),
+        audit_of(Trail()),
+        windows_of=lambda _organization_id, _key_id: (OWN,),
+        token=TOKEN,
+    )
     server = make_server("127.0.0.1", 0, app, threaded=True, request_handler=Handler)
     thread = threading.Thread(target=server.serve_forever, args=(0.01,))
     thread.start()

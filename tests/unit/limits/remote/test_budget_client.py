@@ -32,7 +32,7 @@ from router.limits.budgets.windows import (
     WindowSpec,
     WindowState,
 )
-from router.limits.remote.budget_client import CHECKS_ONLY_S, BudgetClient
+from router.limits.remote.budget_client import BudgetClient
 from router.limits.remote.budget_session import MAX_REPLY_BYTES, BudgetSession
 from router.limits.remote.contract import openapi
 from tests.fakes.backend.scripts import (
@@ -198,25 +198,6 @@ def test_windows_are_read_by_a_check_of_nothing() -> None:
 # --- a service that only checks -------------------------------------------------------------
 
 
-@pytest.mark.parametrize("status", [404, 405, 501])
-def test_a_plain_service_is_asked_for_checks(status: int) -> None:
-    """It is found out once, and asked again after a while."""
-    now_s = [0.0]
-    session = Scripted((status, b"<html>"), (200, {"allowed": True}))
-    client = client_of(session, monotonic_s=lambda: now_s[0])
-    for _ in range(2):
-        held = reserve(client)
-        assert isinstance(held, Reservation)
-        assert held.windows == ()
-        assert client.settle(held, Amounts(1, 1)) == Settlement(True)
-    assert client.only_checks
-    paths = [path.rpartition("/")[2] for path, _ in session.asked]
-    assert paths == ["reserve", "check", "check"]
-    now_s[0] = CHECKS_ONLY_S
-    session.answers = [(200, {"reservation": RESERVATION})]
-    assert reserve(client) == Reservation("a", "acme", (ReservedWindow(SPEND, DAY, 100),), 5, "7")
-
-
 @pytest.mark.parametrize("status", [200, 402])
 def test_a_bare_no_is_put_down_to_the_first_budget(status: int) -> None:
     """The client learns of a budget that exists; its figures nobody has told."""
@@ -240,13 +221,6 @@ def test_a_plain_service_may_say_more() -> None:
     assert denied == Denied(
         WindowState(WindowSpec("team", "tokens", "total", 500), TOTAL, 499, 0), 7, ()
     )
-
-
-def test_what_a_plain_service_never_held_is_not_ended() -> None:
-    """A question that nobody answered is taken back; there, that is nothing."""
-    session = Scripted((404, b"no such path"))
-    presumed = Reservation("a", "acme", HELD)
-    assert client_of(session).settle(presumed, NOTHING) == Settlement(True)
 
 
 # --- nonsense -------------------------------------------------------------------------------
@@ -368,8 +342,7 @@ def test_no_answer_makes_another_error(status: int, body: Any) -> None:
     client.breaker.failed = lambda *_: None  # type: ignore[assignment,method-assign]
     held = Reservation("a", "acme", HELD)
     settlement = answered(client, lambda asked: asked.settle(held, NOTHING))
-    # A service without the path only checks, so there is nothing to settle.
-    assert isinstance(settlement, Settlement) is (said(200, "SettleReply") or status == 404)
+    assert isinstance(settlement, Settlement) is said(200, "SettleReply")
     outcome = answered(client, reserve)
     assert isinstance(outcome, Reservation) is said(200, "ReserveReply")
     assert isinstance(outcome, Denied) is said(402, "DeniedReply")

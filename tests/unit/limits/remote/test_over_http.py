@@ -6,22 +6,17 @@ Over real HTTP on loopback, with the service's own application behind it.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from werkzeug.serving import WSGIRequestHandler, make_server
 
 from router.breaker import Unavailable
-from router.budget_service.server import create_app
-from router.limits.budgets.rebuilding import Rebuilder, RebuildingLedger
 from router.limits.budgets.windows import (
     NOTHING,
     Amounts,
     Denied,
-    LostWindow,
     NotReserved,
     Reservation,
     ThresholdEvent,
@@ -30,73 +25,19 @@ from router.limits.budgets.windows import (
 from router.limits.idempotency.entries import Entry, Idempotency, InFlight, Replay
 from router.limits.outcome import Admitted, Request
 from router.limits.redis_exchange import RedisExchange
-from router.limits.remote.budget_client import BudgetClient
-from router.limits.remote.budget_session import BudgetSession
 from router.limits.remote.service_exchange import ServiceExchange
 from router.limits.retry_queue import RetryQueue
 from tests.fakes.admitting import Budgets
 from tests.unit.limits.conftest import frozen_script
+from tests.unit.limits.remote.conftest import Service
 
 TTL_MS = 60_000
-TOKEN = "a token of the tests"
 WINDOWS = (
     WindowSpec("spend", "usd", "daily", 1000, "Europe/Berlin", thresholds=(50, 90)),
     WindowSpec("calls", "requests", "monthly", 6, scope="key", subject="k1"),
     WindowSpec("tokens", "tokens", "total", None, thresholds=(10,)),
     WindowSpec("watched", "usd", "daily", 300, enforced=False),
 )
-
-
-class _Handler(WSGIRequestHandler):
-    protocol_version = "HTTP/1.1"
-
-    def setup(self) -> None:
-        super().setup()
-        # Head and body are written apart; without this each answer would wait for its receipt.
-        self.connection.setsockopt(6, 1, 1)
-
-    def log(self, *_: Any, **__: Any) -> None: ...
-
-
-class Service:
-    """The application behind a socket, over the ledger of a stand."""
-
-    def __init__(self, stand: Any) -> None:
-        self.stand = stand
-        self.records: Any = lambda: 0
-        self.threshold_events: list[tuple[str, ThresholdEvent]] = []
-        self.ledger, self.maintenance = stand.ledger(), stand.maintenance()
-        app = create_app(self.book(), token=TOKEN, ping=lambda: None)
-        self.server = make_server("127.0.0.1", 0, app, threaded=True, request_handler=_Handler)
-        self.thread = threading.Thread(target=self.server.serve_forever, args=(0.01,))
-        self.thread.start()
-        session = BudgetSession(timeout_s=10, token=TOKEN)
-        self.client = BudgetClient(
-            f"http://127.0.0.1:{self.server.server_port}",
-            session,
-            clock=stand.clock,
-            on_threshold=lambda *facts: self.threshold_events.append(facts),
-        )
-
-    def book(self) -> RebuildingLedger:
-        return RebuildingLedger(self.ledger, Rebuilder(self.maintenance, self.sum_records))
-
-    def sum_records(self, organization_id: str, lost: LostWindow) -> int:
-        found: int = self.records()
-        return found
-
-    def close(self) -> None:
-        self.client.close()
-        self.server.shutdown()
-        self.thread.join(5)
-        self.server.server_close()
-
-
-@pytest.fixture
-def service(stand: Any) -> Iterator[Service]:
-    running = Service(stand)
-    yield running
-    running.close()
 
 
 class Play:
@@ -261,7 +202,7 @@ def test_exactly_as_many_as_fit_are_admitted_at_once(service: Service, stand: An
 def gates(service: Service, stand: Any, **options: Any) -> tuple[Budgets, Budgets]:
     entries = stand.idempotency()
     local = RedisExchange(stand, stand.ledger(), entries, load=frozen_script)
-    remote = ServiceExchange(service.client, entries, RetryQueue())
+    remote = ServiceExchange(service.client, entries, RetryQueue(), service.journal)
     return tuple(
         Budgets(
             exchange,
@@ -383,6 +324,7 @@ def test_without_redis_ids_are_not_protected_but_budgets_hold(service: Service, 
         service.client,
         Idempotency(redis),  # type: ignore[arg-type]
         deferred,
+        service.journal,
     )
     entry = Entry("acme", "o", b"body", "a")
     request = Request("acme", "a", WINDOWS, Amounts(100, 5), TTL_MS)
