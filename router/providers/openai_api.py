@@ -11,11 +11,13 @@ from typing import Any, Final
 import orjson
 
 from router.call import Call, Operation, Usage
-from router.providers.provider import Provider, StreamTranslator
+from router.providers.generated_chars import generated_chars
+from router.providers.openai_usage import joined, usage_of
+from router.providers.provider import Provider, ReadReply, StreamTranslator
 from router.providers.sse import SseSplitter, data_of
+from router.providers.token_counts import named_tier
 
-MAX_TOKENS: Final = 1_000_000_000
-"""A count above this makes no sense, and its cost would not fit a 64-bit number."""
+_MAX_CHOICES: Final = 128
 
 
 class OpenAIProvider(Provider):
@@ -48,13 +50,18 @@ class OpenAIProvider(Provider):
             fields["stream_options"] = {**options, "include_usage": True}
         return orjson.dumps(fields)
 
-    def read_reply(self, call: Call, body: bytes) -> tuple[bytes, Usage | None, int]:
+    def read_reply(self, call: Call, body: bytes) -> ReadReply:
         """The body as it came."""
         reply = orjson.loads(body)
         if not isinstance(reply, dict):
             raise ValueError("the reply is not a JSON object")
-        usage = read_usage(reply.get("usage"))
-        return body, usage, output_chars(reply) if usage is None else 0
+        usage = usage_of(reply, embeddings=call.operation == "embeddings")
+        if usage is not None and usage.tokens_output:
+            return ReadReply(body, usage)
+        chars = generated_chars(_choices(reply), "message")
+        if usage is None or chars:
+            return ReadReply(body, None, chars, usage if usage and usage.tokens_input else None)
+        return ReadReply(body, usage)
 
     def open_stream(self, call: Call) -> CompletionStream:
         """The usage chunk goes to the client only if the client asked for it."""
@@ -71,24 +78,6 @@ class OpenAIProvider(Provider):
         return message if isinstance(message, str) else None
 
 
-def read_usage(reported: Any) -> Usage | None:
-    """Usage as the OpenAI dialect reports it; ``None`` when it is absent or makes no sense."""
-    if not isinstance(reported, dict):
-        return None
-    tokens_input = _count(reported.get("prompt_tokens"))
-    tokens_output = _count(reported.get("completion_tokens", 0))
-    if tokens_input is None or tokens_output is None:
-        return None
-    details = reported.get("prompt_tokens_details")
-    cached = _count(details.get("cached_tokens")) if isinstance(details, dict) else 0
-    return Usage(tokens_input, tokens_output, cached or 0)
-
-
-def output_chars(reply: Any) -> int:
-    """Characters generated in a parsed reply, for an estimate."""
-    return sum(_choice_chars(choice, "message") for choice in _choices(reply))
-
-
 class CompletionStream(StreamTranslator):
     """Forwards the events of a stream as they are and remembers what they say.
 
@@ -97,6 +86,8 @@ class CompletionStream(StreamTranslator):
 
     def __init__(self, *, strip_usage: bool) -> None:
         self._finished_choices = False
+        self._of_choices: dict[int, Usage] = {}
+        self._service_tier: Any = None
         self._strip_usage = strip_usage
         self._splitter = SseSplitter()
 
@@ -127,17 +118,38 @@ class CompletionStream(StreamTranslator):
 
     def _note(self, chunk: dict[str, Any]) -> bool:
         """Remember what the chunk says; false when it is to be left out."""
-        usage = read_usage(chunk.get("usage"))
-        if usage is not None:
-            self.usage = usage
+        choices = _choices(chunk)
+        ends = not choices
+        self.output_chars += generated_chars(choices, "delta")
+        for choice in choices:
+            if choice.get("finish_reason"):
+                self._finished_choices = ends = True
         if chunk.get("error"):
             self.error = "error event in stream"
-        choices = _choices(chunk)
-        for choice in choices:
-            self.output_chars += _choice_chars(choice, "delta")
-            if choice.get("finish_reason"):
-                self._finished_choices = True
-        return not (self._strip_usage and usage is not None and not choices)
+        reported = chunk.get("usage")
+        if "service_tier" in chunk:
+            self._service_tier = chunk["service_tier"]
+        is_usage = (reported or ends) and self._note_usage(chunk, choices)
+        return not (self._strip_usage and is_usage and not choices)
+
+    def _note_usage(self, chunk: dict[str, Any], choices: list[dict[str, Any]]) -> bool:
+        """Remember the usage that a chunk reports; true if it has a report, be it of no use."""
+        usage = usage_of(chunk)
+        if usage is None:
+            return isinstance(chunk.get("usage"), dict)
+        if choices and choices[0].get("usage"):
+            usage = self._add_choice(choices[0].get("index"), usage)
+        if usage.service_tier is None:
+            usage.service_tier = named_tier(self._service_tier)
+        self.note_usage(usage)
+        return True
+
+    def _add_choice(self, index: Any, usage: Usage) -> Usage:
+        """All that the choices have reported so far, each with its end."""
+        if isinstance(index, int) and len(self._of_choices) < _MAX_CHOICES:
+            self._of_choices[index] = usage
+            return joined(list(self._of_choices.values()))
+        return usage
 
 
 def _choices(reply: Any) -> list[dict[str, Any]]:
@@ -145,28 +157,3 @@ def _choices(reply: Any) -> list[dict[str, Any]]:
     if not isinstance(choices, list):
         return []
     return [choice for choice in choices if isinstance(choice, dict)]
-
-
-def _choice_chars(choice: dict[str, Any], part: str) -> int:
-    text = choice.get("text")
-    total = len(text) if isinstance(text, str) else 0
-    message = choice.get(part)
-    if not isinstance(message, dict):
-        return total
-    for name in ("content", "reasoning_content", "refusal"):
-        value = message.get(name)
-        if isinstance(value, str):
-            total += len(value)
-    tool_calls = message.get("tool_calls")
-    for tool_call in tool_calls if isinstance(tool_calls, list) else ():
-        function = tool_call.get("function") if isinstance(tool_call, dict) else None
-        if isinstance(function, dict) and isinstance(function.get("arguments"), str):
-            total += len(function["arguments"])
-    return total
-
-
-def _count(value: Any) -> int | None:
-    """A number of tokens, or ``None`` for anything else."""
-    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_TOKENS:
-        return value
-    return None

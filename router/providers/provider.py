@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Final, Literal
 
 from router.call import Call, Operation, Usage
@@ -31,22 +32,64 @@ _COMMON_MEANINGS: Final[Mapping[int, StatusMeaning]] = {
 }
 
 
+@dataclass(slots=True)
+class ReadReply:
+    """What is in a whole reply."""
+
+    body: bytes
+    """For the client."""
+    usage: Usage | None
+    output_chars: int = 0
+    """Characters generated, where the usage has to be estimated."""
+    usage_at_start: Usage | None = None
+    """What the reply reports of the input, where it does not count its output."""
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether the reply has neither text nor usage."""
+        return self.usage is None and self.usage_at_start is None and not self.output_chars
+
+
 class StreamTranslator(ABC):
     """Turns a backend's stream into the OpenAI dialect and remembers what the stream says.
 
     ``feed`` and ``finish`` raise ``ValueError`` when the stream makes no sense.
     """
 
-    usage: Usage | None = None
-    """The last usage that the backend reported."""
     usage_at_start: Usage | None = None
-    """What the backend reported of the input before it generated, for a stream that breaks off."""
+    """What the backend reported of the input, for a stream whose output has to be estimated."""
     output_chars = 0
     """Characters generated so far, to estimate the usage of a stream that breaks off."""
     complete = False
     """The stream came to its proper end."""
     error: str | None = None
     """Why the backend gave up in the middle of the stream; the client is not sent it."""
+    _report: Usage | None = None
+    _reported_chars = 0
+
+    @property
+    def usage(self) -> Usage | None:
+        """The backend's last good report; ``None`` where text has come that no report counts."""
+        report = self._report
+        if report is None or (self.complete and (report.tokens_output or not self.output_chars)):
+            return report
+        counted = report.tokens_output and self._reported_chars == self.output_chars
+        return report if counted else None
+
+    def note_usage(self, report: Usage) -> None:
+        """Remember a report. A 0 in it replaces no count of an earlier one: some backends send
+        zeros at the end."""
+        earlier = self._report
+        if earlier is not None and earlier.tokens_output and not report.tokens_output:
+            return
+        start = self.usage_at_start
+        if start is not None and not report.tokens_input:
+            report = replace(
+                report, tokens_input=start.tokens_input, tokens_cached=start.tokens_cached
+            )
+        self._report, self._reported_chars = report, self.output_chars
+        if report.tokens_input:
+            self.usage_at_start = report
 
     @abstractmethod
     def feed(self, chunk: bytes) -> bytes:
@@ -77,8 +120,8 @@ class Provider(ABC):
         """The body for the backend; raises ``InvalidRequest`` for what the API cannot express."""
 
     @abstractmethod
-    def read_reply(self, call: Call, body: bytes) -> tuple[bytes, Usage | None, int]:
-        """Body for the client, reported usage, and output characters where usage is missing.
+    def read_reply(self, call: Call, body: bytes) -> ReadReply:
+        """The body for the client, and its usage as far as it is reported.
 
         Raises ``ValueError`` for a body that is no reply of the API.
         """

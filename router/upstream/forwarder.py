@@ -51,6 +51,8 @@ class BackendReply:
     stream: ReplyStream | None = None
     usage: Usage | None = None
     output_chars: int = 0
+    usage_at_start: Usage | None = None
+    """As in :class:`~router.providers.provider.ReadReply`."""
 
 
 class Forwarder:
@@ -197,13 +199,19 @@ class Forwarder:
             return BackendReply(target.backend.id, stream=stream)
         raw = exchange.read_all(self._max_reply_bytes)
         try:
-            body, usage, output_chars = target.provider.read_reply(call, raw)
-            if usage is None and not output_chars and target.provider.read_error(raw) is not None:
+            read = target.provider.read_reply(call, raw)
+            if read.is_empty and target.provider.read_error(raw) is not None:
                 raise ValueError("it is an error")
         except ValueError:
             attempt.declined = target.provider.read_error(raw) is not None
             raise
-        return BackendReply(target.backend.id, body=body, usage=usage, output_chars=output_chars)
+        return BackendReply(
+            target.backend.id,
+            body=read.body,
+            usage=read.usage,
+            output_chars=read.output_chars,
+            usage_at_start=read.usage_at_start,
+        )
 
 
 class _TryNext(Exception):

@@ -100,7 +100,7 @@ def _known_usage(scope: Scope, call: Call) -> Usage | None:
         return None
     stream = reply.stream
     if stream is None:
-        return reply.usage or estimate(call.fields, reply.output_chars)
+        return reply.usage or estimate(call.fields, reply.output_chars, reply.usage_at_start)
     if stream.usage is not None:
         return stream.usage
     if stream.output_chars or stream.usage_at_start is not None or stream.is_complete:

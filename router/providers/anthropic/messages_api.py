@@ -35,12 +35,11 @@ from typing import Final
 
 import orjson
 
-from router.call import Call, Operation, Usage
+from router.call import Call, Operation
 from router.providers.anthropic.reply import error_message, read_reply
 from router.providers.anthropic.request import write_request
 from router.providers.anthropic.stream import MessagesStream
-from router.providers.openai_api import output_chars
-from router.providers.provider import Provider
+from router.providers.provider import Provider, ReadReply
 
 API_VERSION: Final = "2023-06-01"
 
@@ -62,12 +61,9 @@ class AnthropicProvider(Provider):
             call.operation, call.fields, model=upstream_model, default_max_tokens=max_output_tokens
         )
 
-    def read_reply(self, call: Call, body: bytes) -> tuple[bytes, Usage | None, int]:
+    def read_reply(self, call: Call, body: bytes) -> ReadReply:
         """A completion in the OpenAI dialect, made of the message."""
-        reply, usage = read_reply(call.operation, body, created=int(time.time()))
-        if usage.source == "none":
-            return reply, None, output_chars(orjson.loads(reply))
-        return reply, usage, 0
+        return read_reply(call.operation, body, created=int(time.time()))
 
     def open_stream(self, call: Call) -> MessagesStream:
         """Translates events as they arrive."""

@@ -7,7 +7,9 @@ from typing import Any, Final
 
 import orjson
 
-from router.call import NO_USAGE, Operation, Usage
+from router.call import Operation
+from router.providers.anthropic.messages_usage import read_usage, usage_fields
+from router.providers.provider import ReadReply
 
 Json = dict[str, Any]
 
@@ -20,28 +22,19 @@ FINISH_REASONS: Final = {
     "tool_use": "tool_calls",
     "refusal": "content_filter",
 }
-COUNTS: Final = (
-    "input_tokens",
-    "cache_read_input_tokens",
-    "cache_creation_input_tokens",
-    "output_tokens",
-)
-_COUNT_LIMIT: Final = 10**9
 _MESSAGE_LIMIT_CHARS: Final = 1000
 _SECRET: Final = re.compile(r"\bsk-[\w-]{4,}|\bBearer\s+\S+", re.IGNORECASE)
 _LINK: Final = re.compile(r"\bhttps?://\S+", re.IGNORECASE)
 
 
-def read_reply(operation: Operation, body: bytes, *, created: int) -> tuple[bytes, Usage]:
+def read_reply(operation: Operation, body: bytes, *, created: int) -> ReadReply:
     """Turn a Messages reply into the OpenAI object of the operation, with what it used.
 
-    The usage is ``NO_USAGE`` where the reply reports none. Raises ValueError for a body that is
-    no Messages reply.
+    Raises ValueError for a body that is no Messages reply.
     """
     message = orjson.loads(body)
     if not isinstance(message, dict) or message.get("type") != "message":
         raise ValueError("the reply is not a message")
-    usage = read_usage(message.get("usage"))
     choice = _text_choice if operation == "completions" else _chat_choice
     finish_reason = FINISH_REASONS.get(str(message.get("stop_reason")), "stop")
     blocks = _blocks(message.get("content"))
@@ -54,9 +47,20 @@ def read_reply(operation: Operation, body: bytes, *, created: int) -> tuple[byte
             {"index": 0, **choice(blocks), "logprobs": None, "finish_reason": finish_reason}
         ],
     }
-    if usage is not None:
-        reply["usage"] = write_usage(usage)
-    return orjson.dumps(reply), usage or NO_USAGE
+    usage = read_usage(message.get("usage"))
+    if usage is None or not usage.tokens_output:
+        chars = _generated_chars(blocks)
+        if usage is None or chars:
+            return ReadReply(orjson.dumps(reply), None, chars, usage)
+    reply |= usage_fields(usage)
+    return ReadReply(orjson.dumps(reply), usage)
+
+
+def _generated_chars(blocks: list[Json]) -> int:
+    """Characters generated, those that have no place in the OpenAI dialect among them."""
+    inputs = [block.get("input") for block in blocks if str(block.get("type")).endswith("tool_use")]
+    texts = [_joined(blocks, "text"), _joined(blocks, "thinking"), *map(write_arguments, inputs)]
+    return sum([len(text) for text in texts])
 
 
 def _chat_choice(blocks: list[Json]) -> Json:
@@ -101,43 +105,6 @@ def write_arguments(tool_input: Any) -> str:
         return orjson.dumps(tool_input).decode()
     except orjson.JSONEncodeError as error:
         raise ValueError("the input of a tool call is nested too deeply") from error
-
-
-# --- usage -----------------------------------------------------------------------------------
-
-
-def read_usage(counts: Any) -> Usage | None:
-    """The tokens that a ``usage`` object reports; ``None`` when it lacks one of the two totals.
-
-    The API's ``input_tokens`` leaves out what was read from or written to the prompt cache; ours
-    is all of the input.
-    """
-    if counts is None:
-        return None
-    if not isinstance(counts, dict):
-        raise ValueError("the usage is not an object")
-    fresh, cached, stored, output = (_count(counts.get(name)) for name in COUNTS)
-    if fresh is None or output is None:
-        return None
-    return Usage(fresh + (cached or 0) + (stored or 0), output, cached or 0)
-
-
-def _count(value: Any) -> int | None:
-    if value is None:
-        return None
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= _COUNT_LIMIT:
-        raise ValueError("a token count is not a natural number")
-    return value
-
-
-def write_usage(usage: Usage) -> Json:
-    """The usage in OpenAI's shape."""
-    return {
-        "prompt_tokens": usage.tokens_input,
-        "completion_tokens": usage.tokens_output,
-        "total_tokens": usage.tokens_input + usage.tokens_output,
-        "prompt_tokens_details": {"cached_tokens": usage.tokens_cached},
-    }
 
 
 # --- errors ----------------------------------------------------------------------------------

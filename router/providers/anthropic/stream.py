@@ -9,14 +9,12 @@ from typing import Any, Final
 import orjson
 
 from router.call import Operation
+from router.providers.anthropic.messages_usage import add_report, read_usage, usage_fields
 from router.providers.anthropic.reply import (
-    COUNTS,
     FINISH_REASONS,
     error_message,
-    read_usage,
     string,
     write_arguments,
-    write_usage,
 )
 from router.providers.provider import StreamTranslator
 from router.providers.sse import MAX_EVENT_BYTES, SseSplitter, data_of
@@ -42,8 +40,8 @@ class _OpenCall:
 class MessagesStream(StreamTranslator):
     """Translates one streamed reply, byte chunk by byte chunk, in bounded memory.
 
-    ``usage`` is set once the backend has reported the final figures. Once ``complete`` or ``error``
-    is set, everything else that arrives is ignored.
+    ``usage`` is there once the backend has reported the final figures. Once ``complete`` or
+    ``error`` is set, everything else that arrives is ignored.
     """
 
     def __init__(self, operation: Operation, *, include_usage: bool, created: int) -> None:
@@ -112,35 +110,34 @@ class MessagesStream(StreamTranslator):
             "created": self._created,
             "model": string(message.get("model")),
         }
-        self._count(message.get("usage"))
+        add_report(self._counts, message.get("usage"))
         self.usage_at_start = read_usage(self._counts)
+        self._counts.pop("output_tokens", None)  # those of the first token, not of the reply
         if self._chat:
             yield self._choice({"role": "assistant", "content": ""})
 
     def _end(self, event: Json) -> Iterator[bytes]:
-        if self._count(event.get("usage")):
-            self.usage = read_usage(self._counts)
+        if event.get("usage"):
+            add_report(self._counts, event["usage"])
+            usage = read_usage(self._counts)
+            if usage is not None:
+                self.note_usage(usage)
         stop_reason = _object(event.get("delta")).get("stop_reason")
         if stop_reason is not None:
             yield from self._finish(FINISH_REASONS.get(str(stop_reason), "stop"))
 
     def _stop(self) -> Iterator[bytes]:
         yield from self._finish("stop")
-        if self._include_usage and self.usage is not None:
-            yield self._chunk([], write_usage(self.usage))
         self.complete = True
+        usage = self.usage
+        if self._include_usage and usage is not None:
+            yield self._chunk([], **usage_fields(usage))
         yield _DONE
 
     def _finish(self, reason: str) -> Iterator[bytes]:
         if not self._finished:
             self._finished = True
             yield self._choice({}, reason)
-
-    def _count(self, usage: Any) -> bool:
-        """Take over the figures that are given: each is a running total, not an addition."""
-        given = {} if usage is None else _object(usage)
-        self._counts.update((name, given[name]) for name in COUNTS if given.get(name) is not None)
-        return bool(given)
 
     # --- its blocks --------------------------------------------------------------------------
 
@@ -163,7 +160,9 @@ class MessagesStream(StreamTranslator):
             yield from self._text("reasoning_content", delta.get("thinking"))
         elif kind == "input_json_delta":
             call = self._calls.get(_index(event))
-            if call is not None and not call.whole:
+            if call is None:  # of a tool that the provider runs itself
+                self.output_chars += len(string(delta.get("partial_json")))
+            elif not call.whole:
                 yield from self._arguments(call, string(delta.get("partial_json")))
 
     def _text(self, field: str, text: Any) -> Iterator[bytes]:
@@ -204,14 +203,12 @@ class MessagesStream(StreamTranslator):
     def _choice(self, delta: Json, finish_reason: str | None = None) -> bytes:
         content = {"delta": delta} if self._chat else {"text": delta.get("content", "")}
         choice = {"index": 0, **content, "logprobs": None, "finish_reason": finish_reason}
-        return self._chunk([choice], None)
+        return self._chunk([choice], usage=None) if self._include_usage else self._chunk([choice])
 
-    def _chunk(self, choices: list[Json], usage: Json | None) -> bytes:
+    def _chunk(self, choices: list[Json], **more: Any) -> bytes:
         if self._head is None:
             raise ValueError("the stream does not begin with message_start")
-        chunk = {**self._head, "choices": choices}
-        if self._include_usage:
-            chunk["usage"] = usage
+        chunk = {**self._head, "choices": choices, **more}
         return b"data: " + orjson.dumps(chunk) + b"\n\n"
 
 

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from router.call import Usage
-from router.providers import openai_api as openai
 from router.providers.openai_api import OpenAIProvider
+from router.providers.provider import ReadReply
 from tests.unit.upstream.builders import completion, new_call
 
 ANY_JSON = st.recursive(
@@ -33,53 +33,9 @@ ANY_JSON = st.recursive(
 def test_a_reply_passes_with_its_usage() -> None:
     """The bytes are the backend's own."""
     body = completion(unknown={"kept": True})
-    delivered, usage, _ = OpenAIProvider().read_reply(new_call(), body)
-    assert delivered is body
-    assert usage == Usage(5, 7)
-
-
-@pytest.mark.parametrize(
-    ("reported", "usage"),
-    [
-        ({"prompt_tokens": 5, "completion_tokens": 7}, Usage(5, 7)),
-        ({"prompt_tokens": 5, "completion_tokens": 7, "total_tokens": 99}, Usage(5, 7)),
-        ({"prompt_tokens": 5, "total_tokens": 5}, Usage(5, 0)),
-        ({"prompt_tokens": 0, "completion_tokens": 0}, Usage(0, 0)),
-        (
-            {"prompt_tokens": 9, "completion_tokens": 1,
-             "prompt_tokens_details": {"cached_tokens": 4}},
-            Usage(9, 1, 4),
-        ),
-        (
-            {"prompt_tokens": 9, "completion_tokens": 1, "prompt_tokens_details": None},
-            Usage(9, 1),
-        ),
-        (
-            {"prompt_tokens": 9, "completion_tokens": 1,
-             "prompt_tokens_details": {"cached_tokens": -4}},
-            Usage(9, 1),
-        ),
-        ({"prompt_tokens": 1_000_000_000, "completion_tokens": 0}, Usage(1_000_000_000, 0)),
-        ({"prompt_tokens": 1_000_000_001, "completion_tokens": 0}, None),
-        ({"prompt_tokens": 2**64 - 1, "completion_tokens": 1}, None),
-        ({"prompt_tokens": -1, "completion_tokens": 7}, None),
-        ({"prompt_tokens": 5.0, "completion_tokens": 7}, None),
-        ({"prompt_tokens": "5", "completion_tokens": 7}, None),
-        ({"prompt_tokens": True, "completion_tokens": 7}, None),
-        ({"prompt_tokens": 5, "completion_tokens": None}, None),
-        ({"completion_tokens": 7}, None),
-        ({}, None),
-        ([], None),
-        ("much", None),
-        (None, None),
-    ],
-)  # fmt: skip
-def test_usage_is_exact_or_absent(reported: Any, usage: Usage | None) -> None:
-    """Counts that make no sense are no usage, never a silent zero (U8).
-
-    A count near 2⁶⁴ used to make a cost that no record could hold.
-    """
-    assert openai.read_usage(reported) == usage
+    read = OpenAIProvider().read_reply(new_call(), body)
+    assert read.body is body
+    assert (read.usage, read.output_chars, read.usage_at_start) == (Usage(5, 7), 0, None)
 
 
 @pytest.mark.parametrize(
@@ -96,6 +52,37 @@ def test_usage_is_exact_or_absent(reported: Any, usage: Usage | None) -> None:
                 {"function": {"name": "g", "arguments": "{}"}}]}}]},
             9,
         ),
+        ({"choices": [{"message": {"content": None, "reasoning": "hm"}}]}, 2),
+        # Two names of one text, as a backend that changes its name for it sends both.
+        ({"choices": [{"message": {"reasoning": "hmm", "reasoning_content": "hmm"}}]}, 3),
+        (
+            {"choices": [{"message": {"content": "a", "reasoning": "hmm",
+                                      "reasoning_details": [{"type": "x", "text": "hmm"}]}}]},
+            4,
+        ),
+        ({"choices": [{"message": {"function_call": {"name": "f", "arguments": "{}"}}}]}, 2),
+        (
+            {"choices": [{"message": {"tool_calls": [
+                {"type": "custom", "custom": {"name": "f", "input": "abc"}}]}}]},
+            3,
+        ),
+        (
+            {"choices": [{"message": {"content": None, "audio": {
+                "id": "audio_1", "data": "UklGRg==", "transcript": "hello"}}}]},
+            5,
+        ),
+        (
+            {"choices": [{"message": {"content": [
+                {"type": "thinking", "thinking": [{"type": "text", "text": "hm"}]},
+                {"type": "text", "text": "hello"}]}}]},
+            7,
+        ),
+        # Zeros are no report of what was said.
+        (
+            {"usage": {"prompt_tokens": 0, "completion_tokens": 0},
+             "choices": [{"message": {"content": "hello"}}]},
+            5,
+        ),
         ({"choices": [{"message": {"content": ["odd"]}}, None, "x", {}]}, 0),
         ({"choices": [{"message": {"tool_calls": 5}}]}, 0),
         ({"choices": [{"message": {"tool_calls": {"a": 1}}}]}, 0),
@@ -106,9 +93,17 @@ def test_usage_is_exact_or_absent(reported: Any, usage: Usage | None) -> None:
     ],
 )  # fmt: skip
 def test_output_is_counted_for_an_estimate(reply: Any, chars: int) -> None:
-    """Text, reasoning and tool arguments; oddities count nothing, and used to raise."""
-    delivered, usage, counted = OpenAIProvider().read_reply(new_call(), orjson.dumps(reply))
-    assert (delivered, usage, counted) == (orjson.dumps(reply), None, chars)
+    """Text, reasoning, transcripts and arguments; oddities count nothing, and used to raise."""
+    read = OpenAIProvider().read_reply(new_call(), orjson.dumps(reply))
+    assert read == ReadReply(orjson.dumps(reply), None, chars)
+
+
+def test_an_input_that_is_known_is_kept_where_the_output_is_not() -> None:
+    """The input of such a call is not estimated (U8)."""
+    usage = {"prompt_tokens": 5000, "completion_tokens": 0}
+    body = orjson.dumps({"choices": [{"message": {"content": "hello"}}], "usage": usage})
+    read = OpenAIProvider().read_reply(new_call(), body)
+    assert read == ReadReply(body, None, 5, Usage(5000, 0))
 
 
 @pytest.mark.parametrize(
@@ -127,13 +122,13 @@ def test_no_reply_brings_the_reader_down(reply: Any) -> None:
     """Whatever a backend answers, it is delivered or it is a ``ValueError``."""
     body = orjson.dumps(reply)
     try:
-        delivered, usage, chars = OpenAIProvider().read_reply(new_call(), body)
+        read = OpenAIProvider().read_reply(new_call(), body)
     except ValueError:
         assert not isinstance(reply, dict)
         return
-    assert delivered == body
-    assert chars >= 0
-    assert usage is None or usage.tokens_input >= 0
+    assert read.body == body
+    assert read.output_chars >= 0
+    assert read.usage is None or read.usage.tokens_input >= 0
 
 
 @pytest.mark.parametrize(

@@ -176,6 +176,31 @@ def test_all_that_is_generated_is_counted() -> None:
     assert tap_of(event({"choices": choices}))[0].output_chars == 3 + 2 + 4 + 1
 
 
+@pytest.mark.parametrize(
+    ("delta", "chars"),
+    [
+        ({"reasoning": "abc"}, 3),
+        ({"reasoning_content": "abc"}, 3),
+        ({"reasoning": "abc", "reasoning_content": "abc"}, 3),
+        ({"reasoning": "abc", "reasoning_details": [{"text": "abc"}], "content": ""}, 3),
+        ({"reasoning_details": [{"type": "reasoning.text", "text": "abc"}]}, 3),
+        ({"role": "assistant", "content": "abc"}, 3),
+        ({"content": [{"type": "thinking", "thinking": [{"type": "text", "text": "abc"}]}]}, 3),
+        ({"function_call": {"arguments": "abc"}}, 3),
+        ({"tool_calls": [{"index": 0, "function": {"arguments": "abc"}}]}, 3),
+        ({"audio": {"transcript": "abc"}}, 3),
+        ({"audio": {"data": "UklGRg=="}}, 0),
+        ({"refusal": "abc"}, 3),
+        ({"role": "assistant"}, 0),
+        ({}, 0),
+    ],
+)
+def test_each_kind_of_delta_counts(delta: dict[str, Any], chars: int) -> None:
+    """A stream of reasoning that is abandoned used to cost one token."""
+    translator, _ = tap_of(event({"choices": [{"index": 0, "delta": delta}]}) * 2)
+    assert (translator.usage, translator.output_chars) == (None, 2 * chars)
+
+
 @pytest.mark.parametrize("error", [{"message": "boom", "code": 500}, "boom", ["boom"]])
 def test_an_error_event_is_noticed_and_forwarded(error: Any) -> None:
     """The client sees what the backend says; the stream did not complete."""

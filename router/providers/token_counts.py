@@ -1,0 +1,74 @@
+"""Numbers of tokens as backends write them: whole floats, strings and nulls are among them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
+
+Json = Mapping[str, Any]
+
+MAX_TOKENS: Final = 1_000_000_000
+"""A count above this makes no sense, and its cost would not fit a 64-bit number."""
+_MAX_DIGITS: Final = len(str(MAX_TOKENS))
+_DIGITS: Final = frozenset("0123456789")
+_STANDARD_TIERS: Final = frozenset({"default", "standard", "auto", "on_demand"})
+_MAX_TIER_CHARS: Final = 32
+_WRITTEN_5M: Final = frozenset({"ephemeral_5m_input_tokens"})
+_WRITTEN_1H: Final = frozenset({"ephemeral_1h_input_tokens"})
+_NOTHING: Final[Json] = {}
+
+
+def count(value: Any) -> int | None:
+    """A natural number, however it is spelled; ``None`` for what is absent or makes no sense."""
+    if isinstance(value, str):
+        value = int(value) if len(value) <= _MAX_DIGITS and _DIGITS.issuperset(value or "-") else -1
+    elif isinstance(value, float):
+        value = int(value) if value.is_integer() else -1
+    elif type(value) is not int:
+        return None
+    return value if 0 <= value <= MAX_TOKENS else None
+
+
+def first_count(fields: Json, names: Iterable[str]) -> int | None:
+    """The count under the first of these names that has one; a 0 only if no other has more."""
+    found = None
+    for name in names:
+        if name in fields and (number := count(fields[name])) is not None:
+            if number:
+                return number
+            found = 0
+    return found
+
+
+def largest_count(places: Iterable[Json], names: frozenset[str]) -> int:
+    """The largest count under any of these names: they are spellings of one thing."""
+    found = 0
+    for fields in places:
+        for name in fields.keys() & names:
+            found = max(found, count(fields[name]) or 0)
+    return found
+
+
+def split_writes(written: int, details: Iterable[Json]) -> tuple[int, int]:
+    """Tokens written to a cache for five minutes and for one hour; what is not itemised is of five
+    minutes, the default of the API."""
+    places = list(details)
+    for_1h = largest_count(places, _WRITTEN_1H)
+    return max(largest_count(places, _WRITTEN_5M), written - for_1h), for_1h
+
+
+def inner(fields: Json, *path: str) -> Json:
+    """The object at this path; an empty one where there is none."""
+    for name in path:
+        value = fields.get(name)
+        if not isinstance(value, dict):
+            return _NOTHING
+        fields = value
+    return fields
+
+
+def named_tier(value: Any) -> str | None:
+    """The service tier that a backend names; ``None`` for the standard one."""
+    if not isinstance(value, str) or not 0 < len(value) <= _MAX_TIER_CHARS:
+        return None
+    return None if value in _STANDARD_TIERS else value
