@@ -12,6 +12,7 @@ import click
 from router.cli.operator_audit import OperatorAuditLog, operator_audit_log, without_secret
 from router.cli.options import Noun, output_option, warn_deprecated
 from router.cli.output import end_with_difference, print_csv, print_json
+from router.cli.prices.price_warnings import price_warnings
 from router.config.config_errors import ConfigurationError
 from router.config.diff import ABSENT, Change, FieldChange
 from router.config.document import LoadedDocument
@@ -50,11 +51,14 @@ def config() -> None:
 def validate(document: Path) -> None:
     """Report every mistake of DOCUMENT, one a line, as 'apply' would; change nothing.
 
-    Exits with 1 if there is a mistake.
+    Exits with 1 if there is a mistake. Warns of classes of usage without a price, and of prices
+    that are older than the catalogue's, where that is installed (see 'prices --help').
     """
     # Only demo secrets are hashed, and validating needs no true hash.
     loaded = _load(document, load_settings(), lambda: b"")
     click.echo(f"{document} is valid: {_summary(loaded)}")
+    for warning in price_warnings(loaded):
+        click.echo(f"warning: {warning}", err=True)
 
 
 @config.command("diff", example="routerctl config diff router.yaml")

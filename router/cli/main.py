@@ -75,6 +75,9 @@ COMMANDS: Final[Mapping[str, Entry | LazyGroup]] = {
         "cli.budgets.budget_service_commands", "Run the reference budget service."
     ),
     "config": Entry("cli.config_commands", "Validate, compare, apply or export a document."),
+    "prices": Entry(
+        "cli.prices.prices_commands", "Compare prices with a catalogue, or import them."
+    ),
     "keys": Entry("cli.keys_commands", "Create, list and revoke API keys."),
     "requests": LazyGroup(
         name="requests",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
+from router.call import UsageClass
 from router.providers.anthropic.messages_api import AnthropicProvider
 from router.providers.openai_api import OpenAIProvider
 from router.providers.provider import Provider
@@ -13,3 +14,10 @@ PROVIDERS: Final[Mapping[str, Provider]] = {
     "openai": OpenAIProvider(),
     "anthropic": AnthropicProvider(),
 }
+
+REPORTED_CLASSES: Final[Mapping[str, frozenset[UsageClass]]] = {
+    "openai": frozenset({"cache_read", "cache_write_5m", "input_audio", "output_audio"}),
+    "anthropic": frozenset({"cache_read", "cache_write_5m", "cache_write_1h", "web_searches"}),
+}
+"""What the provider that a kind is named after can report of a call besides plain input and output,
+if it has a price of its own there: reasoning costs what other output does."""
