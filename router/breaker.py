@@ -77,7 +77,8 @@ class Breaker:
         self._next_try_s = 0.0
         self._unavailable_s = 0.0
         self._lock = threading.Lock()
-        self._stopped = threading.Event()
+        self._stopped = False
+        self._wake = threading.Event()
 
     @property
     def unavailable_s(self) -> float:
@@ -138,11 +139,21 @@ class Breaker:
 
     def stop(self) -> None:
         """End the probes; the breaker keeps its state."""
-        self._stopped.set()
+        self._stopped = True
+        self._wake.set()
+
+    def probe_now(self) -> None:
+        """End the pause before the next probe, if there is one: the dependency may be back."""
+        if self.state == "open":
+            self._wake.set()
 
     def _probe_until_back(self, probe: Callable[[], None]) -> None:
         pause_s = self._jittered_s()
-        while not self._stopped.wait(pause_s):
+        while True:
+            self._wake.wait(pause_s)
+            self._wake.clear()
+            if self._stopped:
+                return
             try:
                 probe()
             except Exception:

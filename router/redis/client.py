@@ -14,6 +14,7 @@ from router.redis.address import Kind, RedisAddress
 from router.redis.cluster import Cluster
 from router.redis.connection import ConnectionOptions
 from router.redis.durability import Durability
+from router.redis.pool import LOST
 from router.redis.recovery import Recovery, first_error
 from router.redis.scripts import Argument, ScriptCall, packed
 from router.redis.sentinel import SentinelMaster
@@ -72,6 +73,8 @@ class RedisClient:
         When Redis knows one of them no longer, that one and all after it are run (again): a script
         that is not the last must be sent with others that a second run does not harm.
         """
+        if self._topology.is_switching:
+            self._topology.wait_until_settled()
         deadline_s = time.monotonic() + self._timeout_s
         node = self._usable(calls[0].keys[0], deadline_s)
         commands = b"".join([call.by_digest() for call in calls])
@@ -80,8 +83,10 @@ class RedisClient:
         except Unavailable as error:
             if error.reason != "connect":
                 raise
-            # It cannot have been executed: another server may have taken over by now.
-            node = self._topology.successor(node, error, deadline_s)
+            # What was not sent may be sent to the server that has taken over.
+            failed, node = node, self._topology.successor(node, deadline_s)
+            if node is failed and error.detail != LOST:
+                raise
             replies = node.ask(commands, len(calls), deadline_s)
         if first_error(replies) is not None:
             recovery = Recovery(self._topology, calls, deadline_s)

@@ -6,6 +6,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from typing import Final
 
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError, ResponseError
@@ -14,6 +15,8 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from router.breaker import Unavailable
 from router.net.sockets import has_input
 from router.redis.connection import RedisConnection
+
+LOST: Final = "connections were lost"
 
 
 class Pool:
@@ -32,6 +35,11 @@ class Pool:
         self._waiting = 0
         self._changed = threading.Condition(threading.Lock())
         self._closed = False
+        self.was_lost = False
+        """Whether a connection has been closed from the other end."""
+        self.connects_when_lost = True
+        """Where not, no connection is made while ``was_lost``: :class:`Unavailable` with the detail
+        ``LOST``, which does not count, lets the owner find out first who is there now."""
 
     @property
     def in_use(self) -> int:
@@ -58,6 +66,7 @@ class Pool:
         except RedisTimeoutError as error:
             raise Unavailable("redis", "timeout", str(error)) from None
         except RedisError as error:
+            self.was_lost = True
             raise Unavailable("redis", "lost", str(error)) from None
         finally:
             if complete and not self._closed:
@@ -80,6 +89,7 @@ class Pool:
                 break
             if connection._sock is not None and not has_input(connection._sock):
                 return connection
+            self.was_lost = True
             self._discard(connection)  # Redis has closed it
         return self._reserve_place(deadline_s) or self._made(deadline_s)
 
@@ -110,6 +120,8 @@ class Pool:
         connection = None
         made = False
         try:
+            if self.was_lost and not self.connects_when_lost:
+                raise Unavailable("redis", "connect", LOST, counts=False)
             connection = self._connect()
             connection.set_deadline(deadline_s)
             connection.connect()

@@ -71,9 +71,11 @@ class Recovery:
             return self._topology.redirected(server_named(error.node_addr, node))
         if isinstance(error, TryAgainError):
             return self._brought_together(first, error)
-        refused = Unavailable("redis", "script", str(error))
         if _is_no_master(error):
-            return self._topology.successor(node, refused, self._deadline_s)
+            successor = self._topology.successor(node, self._deadline_s)
+            if successor is not node:
+                return successor
+        refused = Unavailable("redis", "script", str(error))
         node.failed(refused)
         raise refused
 

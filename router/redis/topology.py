@@ -92,6 +92,12 @@ class Topology(ABC):
         self.address = address
         self.options = options
         self.on_change = on_change
+        self.is_switching = False
+        """Whether a failover is going on, so that :meth:`wait_until_settled` may take a while."""
+
+    def wait_until_settled(self) -> None:
+        """Wait while no server is to be told anything. Never more than a quarter of a second."""
+        return
 
     @abstractmethod
     def node(self, key: str, deadline_s: float) -> Node:
@@ -116,10 +122,10 @@ class Topology(ABC):
             if node.durability is None and node.breaker.state == "closed":
                 node.durability = read_durability(node.ask, self.probe_deadline_s())
 
-    def successor(self, node: Node, error: Unavailable, deadline_s: float) -> Node:
-        """The server to send to what ``node`` has not executed; raises ``error`` when there is none
-        but ``node``."""
-        raise error
+    def successor(self, node: Node, deadline_s: float) -> Node:
+        """The server to send to what ``node`` has refused as no master, or could not be sent. It is
+        ``node`` where no other has taken over."""
+        return node
 
     def moved(self, slot: int, address: HostPort) -> Node:
         """The server at ``address``, which owns ``slot`` from now on."""

@@ -40,14 +40,19 @@ def slots(port: int) -> bytes:
     return array(array(b":0\r\n", b":16383\r\n", array(bulk("127.0.0.1"), b":%d\r\n" % port)))
 
 
-def masters(*named: tuple[str, int], flags: str = "master") -> bytes:
+def masters(*named: tuple[str, int], flags: str = "master", epoch: int = 0) -> bytes:
     """What a sentinel says of the masters that it watches."""
     states = []
     for name, port in named:
         facts = {"name": name, "ip": "127.0.0.1", "port": str(port), "flags": flags}
-        facts["num-other-sentinels"] = "0"
+        facts |= {"num-other-sentinels": "0", "config-epoch": str(epoch)}
         states.append(array(*(bulk(word) for fact in facts.items() for word in fact)))
     return array(*states)
+
+
+def asked(sentinel: ScriptedRedis) -> int:
+    """How often it was asked for the masters."""
+    return sentinel.commands.count([b"SENTINEL", b"MASTERS"])
 
 
 def test_an_unknown_script_is_taught(servers: list[ScriptedRedis]) -> None:
@@ -134,7 +139,7 @@ def test_sentinel_names_the_master(servers: list[ScriptedRedis]) -> None:
     sentinel.answer = lambda _command: masters(("other", 1), ("mymaster", master.port))
     subject = client(f"redis+sentinel://127.0.0.1:{sentinel.port}/mymaster")
     assert [subject.run(CALL), subject.run(CALL)] == [1, 1]
-    assert sentinel.commands == [[b"SENTINEL", b"MASTERS"]]
+    assert asked(sentinel) == 1
     subject.close()
 
 
@@ -203,7 +208,7 @@ def test_one_call_at_a_time_asks_the_sentinels(servers: list[ScriptedRedis]) -> 
     for thread in threads:
         thread.join(5)
     assert found == [1] * 8
-    assert sentinel.connections == 1
+    assert asked(sentinel) == 1
     subject.close()
 
 
@@ -219,6 +224,104 @@ def test_silent_sentinels_are_not_asked_by_every_call(servers: list[ScriptedRedi
     with pytest.raises(Unavailable, match="breaker_open"):
         subject.run(CALL)
     subject.close()
+
+
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        b"-READONLY You can't write against a read only replica.\r\n",
+        b"-NOREPLICAS Not enough good replicas to write.\r\n",
+        b"-MASTERDOWN Link with MASTER is down.\r\n",
+        b"-ERR Error running script: @user_script:1: -READONLY You can't write\r\n",
+    ],
+    ids=["demoted", "without-replicas", "replica-alone", "before-7.0"],
+)
+def test_what_a_demoted_master_refuses_is_done_by_its_successor(
+    servers: list[ScriptedRedis], refusal: bytes
+) -> None:
+    """P9: the sentinels are asked at once, no decision is lost, and nothing counts as an outage. It
+    used to take three failed calls and the pause before a probe."""
+    sentinel, old = servers
+    new = ScriptedRedis(lambda _command: b":1\r\n")
+    named = [old.port]
+    sentinel.answer = lambda _command: masters(("mymaster", named[0]))
+    old.answer = lambda _command: b":0\r\n" if named[0] == old.port else refusal
+    subject = client(f"redis+sentinel://127.0.0.1:{sentinel.port}/mymaster")
+    assert subject.run(CALL) == 0
+    named[0] = new.port
+    assert [subject.run(CALL), subject.run(CALL)] == [1, 1]
+    assert old.names().count(b"EVALSHA") == 2
+    assert asked(sentinel) == 2
+    [breaker] = subject.breakers()
+    assert breaker._failures == 0
+    subject.close()
+    new.close()
+
+
+def test_lost_connections_are_made_again_to_whom_the_sentinels_name(
+    servers: list[ScriptedRedis],
+) -> None:
+    """P9: a server that comes back after a failover, with data from before, is told nothing."""
+    sentinel, old = servers
+    new = ScriptedRedis(lambda _command: b":1\r\n")
+    named = [old.port]
+    sentinel.answer = lambda _command: masters(("mymaster", named[0]))
+    old.answer = lambda _command: b":0\r\n"
+    subject = client(f"redis+sentinel://127.0.0.1:{sentinel.port}/mymaster")
+    assert subject.run(CALL) == 0
+    old.hang_up()
+    time.sleep(0.05)
+    assert subject.run(CALL) == 0  # it is the master still
+    named[0] = new.port
+    old.hang_up()
+    time.sleep(0.05)
+    assert subject.run(CALL) == 1
+    assert old.names().count(b"EVALSHA") == 2
+    subject.close()
+    new.close()
+
+
+def test_without_sentinels_the_known_master_stays_one(servers: list[ScriptedRedis]) -> None:
+    """D6: dead sentinels are no reason to decide nothing."""
+    sentinel, master = servers
+    master.answer = lambda _command: b":1\r\n"
+    sentinel.answer = lambda _command: masters(("mymaster", master.port))
+    subject = client(f"redis+sentinel://127.0.0.1:{sentinel.port}/mymaster")
+    assert subject.run(CALL) == 1
+    sentinel.close()
+    master.hang_up()
+    time.sleep(0.05)
+    assert subject.run(CALL) == 1
+    subject.close()
+
+
+def test_a_sentinel_that_knows_less_does_not_decide(servers: list[ScriptedRedis]) -> None:
+    """P9: neither one that names a replica, nor one that has not heard of the last failover."""
+    behind, old = servers
+    new = ScriptedRedis(lambda _command: b":1\r\n")
+    up_to_date = ScriptedRedis(lambda _command: masters(("mymaster", new.port), epoch=7))
+    role = b"slave"
+
+    def answer(command: list[bytes]) -> bytes:
+        is_role = command[0] == b"ROLE"
+        return array(bulk(role), b":0\r\n") if is_role else b":0\r\n"
+
+    behind.answer = lambda _command: masters(("mymaster", old.port), epoch=6)
+    old.answer = answer
+    url = f"redis+sentinel://127.0.0.1:{behind.port},127.0.0.1:{up_to_date.port}/mymaster"
+    subject = client(url)
+    assert subject.run(CALL) == 1  # the first names a replica
+    role = b"master"
+    up_to_date.hang_up()
+    new.hang_up()
+    time.sleep(0.05)
+    subject._topology._sentinels.reverse()  # type: ignore[attr-defined]
+    assert subject.run(CALL) == 1  # the first names a master of an older epoch
+    assert asked(behind) == 2
+    assert b"EVALSHA" not in old.names()
+    subject.close()
+    new.close()
+    up_to_date.close()
 
 
 def test_a_cluster_without_servers_is_not_asked_by_every_call() -> None:
