@@ -13,10 +13,12 @@ from sqlalchemy import Connection, Select, func, select
 from router.exports.audit_export import ChainFault, Trail
 from router.records.audit_chain import ChainTip
 from router.store import trail as store_trail
+from router.store.corrections import Correction, stored_corrections
 from router.store.engine import Database
 from router.store.failures import RecordKind, ResultTooLarge, StoreAbsent
 from router.store.inserts import USAGE_DOCUMENTS, stored_by_id
 from router.store.rows import storable
+from router.store.spend_query import Span, spent
 from router.store.sql_queries import (
     FILTERS,
     TABLES,
@@ -24,6 +26,7 @@ from router.store.sql_queries import (
     cursor_after,
     in_period,
     matching,
+    micros,
     newer_than,
     older_than,
     select_documents,
@@ -33,9 +36,7 @@ from router.store.sql_tables import audit, current_version, usage
 from router.store.usage_totals import (
     Spend,
     UsageTotals,
-    read_spend,
     read_totals,
-    spend_of,
     usage_totals,
 )
 
@@ -164,12 +165,16 @@ class RecordQueries:
 
         ``without``: ids of records to leave out, at most :data:`MOST_LEFT_OUT`.
         """
-        filters = None if api_key_id is None else {"key": api_key_id}
-        conditions = [*in_period(organization_id, from_s, to_s), *matching(filters, FILTERS)]
-        if without:
-            conditions.append(usage.c.record_id.not_in([storable(one) for one in without]))
-        with self._database.reading() as connection:
-            return read_spend(connection.execute(spend_of(conditions)).mappings().one())
+        span = Span(*(None if at_s is None else micros(at_s) for at_s in (from_s, to_s)))
+        with self._database.reading(snapshot=True) as connection:
+            return spent(connection, organization_id, api_key_id, span, without)
+
+    def corrections(
+        self, organization_id: str, *, from_s: float | None = None, to_s: float | None = None
+    ) -> list[Correction]:
+        """Corrections by hand of the budgets of an organization and its keys, pruned ones too."""
+        with self._database.reading(snapshot=True) as connection:
+            return stored_corrections(connection, organization_id, from_s, to_s)
 
     def is_new(self) -> bool:
         """Whether nothing was ever stored, because no agent has made the tables yet."""

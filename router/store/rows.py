@@ -26,6 +26,11 @@ _LONGEST_BYTES: Final = 512
 """PostgreSQL indexes no more than 2 704 bytes a row; up to three texts share an index."""
 
 
+SERVED: Final = ("completed", "client_aborted", "upstream_aborted", "timeout")
+"""Outcomes of calls that count against a quota of requests. Kept sums have counted by it: another
+outcome needs a migration that counts again."""
+
+
 def storable(value: str) -> str:
     """The text as it is stored in a column, and as queries compare it."""
     if len(value) <= _SHORT and value.isascii() and "\0" not in value:

@@ -2,44 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
-import orjson
-
 from router.breaker import Unavailable
+from router.clock import Clock
 from router.config.settings import Settings
 from router.errors import RouterError
-from router.exports.comparison import STORE
+from router.limits.budgets.maintenance import REMEMBER_CORRECTION_S
 from router.limits.budgets.rebuilding import SumRecords
-from router.limits.budgets.windows import LostWindow, Unit
+from router.limits.budgets.windows import InFlight, LostWindow, Past, Unit
 from router.records.record_types import parse_timestamp_us
-from router.spool.checkpoints import Checkpoints, checkpoint_path
-from router.spool.frames import USAGE, Position
-from router.spool.reader import SpoolReader, read_batches
+from router.store.corrections import Correction
 from router.store.failures import StoreAbsent, StoreUnavailable
 from router.store.query_pool import Queries
 from router.store.record_queries import MOST_LEFT_OUT
 from router.store.record_store import RecordStore
-from router.store.usage_totals import SERVED, Spend
-
-MOST_UNSTORED_BYTES: Final = 16 * 1024 * 1024
-"""Of the spool; reading more would take longer than calls wait."""
+from router.store.rows import SERVED
+from router.store.spool_tail import SpoolTail
+from router.store.usage_totals import Spend
 
 _TRIES: Final = 3
 _NOTHING: Final = Spend(0, 0, 0, 0)
+_REMEMBER_US: Final = int(REMEMBER_CORRECTION_S * 1_000_000)
 
 Fields = Mapping[str, Any]
+ReadInFlight = Callable[[str, LostWindow], Iterable[InFlight]]
+"""What the calls that are running on this host have reserved in a window."""
 
 
-def sum_records_of(queries: Queries, settings: Settings, *, may_be_new: bool = True) -> SumRecords:
-    """Sums over the records of a window's period, each record once, orphans left out.
+def sum_records_of(
+    queries: Queries,
+    settings: Settings,
+    *,
+    may_be_new: bool = True,
+    in_flight: ReadInFlight = lambda _organization_id, _lost: (),
+) -> SumRecords:
+    """Sums over the records of a window's period, each record once, orphans left out, and over the
+    corrections by hand.
 
     Added up are the record store and those records of this host's spool that the store has not
-    acknowledged. A record that another host has not shipped yet is missing. A call that is settled
-    at this very moment may count twice, by its record and by its settlement. The result raises
+    acknowledged. A record that another host has not shipped yet is missing. The result raises
     :class:`Unavailable` when the store does not answer, or lacks more than can be read in time.
 
     ``may_be_new``: a store that was not made yet, and to which this host has shipped nothing, is
@@ -47,72 +50,69 @@ def sum_records_of(queries: Queries, settings: Settings, *, may_be_new: bool = T
     """
     tail = SpoolTail(settings.data_dir, settings.spool_dir, may_be_new)
 
-    def sum_records(organization_id: str, lost: LostWindow) -> int:
+    def sum_records(organization_id: str, lost: LostWindow) -> Past:
         try:
-            return queries.run(lambda store: _sum(store, tail, organization_id, lost))
+            return queries.run(lambda store: _past(store, tail, organization_id, lost, in_flight))
         except RouterError as error:
             raise _unavailable(error.message) from None
 
     return sum_records
 
 
-@dataclass(frozen=True, slots=True)
-class SpoolTail:
-    """What of a host's spool the record store has not acknowledged."""
-
-    data_dir: Path
-    spool_dir: Path
-    may_be_new: bool
-
-    def may_lack_store(self) -> bool:
-        """Whether a store that is not there yet is no loss: nothing was shipped to it from here."""
-        return self.may_be_new and not self._acknowledged()
-
-    def records(self, choose: Callable[[Fields], bool]) -> dict[str, Fields]:
-        """Usage records by their ids; raises :class:`Unavailable` for too many."""
-        # Before the spool is read: what was acknowledged by now is in the store.
-        acknowledged = self._acknowledged()
-        reader = SpoolReader(self.spool_dir, observe=True)
-        found = {}
-        try:
-            if reader.backlog_bytes(acknowledged) > MOST_UNSTORED_BYTES:
-                raise _unavailable("too far behind the spool")
-            for info in reader.writers():
-                start = acknowledged.get(info.writer_id)
-                for record in _usage_records(reader, info.writer_id, start):
-                    if choose(record):
-                        found[str(record.get("record_id"))] = record
-        except OSError as error:
-            raise _unavailable(f"the spool: {error.strerror}") from None
-        return found
-
-    def _acknowledged(self) -> dict[str, Position]:
-        return Checkpoints(checkpoint_path(self.data_dir, STORE)).load()
-
-
-def _usage_records(reader: SpoolReader, writer_id: str, start: Position | None) -> Iterator[Fields]:
-    for batch in read_batches(reader, writer_id, start):
-        for frame in batch.frames:
-            if frame.kind == USAGE:
-                try:
-                    record = orjson.loads(frame.payload)
-                except ValueError:
-                    continue  # no sink takes it either
-                if isinstance(record, dict):
-                    yield record
-
-
-def _sum(store: RecordStore, tail: SpoolTail, organization_id: str, lost: LostWindow) -> int:
+def _past(
+    store: RecordStore,
+    tail: SpoolTail,
+    organization_id: str,
+    lost: LostWindow,
+    in_flight: ReadInFlight,
+) -> Past:
     """Runs on a native thread."""
-    unstored = tail.records(lambda record: _is_of(record, organization_id, lost))
-    left_out = unstored.keys() | set(lost.orphans)
+    unstored = tail.read(organization_id, lambda record: _is_of(record, lost))
+    left_out = unstored.records.keys() | set(lost.orphans)
     if len(left_out) > MOST_LEFT_OUT:
         raise _unavailable("too far behind the spool")
-    settled = _amount(_stored(store, tail, organization_id, lost, left_out), lost.window.unit)
-    for record_id, record in unstored.items():
-        if record_id not in lost.orphans:
-            settled += _amount(_spend(record), lost.window.unit)
-    return max(0, settled)
+    spend, stored = _stored(store, tail, organization_id, lost, left_out)
+    settled = _amount(spend, lost.window.unit)
+    unsettled = unstored.records.keys() - set(lost.orphans)
+    for record_id in unsettled:
+        settled += _amount(_spend(unstored.records[record_id]), lost.window.unit)
+    events = {one.event_id: one for one in stored} | unstored.corrections
+    corrections = made_corrections(events.values(), lost)
+    oldest_us = int(Clock().now_s() * 1_000_000) - _REMEMBER_US
+    # Last: a call that ends meanwhile is found by its record, or still here, or makes this stale.
+    calls = [call for call in in_flight(organization_id, lost) if call.lease_id not in left_out]
+    return Past(
+        max(0, settled + sum([one.amount for one in corrections])),
+        tuple({one.correction_id for one in corrections if one.timestamp_us >= oldest_us}),
+        frozenset(unsettled),
+        tuple(calls),
+    )
+
+
+def made_corrections(events: Iterable[Correction], lost: LostWindow) -> list[Correction]:
+    """The corrections of a window, each as its last event has it.
+
+    A budget keeps them when its period or its time zone changes. When its name changes, too, as
+    long as no other budget of its owner has the old one.
+    """
+    window, (start_ms, end_ms) = lost.window, lost.period
+    last: dict[str, Correction] = {}
+    made = []
+    for one in sorted(events, key=lambda one: (one.timestamp_us, one.event_id)):
+        is_named = one.budget == window.name
+        was_renamed = one.period == window.period and one.budget not in lost.other_names
+        is_in_period = start_ms * 1000 <= one.timestamp_us and (
+            end_ms is None or one.timestamp_us < end_ms * 1000
+        )
+        if (one.unit, one.api_key_id) != (window.unit, window.subject) or not is_in_period:
+            continue
+        if not (is_named or was_renamed):
+            continue
+        before = last.get(one.correction_id)
+        if before is not None and one.timestamp_us - before.timestamp_us >= _REMEMBER_US:
+            made.append(before)  # its id was forgotten, so it was made once more
+        last[one.correction_id] = one
+    return [*made, *last.values()]
 
 
 def _stored(
@@ -121,17 +121,15 @@ def _stored(
     organization_id: str,
     lost: LostWindow,
     without: set[str],
-) -> Spend:
+) -> tuple[Spend, list[Correction]]:
     start_ms, end_ms = lost.period
+    period = {"from_s": start_ms / 1000, "to_s": None if end_ms is None else end_ms / 1000}
     for tries_left in reversed(range(_TRIES)):
         try:
-            return store.spend(
-                organization_id,
-                lost.window.subject or None,
-                from_s=start_ms / 1000,
-                to_s=None if end_ms is None else end_ms / 1000,
-                without=without,
+            spend = store.spend(
+                organization_id, lost.window.subject or None, without=without, **period
             )
+            return spend, store.corrections(organization_id, **period)
         except StoreUnavailable as error:
             may_lack = tail.may_lack_store()
             if may_lack and store.is_new():
@@ -139,12 +137,10 @@ def _stored(
             # An agent that has just begun may have made it in between: then it can be queried.
             if not tries_left or not (may_lack or isinstance(error, StoreAbsent)):
                 raise
-    return _NOTHING
+    return _NOTHING, []
 
 
-def _is_of(record: Fields, organization_id: str, lost: LostWindow) -> bool:
-    if record.get("organization_id") != organization_id:
-        return False
+def _is_of(record: Fields, lost: LostWindow) -> bool:
     if lost.window.subject and record.get("api_key_id") != lost.window.subject:
         return False
     start_ms, end_ms = lost.period

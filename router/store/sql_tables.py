@@ -30,6 +30,7 @@ from sqlalchemy import (
 
 from router.store.failures import StoreUnavailable
 from router.store.rows import AUDIT_COLUMNS, CLASS_COLUMNS, USAGE_COLUMNS, StoredField
+from router.store.usage_sums import SUMMED, create_usage_sums
 
 metadata: Final = MetaData()
 
@@ -69,6 +70,22 @@ usage: Final = Table(
 usage_ids: Final = Sequence("usage_ids", metadata=metadata, data_type=BigInteger)
 """PostgreSQL's source of ids; SQLite has one writer, which counts."""
 
+usage_sums: Final = Table(
+    "usage_sums",
+    metadata,
+    _text("organization_id", primary_key=True),
+    _text("api_key_id", primary_key=True),
+    Column("quarter", BigInteger, primary_key=True, autoincrement=False),
+    Column("requests", BigInteger, nullable=False),
+    *(
+        Column(f"{name}_{half}", BigInteger, nullable=False)
+        for name in SUMMED
+        for half in ("high", "low")
+    ),
+    sqlite_with_rowid=False,
+)
+"""Kept by :mod:`router.store.usage_sums`: of an organization ('' as the key), and of each key."""
+
 usage_documents: Final = Table(
     "usage_documents",
     metadata,
@@ -101,6 +118,18 @@ prune_points: Final = Table(
     _text("hash"),
     _text("signature"),
 )
+
+pruned_corrections: Final = Table(
+    "pruned_corrections",
+    metadata,
+    _text("event_id", primary_key=True),
+    _text("organization_id"),
+    Column("timestamp_us", BigInteger, nullable=False),
+    *(_text(name) for name in ("api_key_id", "budget", "unit", "period", "correction_id")),
+    Column("amount", BigInteger, nullable=False),
+)
+"""Corrections of budgets by hand whose audit events were pruned: budgets still count them. The
+columns are the fields of :class:`router.store.corrections.Correction`."""
 
 # Every query is about one organization, or is an operator's over all of them, and has a period.
 Index("usage_by_time", usage.c.timestamp_us, usage.c.id)
@@ -135,7 +164,17 @@ def _add_class_columns(connection: Connection) -> None:
             connection.execute(text(f"ALTER TABLE {usage.name} ADD COLUMN {name} BIGINT"))
 
 
-MIGRATIONS: Final[tuple[Callable[[Connection], None], ...]] = (_create_tables, _add_class_columns)
+def _sum_usage(connection: Connection) -> None:
+    for table in (usage_sums, pruned_corrections):
+        table.create(connection, checkfirst=True)
+    create_usage_sums(connection)
+
+
+MIGRATIONS: Final[tuple[Callable[[Connection], None], ...]] = (
+    _create_tables,
+    _add_class_columns,
+    _sum_usage,
+)
 """Each brings a database from the version that is its index to the next. Never edit a released one:
 append."""
 

@@ -14,6 +14,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from router.exports.audit_export import ChainFault, Trail, WriterMarks
 from router.records.audit_chain import ChainTip, PrunePoint, is_signed, unseal, with_signature
+from router.store.corrections import keep_pruned
 from router.store.rows import AUDIT_COLUMNS, audit_row
 from router.store.sql_queries import in_period, micros
 from router.store.sql_tables import audit, chain_tips, prune_points
@@ -133,6 +134,7 @@ def prune_slice(connection: Connection, writer_id: str, before_s: float, key: by
     point = with_signature(PrunePoint(writer_id=writer_id, sequence=sequence, hash=digest), key)
     stored = prune_points.c.sequence
     _upsert(connection, prune_points, [asdict(point)], lambda offered: offered.sequence > stored)
+    keep_pruned(connection, writer_id, sequence)
     removed = connection.execute(delete(audit).where(of_writer, audit.c.sequence <= sequence))
     return removed.rowcount
 

@@ -16,14 +16,13 @@ from sqlalchemy import ColumnElement, RowMapping, Select, and_, case, func, null
 
 from router.records.record_types import format_usd
 from router.store.failures import BadQuery
-from router.store.rows import CLASS_COLUMNS
+from router.store.rows import CLASS_COLUMNS, SERVED
 from router.store.sql_queries import MICROS_PER_S
 from router.store.sql_tables import usage
+from router.store.usage_sums import HALF, SUMMED
 
 _HOUR_US: Final = 3600 * MICROS_PER_S
 _DAY_US: Final = 24 * _HOUR_US
-_HALF: Final = 1_000_000_000
-"""Where a number is cut in two for adding up."""
 PERCENTILES: Final = {"latency_ms_p50": 0.5, "latency_ms_p95": 0.95, "latency_ms_p99": 0.99}
 _SUMS: Final = {
     "retries": "retry_count",
@@ -34,8 +33,6 @@ _SUMS: Final = {
     "cost_nanos": "cost_nanos",
 }
 """Figures that are sums, and the column that each adds up."""
-_SPENT: Final = ("tokens_input", "tokens_output", "cost_nanos")
-SERVED: Final = ("completed", "client_aborted", "upstream_aborted", "timeout")
 FAILED: Final = ("upstream_error", "upstream_aborted", "timeout")
 
 GROUPS: Final[Mapping[str, ColumnElement[Any]]] = {
@@ -127,25 +124,25 @@ def exact_sum(
 ) -> tuple[ColumnElement[Any], ColumnElement[Any]]:
     """The two halves of a sum; :func:`whole_sum` puts them together."""
     return (
-        func.sum(column // _HALF).label(f"{name}_high"),
-        func.sum(column % _HALF).label(f"{name}_low"),
+        func.sum(column // HALF).label(f"{name}_high"),
+        func.sum(column % HALF).label(f"{name}_low"),
     )
 
 
 def whole_sum(row: RowMapping, name: str) -> int:
     """The sum of which a row has the halves, 0 over nothing."""
-    return int(row[f"{name}_high"] or 0) * _HALF + int(row[f"{name}_low"] or 0)
+    return int(row[f"{name}_high"] or 0) * HALF + int(row[f"{name}_low"] or 0)
 
 
 def spend_of(conditions: Sequence[ColumnElement[bool]]) -> Select[Any]:
     """One row, for :func:`read_spend`."""
-    sums = [half for name in _SPENT for half in exact_sum(usage.c[name], name)]
+    sums = [half for name in SUMMED for half in exact_sum(usage.c[name], name)]
     return select(_count(was_served()).label("requests"), *sums).where(*conditions)
 
 
 def read_spend(row: RowMapping) -> Spend:
     """The row of :func:`spend_of`."""
-    return Spend(int(row["requests"] or 0), *(whole_sum(row, name) for name in _SPENT))
+    return Spend(int(row["requests"] or 0), *(whole_sum(row, name) for name in SUMMED))
 
 
 def usage_totals(group_by: Sequence[str], conditions: Sequence[ColumnElement[bool]]) -> Select[Any]:

@@ -18,12 +18,13 @@ from typing import Any
 import pytest
 from sqlalchemy import text
 
-pytest.register_assert_rewrite("tests.unit.store.store_contract")
+pytest.register_assert_rewrite("tests.unit.store.store_contract", "tests.unit.store.spend_contract")
 
 from router.store.failures import StoreUnavailable  # noqa: E402
 from router.store.record_store import RecordStore  # noqa: E402
 from tests.unit.records import samples  # noqa: E402
 from tests.unit.records.samples import KEY  # noqa: E402
+from tests.unit.store.spend_contract import SpendContract  # noqa: E402
 from tests.unit.store.store_contract import StoreContract, verdict  # noqa: E402
 
 psycopg = pytest.importorskip("psycopg", reason="psycopg is not installed: no PostgreSQL tests")
@@ -130,7 +131,7 @@ def server() -> Iterator[Server]:
     server.remove()
 
 
-class TestPostgres(StoreContract):
+class TestPostgres(SpendContract, StoreContract):
     """The contract, and what only a server has to stand."""
 
     @pytest.fixture

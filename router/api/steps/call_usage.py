@@ -12,7 +12,7 @@ from router.api.scope import Charge, Scope
 from router.call import NO_USAGE, Call, Outcome, Usage
 from router.limits.budgets.windows import MAX_AMOUNT, Amounts
 from router.pricing.cost import cost_nanos, estimate, unpriced
-from router.store.usage_totals import SERVED
+from router.store.rows import SERVED
 
 
 def call_usage(scope: Scope) -> tuple[Usage, int | None]:

@@ -35,7 +35,7 @@ from router.store.record_queries import (
     RequestHistory,
 )
 from router.store.record_store import RecordStore
-from router.store.rows import CLASS_COLUMNS
+from router.store.rows import CLASS_COLUMNS, SERVED
 from router.store.sql_tables import (
     MIGRATIONS,
     _versions,
@@ -46,7 +46,7 @@ from router.store.sql_tables import (
     prune_points,
     usage_documents,
 )
-from router.store.usage_totals import GROUPS, SERVED, Spend
+from router.store.usage_totals import GROUPS, Spend
 from tests.unit.records import samples
 from tests.unit.records.samples import KEY, RECORD, START_S
 from tests.unit.store import store_model
@@ -299,7 +299,7 @@ class StoreContract:
     def test_a_record_that_the_database_refuses_is_named(self, store: RecordStore) -> None:
         """What only the database finds wrong is found by trying each record alone."""
         refused = {**samples.usage(), "status": 99}
-        behind_the_back(store, _check_constraint(store))
+        behind_the_back(store, check_constraint(store))
         with pytest.raises(UnstorableRecord) as raised:
             store.write([samples.usage(), samples.usage(), refused, samples.usage()])
         assert (raised.value.kind, raised.value.index) == ("usage", 2)
@@ -858,7 +858,7 @@ def _drop_sequence(store: RecordStore) -> Any:
     return text("SELECT 1" if store._database.is_sqlite else "DROP SEQUENCE usage_ids")
 
 
-def _check_constraint(store: RecordStore) -> Any:
+def check_constraint(store: RecordStore) -> Any:
     """A rule that only the database knows, as different servers and versions have them."""
     if store._database.is_sqlite:
         return text(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +11,18 @@ import orjson
 import pytest
 
 from router.breaker import Unavailable
+from router.clock import Clock
 from router.config.settings import Settings
 from router.exports.comparison import STORE
-from router.limits.budgets.periods import Period
+from router.limits.budgets.periods import TOTAL, Period
 from router.limits.budgets.rebuilding import SumRecords
-from router.limits.budgets.windows import LostWindow, WindowSpec
+from router.limits.budgets.windows import LostWindow, Past, WindowSpec
+from router.records.audit_chain import AuditChain, encode_event
 from router.spool.checkpoints import Checkpoints, checkpoint_path
-from router.spool.frames import USAGE
+from router.spool.frames import AUDIT, USAGE
 from router.spool.reader import SpoolReader
 from router.spool.writer import SpoolWriter
-from router.store import spend as budget_records
+from router.store import spool_tail
 from router.store.query_pool import Queries
 from router.store.record_store import RecordStore
 from router.store.spend import sum_records_of
@@ -46,7 +49,15 @@ class Records:
         self.spool = SpoolWriter(self.settings.spool_dir, max_bytes=64 << 20)
         self._reading = RecordStore(self.settings.store_url, read_only=True)
         self.queries = Queries(self._reading, timeout_s=5.0)
-        self.sum: SumRecords = sum_records_of(self.queries, self.settings)
+        self.ask: SumRecords = sum_records_of(self.queries, self.settings)
+
+    def past(self, lost: LostWindow, organization_id: str = "acme") -> Past:
+        found = self.ask(organization_id, lost)
+        assert isinstance(found, Past)
+        return found
+
+    def sum(self, organization_id: str, lost: LostWindow) -> int:
+        return self.past(lost, organization_id).settled
 
     def spooled(self, **fields: Any) -> dict[str, Any]:
         record = samples.usage(**fields)
@@ -177,7 +188,7 @@ def test_who_is_no_router_needs_a_store(records: Records) -> None:
     with pytest.raises(Unavailable, match="record store"):
         ask("acme", lost())
     records.stored()
-    assert ask("acme", lost()) == 0
+    assert ask("acme", lost()) == Past(0)
 
 
 def test_a_store_that_was_there_is_needed(records: Records) -> None:
@@ -191,7 +202,7 @@ def test_a_store_that_was_there_is_needed(records: Records) -> None:
 def test_too_much_under_way_is_no_answer(records: Records, monkeypatch: pytest.MonkeyPatch) -> None:
     """It would take too long to read, and without it the sum is too small."""
     records.stored()
-    monkeypatch.setattr(budget_records, "MOST_UNSTORED_BYTES", 100)
+    monkeypatch.setattr(spool_tail, "MOST_UNSTORED_BYTES", 100)
     records.spooled()
     with pytest.raises(Unavailable, match="too far behind"):
         records.sum("acme", lost())
@@ -203,3 +214,132 @@ def test_what_is_no_record_counts_nothing(records: Records) -> None:
     for payload in (b"[]", b"{", b'{"organization_id":"acme","timestamp":7}'):
         records.spool.append([(USAGE, payload)])
     assert records.sum("acme", lost()) == 0
+
+
+def test_what_may_be_settled_later_is_named(records: Records) -> None:
+    """P6: its record is in the spool, and its settlement may still be on its way."""
+    stored, own = records.spooled(cost_nanos=3), records.spooled(cost_nanos=20)
+    records.stored(stored)
+    orphan = records.spooled(cost_nanos=5)
+    unsettled = frozenset({stored["record_id"], own["record_id"]})
+    assert records.past(lost(USD, orphan["record_id"])) == Past(23, unsettled=unsettled)
+    records.stored(own, orphan)
+    records.acknowledge()
+    assert records.past(lost(USD, orphan["record_id"])) == Past(23)
+
+
+# --- corrections by hand ----------------------------------------------------------------------
+
+WEEK_S = 7 * 86_400
+
+
+class Trail:
+    """Corrections in the audit trail, in the store or in the spool."""
+
+    def __init__(self, records: Records) -> None:
+        self.records = records
+        self.chain = AuditChain("w-1")
+
+    def correct(
+        self, before: int, after: int, *, spooled: bool = False, at_s: float = 0.0, **context: Any
+    ) -> None:
+        about = {"budget": "spend", "unit": "usd", "period": "daily", "api_key_id": None}
+        event = samples.linked(
+            self.chain,
+            action="BUDGET_ADJUSTED" if after else "LIMIT_RESET",
+            entity_type="budget",
+            timestamp=START_MS / 1000 + at_s,
+            context={**about, "correction_id": f"c{before}", **context},
+            before={"settled": before},
+            after={"settled": after},
+        )
+        if spooled:
+            self.records.spool.append([(AUDIT, encode_event(event))])
+            return
+        key = samples.KEY
+        with RecordStore(self.records.settings.store_url, audit_key=key) as store:
+            store.migrate()
+            store.write([], [event])
+
+
+@pytest.fixture
+def trail(records: Records) -> Trail:
+    return Trail(records)
+
+
+def test_a_correction_outlives_redis(records: Records, trail: Trail) -> None:
+    """B10: adjusted by -0.5, then Redis was emptied: the correction was gone."""
+    records.stored(samples.usage(cost_nanos=2_000_000_000))
+    trail.correct(2_000_000_000, 1_500_000_000)
+    assert records.past(lost()).settled == 1_500_000_000
+    trail.correct(1_500_000_000, 0, spooled=True, at_s=5)
+    trail.correct(7, 107, spooled=True, at_s=6)
+    assert records.past(lost()).settled == 100
+
+
+@pytest.mark.parametrize("spooled", [False, True])
+@pytest.mark.parametrize(
+    ("window", "context", "counts"),
+    [
+        (USD, {}, True),
+        (USD, {"period": "monthly"}, True),
+        (USD, {"budget": "spent"}, True),
+        (USD, {"budget": "spent", "period": "monthly"}, False),
+        (USD, {"budget": "other"}, False),
+        (USD, {"unit": "tokens"}, False),
+        (USD, {"api_key_id": "key_1"}, False),
+        (USD, {"at_s": -1.0}, False),
+        (USD, {"at_s": 86_400.0}, False),
+        (OF_KEY, {"budget": "mine", "api_key_id": "key_1"}, True),
+        (OF_KEY, {"budget": "mine", "api_key_id": "key_2"}, False),
+    ],
+    ids=str,
+)
+def test_whose_correction_it_is(
+    records: Records,
+    trail: Trail,
+    window: WindowSpec,
+    context: dict[str, Any],
+    counts: bool,
+    spooled: bool,
+) -> None:
+    """Of this owner, unit and period; a renamed or lengthened budget keeps what it was given."""
+    records.stored()
+    trail.correct(0, 40, spooled=spooled, **context)
+    asked = replace(lost(window), other_names=frozenset({"other"}))
+    assert records.past(asked).settled == (40 if counts else 0)
+
+
+def test_a_correction_that_was_noted_twice_counts_once(records: Records, trail: Trail) -> None:
+    """The trail has what was meant, then what was done; and both may be in the spool and stored."""
+    records.stored()
+    trail.correct(100, 150, correction_id="c")
+    trail.correct(110, 155, correction_id="c", spooled=True, at_s=1)
+    assert records.past(lost()).settled == 45
+
+
+def test_an_id_that_was_forgotten_corrects_once_more(records: Records, trail: Trail) -> None:
+    """It counts once within 7 days; a total lives longer than that."""
+    records.stored()
+    for at_s in (0, 1, WEEK_S + 1, WEEK_S + 2):
+        trail.correct(100, 140, correction_id="c", at_s=at_s)
+    total = LostWindow(WindowSpec("spend", "usd", "total", 1000), TOTAL, 1, ())
+    assert records.past(total).settled == 80
+
+
+def test_corrections_that_might_be_repeated_are_named(
+    records: Records, trail: Trail, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Redis has forgotten that they were made; after a week nobody may repeat them."""
+    records.stored()
+    monkeypatch.setattr(Clock, "now_s", lambda _: START_MS / 1000 + WEEK_S + 10)
+    trail.correct(100, 140, correction_id="old", at_s=9)
+    trail.correct(100, 140, correction_id="new", at_s=11, spooled=True)
+    assert records.past(lost()).correction_ids == ("new",)
+
+
+def test_settled_is_never_negative(records: Records, trail: Trail) -> None:
+    """Records that another host has not shipped yet may be what was taken off."""
+    records.stored()
+    trail.correct(100, 40)
+    assert records.past(lost()).settled == 0
