@@ -24,7 +24,7 @@ UNPRICED_UNITS: Final[Mapping[UsageClass, int]] = {
 nothing besides what is in it."""
 
 _STANDARD: Final = ServiceTier()
-_STANDARD_NAMES: Final = frozenset({"default", "standard", "auto"})
+_STANDARD_NAMES: Final = frozenset({"default", "standard", "auto", "on_demand"})
 _DISCOUNTS: Final = frozenset({"flex", "batch"})
 """Service tiers that no provider sells above its standard price."""
 _DEAREST: Final = ""

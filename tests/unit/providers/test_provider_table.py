@@ -8,7 +8,7 @@ import pytest
 from router.config.document import Backend
 from router.config.schema.parts import BackendSchema
 from router.providers.provider import Provider
-from router.providers.provider_table import PROVIDERS
+from router.providers.provider_table import PROVIDERS, REPORTED_CLASSES
 from router.upstream.headers import forwardable
 from router.upstream.targets import Target
 from tests.unit.upstream.builders import new_call
@@ -23,6 +23,11 @@ def test_a_document_may_name_it(name: str, provider: Provider) -> None:
     loaded = BackendSchema().load({"id": "b", "kind": name, "base_url": "http://gpu/v1"})
     assert isinstance(loaded, Backend)
     assert Target(loaded, lambda reference: None).provider is provider
+
+
+def test_what_it_can_report_is_known(name: str, provider: Provider) -> None:
+    """So that 'config validate' warns of models at it whose prices lack something."""
+    assert REPORTED_CLASSES[name]
 
 
 def test_no_client_sets_its_reserved_headers(name: str, provider: Provider) -> None:
