@@ -86,6 +86,17 @@ class RateLimited(RouterError):
         self.denial = denial
 
 
+class TokensAboveLimit(RouterError):
+    """The call alone asks for more tokens than a rate limit ever has at once."""
+
+    def __init__(self, denial: Denial) -> None:
+        super().__init__(
+            f"the call asks for {denial.this_request} tokens, and the rate limit '{denial.name}'"
+            f" never has more than {denial.limit}"
+        )
+        self.denial = denial
+
+
 class BudgetExceeded(RouterError):
     """A budget in USD does not cover the call."""
 

@@ -39,6 +39,9 @@ ERROR_SPECS: Final[dict[type[errors.RouterError], ErrorSpec]] = {
     errors.RateLimited: ErrorSpec(
         429, "RATE_LIMIT_EXCEEDED", "rate_limit_error", "rate_limit_exceeded", "rejected", True
     ),
+    errors.TokensAboveLimit: ErrorSpec(
+        400, "TOKENS_ABOVE_LIMIT", _INVALID, "tokens_above_limit", "rejected"
+    ),
     errors.BudgetExceeded: ErrorSpec(
         402, "BUDGET_EXCEEDED", "insufficient_quota", "insufficient_quota", "rejected"
     ),
@@ -112,7 +115,12 @@ ERROR_SPECS: Final[dict[type[errors.RouterError], ErrorSpec]] = {
     ),
 }
 
-LIMIT_ERRORS: Final = (errors.RateLimited, errors.BudgetExceeded, errors.QuotaExceeded)
+LIMIT_ERRORS: Final = (
+    errors.RateLimited,
+    errors.TokensAboveLimit,
+    errors.BudgetExceeded,
+    errors.QuotaExceeded,
+)
 """A limit refuses: the body has its name and its figures."""
 
 INTERNAL: Final = ErrorSpec(500, "INTERNAL", "server_error", "internal_error", "rejected")

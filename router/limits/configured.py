@@ -26,6 +26,18 @@ class RateSpecs:
     buckets: tuple[BucketSpec, ...]
     slots: tuple[SlotSpec, ...]
 
+    def too_small(self) -> BucketSpec | None:
+        """A limit that the call exceeds alone, so that no wait helps it."""
+        for bucket in self.buckets:
+            if bucket.cost > bucket.burst > 0 and bucket.enforced:
+                return bucket
+        return None
+
+    def of_no_call(self) -> RateSpecs:
+        """What a request is charged that is not served: no tokens, and it holds no slot."""
+        buckets = [replace(each, cost=0) if each.leased else each for each in self.buckets]
+        return RateSpecs(tuple(buckets), ())
+
 
 def default_rate_limit(settings: Settings) -> RateLimit:
     """What holds for an organization or key that has no ``rate_limit``."""
@@ -121,7 +133,9 @@ def _fixed(
 def _tokens(owner: Owner, subject: str, per_minute: int, shadow: bool, cost: int) -> BucketSpec:
     parts = (subject,) if subject else ()
     rate = per_minute / _MINUTE_S
-    return BucketSpec(f"{owner}-tokens", parts, rate, per_minute, cost, enforced=not shadow)
+    return BucketSpec(
+        f"{owner}-tokens", parts, rate, per_minute, cost, enforced=not shadow, leased=True
+    )
 
 
 @lru_cache(maxsize=_REMEMBERED)

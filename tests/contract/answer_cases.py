@@ -230,6 +230,7 @@ CALL_CASES: dict[str, list[Case]] = {
         lambda world, path: world.stand().call(
             "POST", path, body=b"{}", headers={"Content-Length": "9"}
         ),
+        lambda world, path: within(world, path, rate_limit=RateLimit(None, tokens_per_minute=1)),
     ],
     "402": [
         lambda world, path: within(world, path, budgets=(budget(limit=0),)),

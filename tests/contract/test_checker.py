@@ -71,7 +71,8 @@ BROKEN: dict[str, Answer] = {
                                {**ERROR, "code": "NOT_CONFIGURED"}),
     "the header X-Routing-Decision": (
         "POST", CHAT, 200, [JSON, ID, ROUTED[0], ("X-Routing-Decision", "X"), ROUTED[2]], {}),
-    "does not match": ("POST", "/v1/inference", 400, [JSON, ID], {**ERROR, "trace_id": "0\n"}),
+    "does not match": ("POST", "/v1/inference", 404, [JSON, ID],
+                       {**ERROR, "code": "MODEL_NOT_FOUND", "trace_id": "0\n"}),
     "is not one of": ("POST", "/v1/inference", 404, [JSON, ID], ERROR),
     "the content type": ("POST", CHAT, 200, [("Content-Type", "text/html"), ID, *ROUTED], {}),
     "not JSON": ("POST", CHAT, 200, [JSON, ID, *ROUTED], b"{"),

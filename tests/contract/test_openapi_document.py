@@ -238,6 +238,7 @@ def test_limits_refuse_as_the_hand_over_says(document: dict[str, Any]) -> None:
         "BUDGET_EXCEEDED",
         "QUOTA_EXCEEDED",
         "RATE_LIMIT_EXCEEDED",
+        "TOKENS_ABOVE_LIMIT",
     ]
     assert found["properties"]["limit_type"]["enum"] == ["budget", "quota", "rate_limit"]
     assert found["properties"]["retry_after"] | {"description": ""} == {

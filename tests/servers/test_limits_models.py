@@ -135,10 +135,7 @@ class BucketMachine(RuleBasedStateMachine):
         ]
         now_us = self.redis.now_us
         filled = [model.filled(now_us) for model in self.models]
-        passed = [
-            level >= min(spec.cost, spec.burst)
-            for spec, (level, _) in zip(specs, filled, strict=True)
-        ]
+        passed = [level >= spec.cost for spec, (level, _) in zip(specs, filled, strict=True)]
         held = self._holding()
         free = not with_slots or lease in held or len(held) < (self.slots.limit or 0)
         allowed = passed[0] and passed[1] and free
@@ -161,14 +158,15 @@ class BucketMachine(RuleBasedStateMachine):
 
     @rule(which=st.integers(0, 2), tokens=st.integers(-5, 9), may_owe=st.booleans())
     def correct(self, which: int, tokens: int, may_owe: bool) -> None:
-        """Estimates are corrected, never above the burst, into debt only where it may owe."""
+        """Estimates are corrected, never above the burst, into debt only where it may owe, and no
+        deeper than the burst."""
         spec, model = self.specs[which], self.models[which]
         self.limiter.finish("acme", [Correction(spec, tokens, may_owe=may_owe)])
         if tokens == 0 or (model.level is None and tokens < 0):
             return
         level, at_us = model.filled(self.redis.now_us)
         after = min(level - tokens, Fraction(model.burst))
-        model.level = after if may_owe else max(after, min(level, Fraction(0)))
+        model.level = max(after, Fraction(-model.burst) if may_owe else min(level, Fraction(0)))
         model.at_us = at_us
 
     @rule(lease=st.sampled_from("abcdefg"))

@@ -42,6 +42,7 @@ BACKENDS: Final[tuple[Kind, ...]] = (
 )
 LIMITS: Final[tuple[Kind, ...]] = (
     errors.RateLimited,
+    errors.TokensAboveLimit,
     errors.BudgetExceeded,
     errors.QuotaExceeded,
     errors.PriceUnknown,

@@ -29,7 +29,13 @@ from router.limits.idempotency.entries import (
 )
 from router.limits.outcome import Admitted, Request
 from router.limits.outcome import Outcome as LimitOutcome
-from router.limits.rates.decision import MAX_TOKENS, RateDecision, corrections
+from router.limits.rates.decision import (
+    MAX_TOKENS,
+    MICRO,
+    RateDecision,
+    bucket_status,
+    corrections,
+)
 from router.pricing.bounds import bounded_output, max_output
 from router.pricing.cost import estimate
 from router.telemetry.metrics import DecisionKind
@@ -50,7 +56,7 @@ def take_rates(scope: Scope, endpoint: Endpoint) -> None:
     """
     if endpoint.read is None or _needs_call(scope) or is_at_hand(scope.request.environ):
         return
-    _take_rates(scope)
+    _take_rates(scope, _rate_specs(scope))
 
 
 def admit(scope: Scope) -> None:
@@ -66,10 +72,12 @@ def admit(scope: Scope) -> None:
     except Exception:
         # A body that is no call counts for the rates like one.
         if limits.rate_decision is None:
-            _take_rates(scope)
+            _take_rates(scope, _rate_specs(scope))
         raise
     asks_more = bool(request.windows or entry or admission.uses_budget_service)
     specs = _rate_specs(scope) if limits.rate_decision is None else None
+    if specs is not None:
+        _refuse_what_never_fits(scope, specs)
     rates: RateSpecs | RateDecision = specs or cast(RateDecision, limits.rate_decision)
     began_s = time.monotonic()
     outcome = admission.admit(rates, request, entry)
@@ -117,8 +125,24 @@ def _needs_call(scope: Scope) -> bool:
     )
 
 
-def _take_rates(scope: Scope) -> None:
-    specs, wired = _rate_specs(scope), scope.services
+def _refuse_what_never_fits(scope: Scope, specs: RateSpecs) -> None:
+    """Raises ``TokensAboveLimit`` for a call that is larger than a limit of tokens; it counts as a
+    request like one that is no call, and takes no tokens from anybody."""
+    bucket = specs.too_small()
+    if bucket is None:
+        return
+    _take_rates(scope, specs.of_no_call())
+    full = bucket_status(bucket, level_micro=bucket.burst * MICRO, passed=True)
+    decision = scope.limits.rate_decision
+    known = () if decision is None else decision.statuses
+    status = next((each for each in known if each.name == bucket.name), full)
+    scope.services.metrics.count_rate_denial(bucket.name)
+    scope.limits.denial = rate_denial(status, scope.limits.tokens)
+    raise errors.TokensAboveLimit(scope.limits.denial)
+
+
+def _take_rates(scope: Scope, specs: RateSpecs) -> None:
+    wired = scope.services
     began_s = time.monotonic()
     try:
         decision = wired.limits.admission.take_rates(

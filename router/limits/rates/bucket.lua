@@ -2,10 +2,13 @@
 --
 -- KEYS  1 .. b     buckets, one string each: "<level>:<time>:<rest>"
 --       b+1 ..     slots, one sorted set each: lease ids, scored by the ms at which they expire
+--       then       estimates, one sorted set for each bucket that has leases, in their order:
+--                  "<lease>|<what it took, in micro-tokens>", scored likewise
 -- ARGV  1          take | peek | finish
---       2          b
---       3          lease id, 4 its lifetime in ms
---       5 ..       four a bucket: rate (micro-tokens a second), burst and cost (micro-tokens), flag
+--       2          b, 3 number of sets of slots
+--       4          lease id, 5 its lifetime in ms
+--       6 ..       five a bucket: rate (micro-tokens a second), burst, cost and estimate
+--                  (micro-tokens), flag
 --       then       two for each set of slots: limit, flag
 --
 -- A bucket holds micro-tokens, and a rate of r tokens a second brings r micro-tokens a microsecond.
@@ -13,12 +16,15 @@
 -- <time>, in µs of this server, never goes back; while the clock is behind it, nothing flows in. A
 -- missing bucket is full: a key lives at least as long as the bucket takes to fill.
 --
--- take    Rule: passes where level >= min(cost, burst), and where a slot is free or the lease has one
---         already. flag 1 is enforced; flag 0 (shadow) refuses nothing, and is charged only if it
---         passes itself.
+-- take    Rule: passes where level >= cost, which a cost above burst never does, and where a slot is
+--         free or the lease has one already. flag 1 is enforced; flag 0 (shadow) refuses nothing,
+--         and is charged only if it passes itself. 2 on top: a bucket with leases, which remembers
+--         what the lease took.
 -- peek    Returns what take would return, and charges nothing.
--- finish  Takes cost (gives it back if negative) without any condition and removes the lease. flag 1
---         lets the level go below zero, which is debt. flag 0 stops at zero.
+-- finish  Takes cost (gives it back if negative) and removes the lease. flag 1 lets the level go
+--         below zero, which is debt, down to -burst: it is paid off in the time in which the bucket
+--         fills. flag 0 stops at zero. 2 on top: only if the bucket remembers that the lease took
+--         this estimate, so that a second finish, or one of a lease that is unknown, does nothing.
 --
 -- Returns { 1 if nothing enforced refused, µs now, then (1 if passed, level, µs that <time> is
 -- ahead of the clock) for each bucket, (1 if passed, slots in use) for each set }.
@@ -28,9 +34,9 @@
 -- top, and returns { 1, T+1500000, 1, 3000000, 0 }.
 
 local LONGEST_MS = 1e12
-local DEEPEST_DEBT = -9e15
 
-local mode, buckets, lease, ttl_ms = ARGV[1], tonumber(ARGV[2]), ARGV[3], tonumber(ARGV[4])
+local mode, buckets, sets = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
+local lease, ttl_ms = ARGV[4], tonumber(ARGV[5])
 local clock = redis.call('TIME')
 local now = clock[1] * 1000000 + clock[2]
 local now_ms = math.floor(now / 1000)
@@ -57,6 +63,9 @@ local function filled(stored, rate, burst)
   if level >= burst then
     level, rest = burst, 0
   end
+  if level < -burst then
+    level, rest = -burst, 0
+  end
   return level, at, rest
 end
 
@@ -67,9 +76,9 @@ local function store(key, bucket)
   redis.call('SET', key, value, 'PX', whole(keep_ms))
 end
 
-local function occupy(key)
+local function remember(key, member)
   redis.call('ZREMRANGEBYSCORE', key, '-inf', whole(now_ms))
-  redis.call('ZADD', key, whole(now_ms + ttl_ms), lease)
+  redis.call('ZADD', key, whole(now_ms + ttl_ms), member)
   if redis.call('PTTL', key) < ttl_ms + 1000 then
     redis.call('PEXPIRE', key, whole(ttl_ms + 1000))
   end
@@ -77,26 +86,32 @@ end
 
 local allowed = 1
 local states = {}
+local estimates = buckets + sets
 local stored = {}
 for i = 1, buckets do
   -- One by one: a master that imports the slot refuses MGET when one of the keys is not there.
   stored[i] = redis.call('GET', KEYS[i])
-  local a = 4 * i + 1
-  local rate, burst = tonumber(ARGV[a]), tonumber(ARGV[a + 1])
-  local cost, flag = tonumber(ARGV[a + 2]), ARGV[a + 3]
+  local a = 5 * i + 1
+  local rate, burst, cost = tonumber(ARGV[a]), tonumber(ARGV[a + 1]), tonumber(ARGV[a + 2])
+  local flag = tonumber(ARGV[a + 4])
+  local set = flag % 2 == 1
   local level, at, rest = filled(stored[i], rate, burst)
   local usable = rate > 0 and burst > 0
-  local passed = usable and (mode == 'finish' or level >= math.min(cost, burst))
-  if not passed and flag == '1' then
+  local passed = usable and (mode == 'finish' or level >= cost)
+  if not passed and set then
     allowed = 0
   end
-  states[i] = { rate = rate, burst = burst, cost = cost, flag = flag, passed = passed,
+  states[i] = { rate = rate, burst = burst, cost = cost, set = set, passed = passed,
                 level = level, at = at, rest = rest, known = stored[i] }
+  if flag >= 2 then
+    estimates = estimates + 1
+    states[i].estimates, states[i].member = KEYS[estimates], lease .. '|' .. ARGV[a + 3]
+  end
 end
 
 local slots = {}
-for i = buckets + 1, #KEYS do
-  local a = 5 + 4 * buckets + 2 * (i - buckets - 1)
+for i = buckets + 1, buckets + sets do
+  local a = 6 + 5 * buckets + 2 * (i - buckets - 1)
   local in_use = redis.call('ZCOUNT', KEYS[i], '(' .. whole(now_ms), '+inf')
   local score = redis.call('ZSCORE', KEYS[i], lease)
   local has_slot = score and tonumber(score) > now_ms
@@ -109,13 +124,17 @@ end
 
 if mode == 'finish' then
   for i, bucket in ipairs(states) do
+    local is_due = not bucket.estimates
+      or redis.call('ZREM', bucket.estimates, bucket.member) == 1
     -- What is given back to a full bucket runs over, and would only create a key.
-    if bucket.passed and (bucket.known or bucket.cost > 0) then
+    if is_due and bucket.passed and (bucket.known or bucket.cost > 0) then
       local level = math.min(bucket.level - bucket.cost, bucket.burst)
-      if bucket.flag == '0' then
+      if not bucket.set then
         level = math.max(level, math.min(bucket.level, 0))
+      elseif level < -bucket.burst then
+        level, bucket.rest = -bucket.burst, 0
       end
-      bucket.level = math.max(level, DEEPEST_DEBT)
+      bucket.level = level
       store(KEYS[i], bucket)
     end
   end
@@ -128,10 +147,13 @@ elseif mode == 'take' and allowed == 1 then
       bucket.level = bucket.level - bucket.cost
       store(KEYS[i], bucket)
     end
+    if bucket.estimates then
+      remember(bucket.estimates, bucket.passed and bucket.member or lease .. '|0')
+    end
   end
   for _, slot in ipairs(slots) do
     if slot.passed then
-      occupy(slot.key)
+      remember(slot.key, lease)
       slot.in_use = slot.in_use + (slot.has_slot and 0 or 1)
     end
   end

@@ -26,9 +26,10 @@ class BucketSpec:
     """A token bucket and what this call takes from it.
 
     ``rate_per_s`` or ``burst`` 0 blocks, ``rate_per_s`` ``None`` is unlimited and asks nothing.
-    ``cost`` may be above ``burst``: then a full bucket admits the call and goes into debt, because
-    no wait could ever gather that much. ``parts`` tell whose bucket it is, such as a key's id.
-    With ``enforced`` false it only reports what it would have refused.
+    A ``cost`` above ``burst`` is refused, because no wait could ever gather that much. ``parts``
+    tell whose bucket it is, such as a key's id. With ``enforced`` false it only reports what it
+    would have refused. With ``leased`` true the cost is an estimate: the bucket remembers it by the
+    call's lease, so that it is corrected once.
     """
 
     name: str
@@ -37,12 +38,15 @@ class BucketSpec:
     burst: int
     cost: int = 1
     enforced: bool = True
+    leased: bool = False
     suffix: str = field(init=False, repr=False, compare=False)
     """The bucket's part of its Redis key."""
+    estimates_suffix: str = field(init=False, repr=False, compare=False)
+    """That of the estimates that it remembers."""
     rate_micro: int = field(init=False, repr=False, compare=False)
     """Millionths of a token a second, rounded down so that a limit is never exceeded."""
     arguments: tuple[bytes, ...] = field(init=False, repr=False, compare=False)
-    """The script's arguments for it: rate, burst, cost and whether it is enforced."""
+    """The script's arguments for it: rate, burst, cost, estimate and flag."""
     window_s: int | None = field(init=False, repr=False, compare=False)
     """In how long an empty bucket fills, rounded up; ``None`` where it does not."""
 
@@ -51,11 +55,13 @@ class BucketSpec:
         _in_range(self.name, self.burst)
         _in_range(self.name, self.cost)
         object.__setattr__(self, "suffix", _suffix("rate", self.name, self.parts))
+        object.__setattr__(self, "estimates_suffix", _suffix("estimates", self.name, self.parts))
         rate_micro = int((self.rate_per_s or 0) * MICRO)
         object.__setattr__(self, "rate_micro", rate_micro)
         fills_s = -(-self.burst * MICRO // rate_micro) if rate_micro and self.burst else None
         object.__setattr__(self, "window_s", fills_s)
-        numbers = (rate_micro, self.burst * MICRO, self.cost * MICRO, int(self.enforced))
+        cost_micro, flag = self.cost * MICRO, self.enforced + 2 * self.leased
+        numbers = (rate_micro, self.burst * MICRO, cost_micro, cost_micro, flag)
         object.__setattr__(self, "arguments", tuple([b"%d" % number for number in numbers]))
 
 
@@ -86,6 +92,9 @@ class Correction:
     tokens: int
     may_owe: bool = True
     """Whether the level may fall below zero, or stops there."""
+    estimate: int | None = None
+    """What the bucket took for the lease and remembers: corrected once. ``None`` corrects as often
+    as it is told."""
 
 
 class LimitStatus(NamedTuple):
@@ -150,10 +159,23 @@ def corrections(
     """By how much the buckets of tokens were charged wrongly for a call that used ``tokens``."""
     tokens = min(tokens, MAX_TOKENS)
     limited = [bucket for bucket in buckets if bucket.rate_per_s is not None]
+    found = []
+    for bucket, status in zip(limited, decision.statuses, strict=False):
+        if status.unit == "tokens":
+            estimate = bucket.cost if status.passed else 0
+            remembers = bucket.leased and decision.source == "redis"
+            found.append(
+                Correction(bucket, tokens - estimate, estimate=estimate if remembers else None)
+            )
+    return found
+
+
+def unheard(buckets: Sequence[BucketSpec]) -> list[Correction]:
+    """Gives back what Redis may have taken for a lease without anybody hearing of it."""
     return [
-        Correction(bucket, tokens - (bucket.cost if status.passed else 0))
-        for bucket, status in zip(limited, decision.statuses, strict=False)
-        if status.unit == "tokens"
+        Correction(bucket, -bucket.cost, estimate=bucket.cost)
+        for bucket in buckets
+        if bucket.leased and bucket.rate_per_s is not None
     ]
 
 
@@ -166,13 +188,16 @@ def bucket_status(
     """
     burst_micro, rate_micro = spec.burst * MICRO, spec.rate_micro
     blocked = rate_micro == 0 or burst_micro == 0
-    missing = min(spec.cost, spec.burst) * MICRO - level_micro
+    is_over = spec.cost > spec.burst
+    missing = spec.cost * MICRO - level_micro
     return LimitStatus(
         name=spec.name,
         limit=spec.burst,
         remaining=0 if blocked else max(0, level_micro // MICRO),
         reset_after_s=0 if blocked else _whole_s(burst_micro - level_micro, rate_micro, late_us),
-        retry_after_s=None if passed or blocked else max(1, _whole_s(missing, rate_micro, late_us)),
+        retry_after_s=None
+        if passed or blocked or is_over
+        else max(1, _whole_s(missing, rate_micro, late_us)),
         passed=passed,
         blocked=blocked,
         enforced=spec.enforced,

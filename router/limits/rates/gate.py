@@ -13,6 +13,7 @@ from router.limits.rates.decision import (
     SlotSpec,
     corrections,
     decide,
+    unheard,
 )
 from router.limits.rates.limiter import RateLimiter, RatePlan
 from router.limits.rates.local import LocalLimiter
@@ -98,8 +99,8 @@ class RateGate:
     ) -> RateDecision:
         """The decision without Redis; raises ``error`` where none is to be taken without it.
 
-        Redis may have given the call its slots all the same. Where nobody will give them back at
-        the call's end, that is done as soon as Redis is there.
+        Redis may have charged the call and given it its slots all the same. The estimate is given
+        back as soon as Redis is there, and the slots where nobody will do it at the call's end.
         """
         decision = None
         if self._on_unavailable == "open":
@@ -107,8 +108,9 @@ class RateGate:
         elif self._on_unavailable == "local":
             decision = self._local.take(organization_id, buckets, slots, lease_id=lease_id)
         gives_back = decision is not None and decision.allowed and decision.source == "local"
-        if not gives_back and error.reason not in NOT_SENT:
-            self._release_later(organization_id, slots, lease_id)
+        if error.reason not in NOT_SENT:
+            held = () if gives_back else slots
+            self._finish_later(organization_id, unheard(buckets), held, lease_id)
         if decision is None:
             raise error
         return decision
@@ -125,7 +127,7 @@ class RateGate:
         """Give back, later, what a call has taken that was killed before it began: the slots, and
         its estimate of tokens. ``decision`` is ``None`` when nobody knows what it has taken."""
         if decision is None:
-            self._release_later(organization_id, slots, lease_id)
+            self._finish_later(organization_id, unheard(buckets), slots, lease_id)
         elif decision.allowed and decision.source != "open":
             unused = corrections(buckets, decision, 0)
             self._retry_queue.later(
@@ -150,21 +152,32 @@ class RateGate:
         *,
         lease_id: str = "",
     ) -> None:
-        """Correct estimates and give back slots. While Redis is unavailable: this worker's share is
-        corrected, and slots are given back later."""
+        """Correct estimates and give back slots. While Redis is unavailable: what it remembers is
+        corrected and given back later, what it was never told is corrected in this worker's share.
+        """
+        done = False
         try:
             self._limiter.finish(organization_id, corrections, slots, lease_id=lease_id)
-            self._local.finish(organization_id, (), slots, lease_id=lease_id)
+            done = True
         except Unavailable:
-            self._local.finish(organization_id, corrections, slots, lease_id=lease_id)
-            self._release_later(organization_id, slots, lease_id)
+            untold = [entry for entry in corrections if entry.estimate is None]
+            self._local.finish(organization_id, untold, (), lease_id=lease_id)
+        finally:  # a killed greenlet, too, gives back what its call has held
+            self._local.finish(organization_id, (), slots, lease_id=lease_id)
+            if not done:
+                remembered = [entry for entry in corrections if entry.estimate is not None]
+                self._finish_later(organization_id, remembered, slots, lease_id)
 
-    def _release_later(
-        self, organization_id: str, slots: Sequence[SlotSpec], lease_id: str
+    def _finish_later(
+        self,
+        organization_id: str,
+        corrections: Sequence[Correction],
+        slots: Sequence[SlotSpec],
+        lease_id: str,
     ) -> None:
-        if any(slot.limit is not None for slot in slots):
+        if corrections or any(slot.limit is not None for slot in slots):
             self._retry_queue.later(
-                lambda: self._limiter.finish(organization_id, (), slots, lease_id=lease_id)
+                lambda: self._limiter.finish(organization_id, corrections, slots, lease_id=lease_id)
             )
 
     def _report_to_redis(self, organization_id: str, buckets: Sequence[BucketSpec]) -> None:

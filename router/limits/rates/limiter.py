@@ -84,7 +84,8 @@ class RateLimiter:
         arguments: list[Argument] = []
         for bucket in buckets:
             arguments += bucket.arguments
-        call = self._call(mode, organization_id, buckets, arguments, slots, lease_id)
+        leased = [bucket for bucket in buckets if bucket.leased]
+        call = self._call(mode, organization_id, buckets, arguments, slots, leased, lease_id)
         return RatePlan(buckets, slots, call)
 
     def read(self, plan: RatePlan, reply: Any) -> RateDecision:
@@ -108,17 +109,26 @@ class RateLimiter:
         lease_id: str = "",
     ) -> None:
         """A call has ended: replace its estimates by what was used, so that a bucket may owe
-        afterwards, and give back its slots. Twice is once for slots, not for corrections."""
-        corrections = [entry for entry in corrections if _limits(entry.bucket) and entry.tokens]
+        afterwards, and give back its slots. Twice is once, but for corrections without an
+        estimate."""
+        corrections = [
+            entry
+            for entry in corrections
+            if _limits(entry.bucket) and (entry.tokens or entry.estimate is not None)
+        ]
         slots = [slot for slot in slots if slot.limit is not None]
         if not corrections and not slots:
             return
         arguments: list[Argument] = []
         for entry in corrections:
             arguments += (entry.bucket.rate_micro, entry.bucket.burst * MICRO)
-            arguments += (entry.tokens * MICRO, int(entry.may_owe))
+            arguments += (entry.tokens * MICRO, (entry.estimate or 0) * MICRO)
+            arguments.append(entry.may_owe + 2 * (entry.estimate is not None))
         buckets = [entry.bucket for entry in corrections]
-        self._redis.run(self._call("finish", organization_id, buckets, arguments, slots, lease_id))
+        leased = [entry.bucket for entry in corrections if entry.estimate is not None]
+        self._redis.run(
+            self._call("finish", organization_id, buckets, arguments, slots, leased, lease_id)
+        )
 
     def _ask(self, plan: RatePlan) -> RateDecision:
         return self.read(plan, None if plan.call is None else self._redis.run(plan.call))
@@ -130,14 +140,16 @@ class RateLimiter:
         buckets: Sequence[BucketSpec],
         arguments: list[Argument],
         slots: Sequence[SlotSpec],
+        leased: Sequence[BucketSpec],
         lease_id: str,
     ) -> ScriptCall:
         prefix = tag(organization_id)
         keys = [prefix + bucket.suffix for bucket in buckets]
         keys += [prefix + slot.suffix for slot in slots]
+        keys += [prefix + bucket.estimates_suffix for bucket in leased]
         for slot in slots:
             arguments += (slot.limit or 0, int(slot.enforced))
-        head: list[Argument] = [mode, len(buckets), lease_id, self._slot_lease_ms]
+        head: list[Argument] = [mode, len(buckets), len(slots), lease_id, self._slot_lease_ms]
         return ScriptCall(self._script, keys, head + arguments)
 
 

@@ -26,6 +26,15 @@ RATE = errors.Denial(
     this_request=1,
     retry_after_s=3,
 )
+TOKENS = errors.Denial(
+    limit_type="rate_limit",
+    name="org-tokens",
+    scope="org",
+    unit="tokens",
+    limit=1000,
+    usage=0,
+    this_request=4096,
+)
 BUDGET = errors.Denial(
     limit_type="budget",
     name="spend",
@@ -78,6 +87,7 @@ EXAMPLES: dict[type[errors.RouterError], errors.RouterError] = {
     errors.QueriesBusy: errors.QueriesBusy(),
     errors.QueryTimeout: errors.QueryTimeout(2.5),
     errors.RateLimited: errors.RateLimited(RATE),
+    errors.TokensAboveLimit: errors.TokensAboveLimit(TOKENS),
     errors.BudgetExceeded: errors.BudgetExceeded(BUDGET),
     errors.QuotaExceeded: errors.QuotaExceeded(QUOTA),
     errors.PriceUnknown: errors.PriceUnknown("unpriced"),
@@ -181,6 +191,7 @@ def test_every_error_on_its_way_out(
         (errors.RecordsUnavailable("disk_full", retry_after_s=3), "Retry-After", "3"),
         (errors.RecordStoreUnavailable("away"), "Retry-After", "1"),
         (errors.RateLimited(RATE), "Retry-After", "3"),
+        (errors.TokensAboveLimit(TOKENS), "Retry-After", None),
         (errors.QuotaExceeded(QUOTA), "Retry-After", "57600"),
         (errors.BudgetExceeded(BUDGET), "Retry-After", None),
         (errors.LimitsUnavailable(), "Retry-After", "1"),
@@ -236,6 +247,17 @@ FACTS: dict[type[errors.RouterError], dict[str, Any]] = {
             "scope": "key",
             "unit": "requests",
             "this_request_estimate": 1,
+        },
+    },
+    errors.TokensAboveLimit: {
+        "limit_type": "rate_limit",
+        "current_usage": 0,
+        "limit": 1000,
+        "details": {
+            "name": "org-tokens",
+            "scope": "org",
+            "unit": "tokens",
+            "this_request_estimate": 4096,
         },
     },
     errors.BudgetExceeded: {

@@ -57,16 +57,39 @@ def test_every_kind_of_limit_becomes_one_that_is_enforced() -> None:
     )
     assert specs.buckets == (
         BucketSpec("org-requests", (), 5.0, 10),
-        BucketSpec("org-tokens", (), 10.0, 600, cost=40),
+        BucketSpec("org-tokens", (), 10.0, 600, cost=40, leased=True),
         BucketSpec("key-requests", ("k1",), 5.0, 10),
-        BucketSpec("key-tokens", ("k1",), 10.0, 600, cost=40),
-        BucketSpec("model-tokens", ("gpt",), 1.0, 60, cost=40),
+        BucketSpec("key-tokens", ("k1",), 10.0, 600, cost=40, leased=True),
+        BucketSpec("model-tokens", ("gpt",), 1.0, 60, cost=40, leased=True),
     )
     assert specs.slots == (
         SlotSpec("org-concurrent", (), 3),
         SlotSpec("key-concurrent", ("k1",), 3),
         SlotSpec("model-concurrent", ("gpt",), 0),
     )
+
+
+@pytest.mark.parametrize(
+    ("tokens", "limit", "shadow", "too_small"),
+    [
+        (600, 600, False, None),
+        (601, 600, False, "org-tokens"),
+        (601, 600, True, None),
+        (601, 0, False, None),
+        (10**9, 1000, False, "org-tokens"),
+    ],
+)
+def test_a_call_may_be_larger_than_a_limit(
+    tokens: int, limit: int, shadow: bool, too_small: str | None
+) -> None:
+    """One more than a minute's tokens never fits; a limit of 0 blocks all calls alike."""
+    whole = RateLimit(None, tokens_per_minute=limit, concurrent=2, shadow=shadow)
+    specs = rate_specs(limited(whole), KEY, "gpt", default=DEFAULT, tokens=tokens)
+    found = specs.too_small()
+    assert (None if found is None else found.name) == too_small
+    refused = specs.of_no_call()
+    assert [each.cost for each in refused.buckets] == [0, 1]
+    assert refused.slots == ()
 
 
 def test_no_two_limits_share_a_counter() -> None:
@@ -76,7 +99,8 @@ def test_no_two_limits_share_a_counter() -> None:
         limited(whole, k1=whole), replace(KEY, rate_limit=whole), "k1", default=DEFAULT
     )
     suffixes = [spec.suffix for spec in (*specs.buckets, *specs.slots)]
-    assert len(suffixes) == len(set(suffixes)) == 9
+    suffixes += [spec.estimates_suffix for spec in specs.buckets if spec.leased]
+    assert len(suffixes) == len(set(suffixes)) == 12
 
 
 def test_unlimited_asks_nothing() -> None:

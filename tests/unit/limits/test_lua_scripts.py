@@ -122,7 +122,10 @@ class RandomCalls:
     def buckets(self) -> list[BucketSpec]:
         found = [(name, self.chance.choice((0.0, 1.5, 70.0))) for name in NAMES]
         chosen = self.chance.sample(found, self.chance.randrange(4))
-        return [BucketSpec(name, (name,), rate_per_s, 5) for name, rate_per_s in chosen]
+        return [
+            BucketSpec(name, (name,), rate_per_s, 5, leased=self.chance.random() < 0.5)
+            for name, rate_per_s in chosen
+        ]
 
     def slots(self) -> list[SlotSpec]:
         chosen = self.chance.sample(NAMES, self.chance.randrange(3))
@@ -155,7 +158,10 @@ class RandomCalls:
         organization, buckets, slots = self.organization(), self.buckets(), self.slots()
         self.limiter.take(organization, buckets, slots, lease_id=self.lease())
         self.limiter.peek(organization, buckets, slots)
-        corrections = [Correction(one, self.chance.randrange(-3, 9)) for one in buckets]
+        corrections = [
+            Correction(one, self.chance.randrange(-3, 9), estimate=1 if one.leased else None)
+            for one in buckets
+        ]
         self.limiter.finish(organization, corrections, slots, lease_id=self.lease())
 
     def admit(self) -> None:

@@ -164,6 +164,40 @@ def test_a_limit_for_one_model(world: World) -> None:
     assert (found["model"], found["remaining"]) == ("gpt-4o", 0)
 
 
+@pytest.mark.parametrize("max_tokens", [998, 10**9])
+@pytest.mark.parametrize("owner", ["rate_limit", "model_rate_limits"])
+def test_a_call_that_is_larger_than_a_limit_is_refused(
+    world: World, owner: str, max_tokens: int
+) -> None:
+    """400 names the limit, and others go on: they used to get `Retry-After: 59999943`."""
+    limit = RateLimit(1, 3, tokens_per_minute=1000, concurrent=1)
+    given: Any = limit if owner == "rate_limit" else {"gpt-4o": limit}
+    stand = limited(world, **{owner: given})
+    scope = "org" if owner == "rate_limit" else "model"
+    reply = stand.inference(parameters={"max_tokens": max_tokens})
+    assert (reply.status, reply.header("Retry-After")) == (400, None)
+    body = reply.json
+    assert (body["code"], body["limit_type"]) == ("TOKENS_ABOVE_LIMIT", "rate_limit")
+    assert (body["current_usage"], body["limit"]) == (0, 1000)
+    estimate = 3 + max_tokens
+    details = {"name": f"{scope}-tokens", "scope": scope, "unit": "tokens"}
+    assert body["details"] == {**details, "this_request_estimate": estimate}
+    assert stand.received() == 0
+    assert stand.record["outcome"] == "rejected"
+    # It has counted as a request, and holds nothing.
+    statuses = [stand.inference(parameters={"max_tokens": 900}).status for _ in range(3)]
+    assert statuses == [200, 200, 429]
+
+
+def test_a_call_that_is_larger_than_a_limit_in_shadow_passes(world: World) -> None:
+    """It is counted, and takes nothing before its end."""
+    limit = RateLimit(None, tokens_per_minute=1000, shadow=True)
+    stand = limited(world, rate_limit=limit)
+    assert stand.chat(max_tokens=10**6).status == 200
+    assert stand.event["context"]["shadow_denied"] == "org-tokens"
+    assert rate_of(stand, "org-tokens")["remaining"] == 1000 - HELLO_TOKENS
+
+
 def test_tokens_are_charged_as_they_were_used(world: World) -> None:
     """The estimate holds while the call runs; afterwards what the backend said counts."""
     stand = limited(world, rate_limit=RateLimit(None, tokens_per_minute=6000))

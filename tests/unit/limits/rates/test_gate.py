@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,7 +13,7 @@ from router.breaker import Unavailable
 from router.clock import FrozenClock
 from router.limits.admission import Admission
 from router.limits.configured import RateSpecs
-from router.limits.rates.decision import BucketSpec, Correction, SlotSpec
+from router.limits.rates.decision import BucketSpec, Correction, SlotSpec, corrections
 from router.limits.rates.gate import OnUnavailable, RateGate
 from router.limits.rates.limiter import RateLimiter
 from router.limits.rates.local import LocalLimiter
@@ -159,6 +161,63 @@ def test_estimates_are_corrected_here_or_there(subject: Fixture) -> None:
     # Half of the 19 that Redis named when it last decided, less the correction.
     assert subject.admitted(20) == 6
     assert len(subject.deferred) == 0
+
+
+TOKENS = BucketSpec("org-tokens", (), 10.0, 600, cost=200, leased=True)
+
+
+def tokens_left(subject: Fixture) -> int:
+    [status] = subject.limiter.peek("acme", [replace(TOKENS, cost=0)]).statuses
+    return status.remaining
+
+
+@pytest.mark.parametrize("executes", [True, False])
+def test_what_redis_estimated_is_corrected_after_the_outage(
+    subject: Fixture, executes: bool
+) -> None:
+    """Once, whether the first try was executed or not: the correction used to be lost with Redis,
+    or made again."""
+    decision = subject.gate.take("acme", [TOKENS], lease_id="a")
+    subject.redis.failing, subject.redis.executes = True, executes
+    subject.gate.finish("acme", corrections([TOKENS], decision, 350), lease_id="a")
+    subject.redis.failing = False
+    assert subject.deferred.run() == 1
+    assert tokens_left(subject) == 250
+
+
+def test_a_correction_that_is_killed_is_made_later(stand: Any) -> None:
+    """The end of a worker interrupts it anywhere."""
+    subject = Fixture(stand)
+    decision = subject.gate.take("acme", [TOKENS], [SLOTS], lease_id="a")
+
+    class Killed(BaseException):
+        pass
+
+    def killed(_call: Any) -> object:
+        raise Killed
+
+    run, subject.redis.run = subject.redis.run, killed  # type: ignore[method-assign]
+    with pytest.raises(Killed):
+        subject.gate.finish("acme", corrections([TOKENS], decision, 50), [SLOTS], lease_id="a")
+    subject.redis.run = run  # type: ignore[method-assign]
+    assert subject.deferred.run() == 1
+    assert tokens_left(subject) == 550
+    assert subject.limiter.peek("acme", [], [SLOTS]).statuses[0].remaining == 4
+
+
+@pytest.mark.parametrize("on_unavailable", ["open", "closed", "local"])
+def test_tokens_that_redis_took_unheard_are_given_back(
+    stand: Any, on_unavailable: OnUnavailable
+) -> None:
+    """It was late, and has charged the estimate all the same."""
+    subject = Fixture(stand, on_unavailable)
+    subject.redis.failing = subject.redis.executes = True
+    with suppress(Unavailable):
+        subject.gate.take("acme", [TOKENS], lease_id="a")
+    subject.redis.failing = False
+    assert tokens_left(subject) == 400
+    subject.deferred.run()
+    assert tokens_left(subject) == 600
 
 
 UNASKED: Any = SimpleNamespace(uses_budget_service=False)

@@ -10,7 +10,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from router.limits.rates.decision import MAX_TOKENS, BucketSpec, Correction, SlotSpec
+from router.limits.rates.decision import (
+    MAX_TOKENS,
+    BucketSpec,
+    Correction,
+    SlotSpec,
+    corrections,
+    unheard,
+)
 
 ORG = BucketSpec("org", (), 10.0, 20)
 KEY = BucketSpec("key", ("k1",), 5.0, 5)
@@ -161,17 +168,16 @@ def test_a_correction_may_stop_at_zero(stand: Any) -> None:
     assert limiter.take("acme", [KEY]).allowed
 
 
-def test_a_cost_above_the_burst_needs_a_full_bucket_and_leaves_a_debt(stand: Any) -> None:
-    """A prompt of more tokens than a minute's is served now and then, not never."""
+@pytest.mark.parametrize("enforced", [True, False])
+def test_a_cost_above_the_burst_is_refused_and_never_a_debt(stand: Any, enforced: bool) -> None:
+    """A call of more tokens than a minute's used to empty the bucket far below zero, and others
+    waited for years. In shadow it passes, told of, and takes nothing."""
     limiter = stand.limiter()
-    large = BucketSpec("tokens", (), 10.0, 100, cost=250)
-    assert limiter.take("acme", [large]).allowed
+    large = BucketSpec("tokens", (), 10.0, 100, cost=10**9, enforced=enforced)
     decision = limiter.take("acme", [large])
-    assert decision.retry_after_s == 25
-    stand.clock.advance(24.9)
-    assert not limiter.take("acme", [large]).allowed
-    stand.clock.advance(0.1)
-    assert limiter.take("acme", [large]).allowed
+    assert (decision.allowed, decision.retry_after_s) == (not enforced, None)
+    assert [status.name for status in decision.shadow_denied] == ([] if enforced else ["tokens"])
+    assert limiter.take("acme", [replace(large, cost=100)]).statuses[0].passed
 
 
 def test_a_clock_that_goes_back_brings_nothing_and_takes_nothing(stand: Any) -> None:
@@ -258,6 +264,97 @@ def test_finish_settles_and_releases_in_one_round_trip(stand: Any) -> None:
     assert [status.remaining for status in decision.statuses] == [2, 2]
 
 
+# --- estimates of tokens --------------------------------------------------------------------
+
+TOKENS = BucketSpec("org-tokens", (), 10.0, 600, cost=200, leased=True)
+ESTIMATES = "router:{acme}:estimates:org-tokens"
+
+
+def used(limiter: Any, decision: Any, tokens: int, lease: str, spec: BucketSpec = TOKENS) -> None:
+    limiter.finish("acme", corrections([spec], decision, tokens), lease_id=lease)
+
+
+def left(limiter: Any, spec: BucketSpec = TOKENS) -> int:
+    [status] = limiter.peek("acme", [replace(spec, cost=0)]).statuses
+    return int(status.remaining)
+
+
+@pytest.mark.parametrize("tokens", [0, 50, 200, 350])
+def test_an_estimate_is_corrected_once(stand: Any, tokens: int) -> None:
+    """Less, the same and more than the 200 that were estimated, told twice."""
+    limiter = stand.limiter()
+    decision = limiter.take("acme", [TOKENS], lease_id="a")
+    assert left(limiter) == 400
+    for _ in range(2):
+        used(limiter, decision, tokens, "a")
+    assert left(limiter) == 600 - tokens
+    assert stand.client.execute_command("EXISTS", ESTIMATES) == 0
+
+
+def test_an_estimate_that_redis_has_lost_is_not_corrected(stand: Any) -> None:
+    """An emptied Redis begins with a full bucket, for the running calls too."""
+    limiter = stand.limiter()
+    decision = limiter.take("acme", [TOKENS], lease_id="a")
+    stand.client.execute_command("FLUSHALL")
+    used(limiter, decision, 350, "a")
+    assert left(limiter) == 600
+
+
+def test_the_estimate_of_a_lost_call_is_forgotten_with_its_lease(stand: Any) -> None:
+    """Its worker was killed: the estimate stays charged, and leaves no trace after its lease."""
+    limiter = stand.limiter()
+    limiter.take("acme", [TOKENS], lease_id="a")
+    stand.clock.advance(900.1)
+    limiter.take("acme", [TOKENS], lease_id="b")
+    assert stand.client.execute_command("ZRANGE", ESTIMATES, 0, -1) == [b"b|200000000"]
+    assert 0 < stand.client.execute_command("PTTL", ESTIMATES) <= 901_000
+
+
+def test_a_take_that_nobody_heard_of_is_given_back(stand: Any) -> None:
+    """Once, and only if Redis has executed it."""
+    limiter = stand.limiter()
+    limiter.finish("acme", unheard([ORG, TOKENS]), lease_id="a")
+    assert left(limiter) == 600
+    limiter.take("acme", [ORG, TOKENS], lease_id="a")
+    for _ in range(2):
+        limiter.finish("acme", unheard([ORG, TOKENS]), lease_id="a")
+    assert left(limiter) == 600
+    assert left(limiter, ORG) == 19
+
+
+def test_a_bucket_in_shadow_remembers_that_it_took_nothing(stand: Any) -> None:
+    """The call was let through, so what it used is charged in the end."""
+    limiter = stand.limiter()
+    shadow = replace(TOKENS, enforced=False, cost=500)
+    limiter.take("acme", [shadow], lease_id="a")
+    decision = limiter.take("acme", [shadow], lease_id="b")
+    assert len(decision.shadow_denied) == 1
+    used(limiter, decision, 70, "b", shadow)
+    assert left(limiter) == 30
+
+
+@pytest.mark.parametrize("calls", [1, 5])
+def test_a_debt_is_paid_off_in_the_time_in_which_the_bucket_fills(stand: Any, calls: int) -> None:
+    """Calls whose output nobody bounded used a million tokens each: after the minute in which 600
+    flow in, the next call passes."""
+    limiter = stand.limiter()
+    small = replace(TOKENS, cost=1)
+    running = [limiter.take("acme", [small], lease_id=f"{call}") for call in range(calls)]
+    for call, decision in enumerate(running):
+        used(limiter, decision, 1_000_000, f"{call}", small)
+    decision = limiter.take("acme", [small])
+    assert decision.retry_after_s == 61, "600 of debt and its own one, at 10 a second"
+    stand.clock.advance(60.1)
+    assert limiter.take("acme", [small]).allowed
+
+
+def test_a_deeper_debt_that_is_stored_is_not_believed(stand: Any) -> None:
+    """Written before debts were bounded, or while the limit was higher."""
+    level, now = -(10**15), int(stand.clock.wall_s * 1_000_000)
+    stand.client.execute_command("SET", "router:{acme}:rate:org-tokens", f"{level}:{now}:0")
+    assert stand.limiter().take("acme", [TOKENS]).retry_after_s == 80
+
+
 class Reference:
     """A token bucket in exact fractions, without expiry. A refused call leaves it as it was (R2):
     neither its level nor the latest time it has seen."""
@@ -271,7 +368,7 @@ class Reference:
     def take(self, now_us: int, cost: int) -> bool:
         passed = max(0, now_us - self.at_us)
         level = min(Fraction(self.burst), self.level + self.rate * Fraction(passed, 1_000_000))
-        if level < min(cost, self.burst):
+        if level < cost:
             return False
         self.level = level - cost
         self.at_us += passed
