@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -25,7 +26,7 @@ from router.limits.remote.budget_client import BudgetClient
 from router.limits.remote.budget_session import BudgetSession
 from router.store.record_store import RecordStore
 from tests.fakes.redis_server import BINARY, RedisServer, free_port, running
-from tests.servers.router_process import clean_environment, wait_until
+from tests.servers.router_process import clean_environment, run_routerctl, wait_until
 
 pytestmark = pytest.mark.skipif(BINARY is None, reason="REDIS-SERVER IS NOT INSTALLED")
 
@@ -213,3 +214,86 @@ def test_a_service_that_hangs_is_away(tmp_path: Path, redis: RedisServer) -> Non
             program.signal_workers(signal.SIGCONT)
         wait_until(lambda: client.breaker.state == "closed", 5, "the service is found back")
         client.close()
+
+
+def exchange(port: int, head: str, body: str) -> tuple[str, dict[str, str], Any]:
+    """One request as bytes on a socket: status line, headers and body of the answer."""
+    with socket.create_connection(("127.0.0.1", port), timeout=5) as connection:
+        text = f"{head} HTTP/1.1\r\nHost: b\r\nAuthorization: Bearer {TOKEN}\r\n"
+        text += f"Connection: close\r\nContent-Length: {len(body)}\r\n\r\n{body}"
+        connection.sendall(text.encode())
+        answered = b"".join(iter(lambda: connection.recv(65536), b""))
+    head, _, found = answered.decode().partition("\r\n\r\n")
+    status, *lines = head.split("\r\n")
+    return status, dict(line.split(": ", 1) for line in lines), json.loads(found)
+
+
+AMOUNTS = '"amounts": {"cost_nanos": 100, "tokens": 1}'
+
+
+@pytest.mark.parametrize(
+    "caller", ['"organization_id": "other"', '"organization_id": "acme", "key_id": "k2"']
+)
+def test_a_stranger_gets_404(tmp_path: Path, redis: RedisServer, caller: str) -> None:
+    """An unknown organization was once reserved for, without any limit: 200. gunicorn answers."""
+    StateWriter(tmp_path / "state").apply(load_serialized(DOCUMENT))
+    with serving(tmp_path, redis.url, "--no-records") as program:
+        for path, more in (("reserve", ', "lease_id": "a", "ttl_ms": 1000'), ("check", "")):
+            status, headers, body = exchange(
+                program.port, f"POST /v1/budget/{path}", f"{{{caller}, {AMOUNTS}{more}}}"
+            )
+            assert (status, body["code"]) == ("HTTP/1.1 404 NOT FOUND", "UNKNOWN_ORGANIZATION")
+            assert headers["Server"].startswith("gunicorn")
+
+
+def start_off_loopback(tmp_path: Path, *command: str) -> subprocess.CompletedProcess[str]:
+    settings = {"ROUTER_DATA_DIR": str(tmp_path), "BUDGET_SERVICE_BIND": f"0.0.0.0:{free_port()}"}
+    return subprocess.run(
+        [sys.executable, "-m", *command],
+        env=clean_environment(settings),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def test_without_a_token_it_starts_on_loopback_only(tmp_path: Path) -> None:
+    """Anybody who reached it could change budgets; also when gunicorn is started by hand."""
+    by_hand = ("gunicorn", "-c", "python:router.budget_service.serving")
+    refused = start_off_loopback(tmp_path, "router.cli.main", "budget-service")
+    assert refused.returncode == 2
+    assert "Error: BUDGET_SERVICE_TOKEN: must be set" in refused.stderr
+    refused = start_off_loopback(tmp_path, *by_hand)
+    assert refused.returncode != 0
+    assert "BUDGET_SERVICE_TOKEN: must be set" in refused.stderr
+
+
+def test_its_changes_are_in_the_audit_trail(tmp_path: Path, redis: RedisServer) -> None:
+    """Shipped like every other event, and the trail verifies."""
+    StateWriter(tmp_path / "state").apply(load_serialized(DOCUMENT))
+
+    def routerctl(*arguments: str) -> str:
+        settings = {"ROUTER_DATA_DIR": str(tmp_path)}
+        done = run_routerctl(*arguments, environment=settings, cwd=tmp_path)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    with serving(tmp_path, redis.url, "--no-records") as program:
+        held = program.reserve("a", 400, windows=(), key_id="k1")
+        program.client.settle(held, Amounts(250, 1))
+        program.client.release(program.reserve("b", 300))
+        assert program.stop()[0] == 0
+    file = tmp_path / "trail.jsonl"
+    routerctl("spool", "drain")
+    routerctl("audit", "export", "--file", str(file))
+    routerctl("audit", "verify")
+    events = [json.loads(line) for line in file.read_text().splitlines()[:-1]]
+    spend, calls = "org::spend:usd:daily", "key:k1:calls:requests:total"
+    told = [(event["action"], event["entity_id"], event["after"]["windows"]) for event in events]
+    assert sorted(told, key=lambda found: found[1]) == [
+        ("BUDGET_RESERVED", "a", {spend: 400, calls: 1}),
+        ("BUDGET_SETTLED", "a", {spend: 250, calls: 1}),
+        ("BUDGET_RESERVED", "b", {spend: 300}),
+        ("BUDGET_RELEASED", "b", {spend: 0}),
+    ]

@@ -112,13 +112,30 @@ class BudgetClient:
         except Unavailable as cause:
             raise NotReserved(cause, presumed) from cause
 
-    def settle(self, reservation: Reservation, amounts: Amounts) -> Settlement:
-        """Book what was used and free what was reserved, once, however often it is called."""
-        return self._end(contract.SETTLE, _SETTLE, SettleCommand(reservation, amounts))
+    def charge(self, reservation: Reservation, amounts: Amounts) -> dict[str, Any]:
+        """The body of the request to settle."""
+        body: dict[str, Any] = _SETTLE.dump(SettleCommand(reservation, amounts))
+        return body
+
+    def settle(
+        self,
+        reservation: Reservation,
+        amounts: Amounts,
+        charge: dict[str, Any] | None = None,
+    ) -> Settlement:
+        """Book what was used and free what was reserved, once, however often it is called.
+
+        ``charge`` is the body of the request, where it was made already.
+        """
+        if isinstance(reservation, NothingReserved):
+            return Settlement(True)
+        return self._end(contract.SETTLE, charge or self.charge(reservation, amounts))
 
     def release(self, reservation: Reservation) -> Settlement:
         """Free what was reserved and book nothing."""
-        return self._end(contract.RELEASE, _RELEASE, SettleCommand(reservation))
+        if isinstance(reservation, NothingReserved):
+            return Settlement(True)
+        return self._end(contract.RELEASE, _RELEASE.dump(SettleCommand(reservation)))
 
     def read(
         self, organization_id: str, windows: Sequence[WindowSpec], *, key_id: str | None = None
@@ -147,7 +164,7 @@ class BudgetClient:
     ) -> Reservation | Denied | Closed:
         ability = self._ability
         if not ability.only_checks:
-            status, reply = self._post(contract.RESERVE, _RESERVE, command)
+            status, reply = self._post(contract.RESERVE, _RESERVE.dump(command))
             if status not in _CANNOT:
                 return self._read_reserve(command, status, reply)
             code = _code_of(reply)
@@ -162,7 +179,7 @@ class BudgetClient:
         return self._outcome_of_check(presumed, check, command.amounts)
 
     def _check(self, command: ReserveCommand) -> ServiceCheck:
-        status, reply = self._post(contract.CHECK, _CHECK, command)
+        status, reply = self._post(contract.CHECK, _CHECK.dump(command))
         if status not in (200, 402):
             raise self._no_answer(status, reply)
         check = cast(ServiceCheck, self._read(_CHECKED, reply))
@@ -202,10 +219,8 @@ class BudgetClient:
             self._on_threshold(command.organization_id, threshold_event)
         return outcome
 
-    def _end(self, path: str, schema: Schema, command: SettleCommand) -> Settlement:
-        if isinstance(command.reservation, NothingReserved):
-            return Settlement(True)
-        status, reply = self._post(path, schema, command)
+    def _end(self, path: str, body: dict[str, Any]) -> Settlement:
+        status, reply = self._post(path, body)
         if status in _CANNOT and self._ability.only_checks:
             self.breaker.succeeded()
             return Settlement(True)
@@ -215,11 +230,11 @@ class BudgetClient:
         self.breaker.succeeded()
         return settlement
 
-    def _post(self, path: str, schema: Schema, command: object) -> tuple[int, bytes]:
+    def _post(self, path: str, body: dict[str, Any]) -> tuple[int, bytes]:
         if not self.breaker.allows():
             raise Unavailable(NAME, "breaker_open")
         try:
-            return self._session.post(self.endpoint + path, schema.dump(command))
+            return self._session.post(self.endpoint + path, body)
         except Unavailable as error:
             self.breaker.failed(error.reason, error.detail)
             raise

@@ -3,8 +3,9 @@
     {"reservation": {...}, "amounts": {...}}     a charge, as the service is told it
     {"done": 0}                                  the charge that begins at this byte was taken
 
-Its worker holds a lock on it, which the kernel gives back however the worker ends; then another one
-takes the file over. A file without charges that wait is removed.
+A charge is written before the service is asked, so it is there whenever its worker dies. The worker
+holds a lock on the file, which the kernel gives back however the worker ends; then another one
+takes the file over. A file without charges is removed.
 """
 
 from __future__ import annotations
@@ -13,9 +14,9 @@ import contextlib
 import fcntl
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Final, cast
 
 import orjson
 from marshmallow import ValidationError
@@ -26,7 +27,9 @@ from router.limits.remote.messages import SettleCommand
 
 log = logging.getLogger(__name__)
 
-_SETTLE = messages.SettleRequest()
+_EMPTY_BYTES: Final = 64 * 1024
+"""From this size on a file in which nothing is left is emptied."""
+_SETTLE: Final = messages.SettleRequest()
 
 
 class ChargeFile:
@@ -67,9 +70,9 @@ class ChargeFile:
         file._scan()
         return file
 
-    def append(self, reservation: Reservation, amounts: Amounts) -> tuple[int, int]:
-        """Add a charge; its offset and its length."""
-        line = orjson.dumps(_SETTLE.dump(SettleCommand(reservation, amounts))) + b"\n"
+    def append(self, body: Mapping[str, Any]) -> tuple[int, int]:
+        """Add a charge, the body of a request to settle; its offset and its length."""
+        line = orjson.dumps(body) + b"\n"
         offset = self.size
         self._write(line)
         self._add(offset, len(line))
@@ -78,19 +81,24 @@ class ChargeFile:
     def read(self, offset: int, length: int) -> tuple[Reservation, Amounts]:
         """A charge; raises ``ValueError`` for one that cannot be read."""
         try:
-            found: Any = _SETTLE.load(orjson.loads(os.pread(self._fd, length, offset)))
+            command = cast(SettleCommand, _SETTLE.load(self.body(offset, length)))
         except ValidationError as error:
             raise ValueError(str(error)) from None
-        command = cast(SettleCommand, found)
         return command.reservation, command.amounts
 
+    def body(self, offset: int, length: int) -> dict[str, Any]:
+        """A charge as it was added; raises ``ValueError`` for one that cannot be read."""
+        found: dict[str, Any] = orjson.loads(os.pread(self._fd, length, offset))
+        return found
+
     def note_done(self, offset: int) -> None:
-        """The charge was taken. After the last one the file is removed."""
+        """The charge was taken."""
         self._remove(offset)
-        if self.left:
+        if self.left or self.size < _EMPTY_BYTES:
             self._write(b'{"done":%d}\n' % offset)
         else:
-            self.close()
+            os.ftruncate(self._fd, 0)
+            self.size = 0
 
     def sync(self) -> None:
         """Make what was added survive a power failure."""
@@ -107,11 +115,6 @@ class ChargeFile:
             self.sync()
         os.close(self._fd)
         self._fd = -1
-
-    @property
-    def is_closed(self) -> bool:
-        """Whether nothing can be added any more."""
-        return self._fd < 0
 
     def _add(self, offset: int, length: int) -> None:
         self.left[offset] = length

@@ -6,10 +6,10 @@ import logging
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from router.breaker import Refused, Unavailable
 from router.limits.budgets.windows import Amounts, Reservation, Settlement, ThresholdEvent
@@ -31,8 +31,8 @@ Send = Callable[[Reservation, Amounts], Settlement]
 
 
 @dataclass(slots=True)
-class _Charge:
-    """One charge that waits: where it is, and when it is tried again."""
+class Charge:
+    """One charge on disk: where it is, and when it is tried again."""
 
     file: ChargeFile
     offset: int
@@ -44,7 +44,8 @@ class _Charge:
 class ChargeJournal:
     """The charges of one worker that wait, and those of dead workers that it has taken over.
 
-    They are tried again about once a second, for as long as it takes; one that the service refuses
+    A charge is written before the service is asked, and kept when that does not take it. Those that
+    wait are tried again about once a second, for as long as it takes; one that the service refuses
     is tried less often and holds up no other. Beyond ``max_bytes`` the journal
     :attr:`is_full`: no new call may be admitted, so that no charge is dropped. Not thread-safe.
     """
@@ -68,7 +69,7 @@ class ChargeJournal:
         self._monotonic_s = monotonic_s
         self._own: ChargeFile | None = None
         self._unsynced: set[ChargeFile] = set()
-        self._waiting: deque[_Charge] = deque()
+        self._waiting: deque[Charge] = deque()
         self._running = False
         self._adopt_at_s = float("-inf")
         self.waiting_bytes = 0
@@ -83,21 +84,36 @@ class ChargeJournal:
         """Whether new calls have to wait until some charges are taken."""
         return self.waiting_bytes >= self._max_bytes
 
-    def keep(self, reservation: Reservation, amounts: Amounts) -> bool:
-        """Put a charge on disk, to be sent until it is taken. False when the disk refuses it, or
-        the room for calls that were running is used up too."""
+    def write(self, body: Mapping[str, Any]) -> Charge | None:
+        """Put a charge on disk, the body of a request to settle; then :meth:`taken` or
+        :meth:`keep` it. ``None`` when the disk refuses it, or the room for calls that were running
+        is used up too."""
         if self.waiting_bytes >= self._max_bytes + RESERVE_BYTES:
-            return False
+            return None
         try:
             file = self._writable()
-            offset, length = file.append(reservation, amounts)
+            offset, length = file.append(body)
         except OSError as error:
             log.error("a charge cannot be put on disk: %s", error)
-            return False
-        self._unsynced.add(file)
-        self._wait(_Charge(file, offset, length))
+            return None
+        self.waiting_bytes += length
+        return Charge(file, offset, length)
+
+    def taken(self, charge: Charge) -> None:
+        """The service has taken it."""
+        self.waiting_bytes -= charge.length
+        try:
+            charge.file.note_done(charge.offset)
+        except OSError as error:  # should this worker die now, it is sent once more
+            log.error("a charge that was taken cannot be noted: %s", error)
+        if charge.file is not self._own and not charge.file.left:
+            charge.file.close()
+
+    def keep(self, charge: Charge) -> None:
+        """Send it until it is taken."""
+        self._unsynced.add(charge.file)
+        self._waiting.append(charge)
         self.kept += 1
-        return True
 
     def run(self) -> int:
         """Sync what is new, take over what dead workers left, and try all that is due; returns how
@@ -127,13 +143,13 @@ class ChargeJournal:
         self.waiting_bytes = 0
 
     def _writable(self) -> ChargeFile:
-        if self._own is None or self._own.is_closed or self._own.size >= ROTATE_BYTES:
-            self._own = ChargeFile.create(self._directory / f"{uuid.uuid4()}.charges")
+        own = self._own
+        if own is not None and own.size < ROTATE_BYTES:
+            return own
+        self._own = ChargeFile.create(self._directory / f"{uuid.uuid4()}.charges")
+        if own is not None and not own.left:
+            own.close()
         return self._own
-
-    def _wait(self, charge: _Charge) -> None:
-        self._waiting.append(charge)
-        self.waiting_bytes += charge.length
 
     def _adopt(self) -> None:
         now_s = self._monotonic_s()
@@ -142,7 +158,8 @@ class ChargeJournal:
         self._adopt_at_s = now_s + ADOPT_EVERY_S
         for file in adopt_files(self._directory):
             for offset, length in file.left.items():
-                self._wait(_Charge(file, offset, length))
+                self._waiting.append(Charge(file, offset, length))
+            self.waiting_bytes += file.left_bytes
             if file.left:
                 log.warning("took over %d charges of a worker that has ended", len(file.left))
 
@@ -166,20 +183,19 @@ class ChargeJournal:
             finally:  # a killed greenlet does not take it along
                 if done:
                     taken += 1
-                    self.waiting_bytes -= charge.length
                 else:
                     self._waiting.append(charge)
         return taken
 
-    def _settle(self, charge: _Charge) -> None:
+    def _settle(self, charge: Charge) -> None:
         """Send it; raises ``ValueError`` for one that cannot be read."""
         reservation, amounts = charge.file.read(charge.offset, charge.length)
         settlement = self._send(reservation, amounts)
-        charge.file.note_done(charge.offset)
+        self.taken(charge)
         for event in settlement.threshold_events:
             self._on_threshold(reservation.organization_id, event)
 
-    def _put_off(self, charge: _Charge, error: Exception) -> None:
+    def _put_off(self, charge: Charge, error: Exception) -> None:
         """Try it again after a longer pause; it keeps no file that is nearly done with."""
         if charge.refusals == 0:
             log.error("the budget service refuses a charge; it is tried again: %s", error)
@@ -187,9 +203,8 @@ class ChargeJournal:
         charge.refusals += 1
         file = charge.file
         if file is not self._own and 2 * file.left_bytes < file.size and isinstance(error, Refused):
-            charge.file = self._writable()
-            reservation, amounts = file.read(charge.offset, charge.length)
-            offset, _ = charge.file.append(reservation, amounts)
-            self._unsynced.add(charge.file)
-            file.note_done(charge.offset)
-            charge.offset = offset
+            moved = self.write(file.body(charge.offset, charge.length))
+            if moved is not None:
+                self._unsynced.add(moved.file)
+                self.taken(charge)
+                charge.file, charge.offset, charge.length = moved.file, moved.offset, moved.length

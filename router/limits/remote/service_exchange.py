@@ -18,6 +18,7 @@ from router.limits.outcome import ExchangeReply, Request
 from router.limits.remote.budget_client import BudgetClient
 from router.limits.remote.budget_session import NAME
 from router.limits.remote.charge_journal import ChargeJournal
+from router.limits.remote.message_parts import NothingReserved
 from router.limits.retry_queue import RetryQueue
 from router.redis.scripts import ScriptCall
 
@@ -102,12 +103,21 @@ class ServiceExchange:
         ended in any case, now or as soon as Redis is back.
         """
         self._end_entry_or_later(entry, reply)
-        try:
+        if not _charges(reservation, amounts):
             return self._client.settle(reservation, amounts)
+        body = self._client.charge(reservation, amounts)
+        charge, is_taken = self._journal.write(body), False
+        try:
+            settlement = self._client.settle(reservation, amounts, body)
+            is_taken = True
+            return settlement
         except Unavailable:
-            if not self._keep(reservation, amounts):
+            if charge is None:
                 raise
-        return Settlement(False)
+            return Settlement(False)
+        finally:
+            if charge is not None:
+                (self._journal.taken if is_taken else self._journal.keep)(charge)
 
     def end_later(
         self,
@@ -117,8 +127,12 @@ class ServiceExchange:
         reply: bytes | NotStored | None,
     ) -> bool:
         """Put the charge on disk without asking the service; whether it is there now."""
-        if not self._keep(reservation, amounts):
+        if not _charges(reservation, amounts):
             return False
+        charge = self._journal.write(self._client.charge(reservation, amounts))
+        if charge is None:
+            return False
+        self._journal.keep(charge)
         if entry is not None:
             self._retry_queue.later(lambda: self._end_entry(entry, reply))
         return True
@@ -126,9 +140,6 @@ class ServiceExchange:
     def presume(self, request: Request) -> Reservation | None:
         """``None``: what the service would reserve is not known here."""
         return None
-
-    def _keep(self, reservation: Reservation, amounts: Amounts) -> bool:
-        return amounts != NOTHING and self._journal.keep(reservation, amounts)
 
     def _free(self, entry: Entry | None, unclaimed: Reason | None) -> None:
         if unclaimed not in NOT_SENT:  # else there is nothing that could be freed
@@ -146,3 +157,8 @@ class ServiceExchange:
 
     def _end_entry(self, entry: Entry, reply: bytes | NotStored | None) -> None:
         self._idempotency.end(entry, reply)
+
+
+def _charges(reservation: Reservation, amounts: Amounts) -> bool:
+    """Whether something would be lost if the service never heard of it."""
+    return amounts != NOTHING and not isinstance(reservation, NothingReserved)

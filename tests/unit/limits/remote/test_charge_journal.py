@@ -20,9 +20,11 @@ from router.limits.budgets.windows import (
     WindowSpec,
 )
 from router.limits.remote import charge_journal
-from router.limits.remote.charge_journal import ADOPT_EVERY_S, ChargeJournal
+from router.limits.remote.charge_journal import ADOPT_EVERY_S, Charge, ChargeJournal
 from router.limits.remote.message_parts import of_key
+from router.limits.remote.messages import SettleCommand, SettleRequest
 
+BODY = SettleRequest()
 SPEND = WindowSpec("spend", "usd", "total", 1000)
 
 
@@ -58,6 +60,11 @@ class Stand:
             self.directory, self.service.settle, monotonic_s=lambda: self.now_s, **options
         )
 
+    def left_by(self, journal: ChargeJournal) -> list[str]:
+        """The files after this worker, too, has ended."""
+        journal.close()
+        return self.files()
+
     def files(self) -> list[str]:
         return sorted(os.listdir(self.directory)) if self.directory.exists() else []
 
@@ -71,9 +78,18 @@ def lease(name: str, *windows: ReservedWindow) -> Reservation:
     return Reservation(name, "acme", windows or (ReservedWindow(SPEND, TOTAL, 100),), 5, "7")
 
 
+def put(journal: ChargeJournal, reservation: Reservation, cost: int = 30) -> bool:
+    """A charge that the service did not take; whether it is on disk."""
+    body = BODY.dump(SettleCommand(reservation, Amounts(cost, 2)))
+    charge = journal.write(body)
+    if charge is not None:
+        journal.keep(charge)
+    return charge is not None
+
+
 def keep(journal: ChargeJournal, *names: str, cost: int = 30) -> None:
     for name in names:
-        assert journal.keep(lease(name), Amounts(cost, 2))
+        assert put(journal, lease(name), cost)
 
 
 def die(journal: ChargeJournal) -> None:
@@ -93,12 +109,13 @@ def test_what_is_kept_is_sent_as_it_was(stand: Stand) -> None:
     )
     plain, keyed = lease("a"), of_key(Reservation("b", "acme", ()), "k1")
     for reservation in (plain, keyed):
-        journal.keep(reservation, Amounts(30, 2))
+        put(journal, reservation)
     assert (len(journal), journal.kept, len(stand.files())) == (2, 2, 1)
     assert journal.run() == 2
     assert heard == [(plain, Amounts(30, 2)), (keyed, Amounts(30, 2))]
     assert told == [("acme", ThresholdEvent(SPEND, 50))] * 2
-    assert (len(journal), journal.waiting_bytes, journal.kept, stand.files()) == (0, 0, 2, [])
+    assert (len(journal), journal.waiting_bytes, journal.kept) == (0, 0, 2)
+    assert stand.left_by(journal) == []
 
 
 NOT_TAKEN: list[Callable[[], Unavailable]] = [
@@ -128,7 +145,39 @@ def test_whatever_the_service_says_nothing_is_dropped(
         stand.now_s += 1
         journal.run()
     assert stand.service.taken == {"a": 30, "b": 30}
-    assert (len(journal), stand.files()) == (0, [])
+    assert len(journal) == 0
+    assert stand.left_by(journal) == []
+
+
+def test_a_worker_that_is_killed_while_it_asks_loses_nothing(stand: Stand) -> None:
+    """The charge was written before; whether the service has taken it nobody knows, so it is sent
+    once more."""
+    first = stand.worker()
+    charge = first.write(BODY.dump(SettleCommand(lease("a"), Amounts(30, 2))))
+    assert charge is not None
+    assert (len(first), first.kept) == (0, 0)
+    os.close(charge.file._fd)
+    second = stand.worker()
+    assert second.run() == 1
+    assert stand.service.taken == {"a": 30}
+
+
+def test_what_is_taken_at_once_fills_no_disk(stand: Stand) -> None:
+    """Thousands of calls, one after the other and forty at a time."""
+    journal = stand.worker()
+    running: list[Charge] = []
+    for number in range(3000):
+        charge = journal.write(BODY.dump(SettleCommand(lease(f"lease {number}"), Amounts(30, 2))))
+        assert charge is not None
+        running.append(charge)
+        if number < 1500 or len(running) == 40:
+            journal.taken(running.pop(0))
+    for charge in running:
+        journal.taken(charge)
+    sizes = [(stand.directory / name).stat().st_size for name in stand.files()]
+    assert sum(sizes) <= 1024 * 1024 + 1000
+    assert (journal.waiting_bytes, journal.kept) == (0, 0)
+    assert stand.left_by(journal) == []
 
 
 def test_a_dead_service_is_asked_three_times_a_run(stand: Stand) -> None:
@@ -214,7 +263,7 @@ def test_a_damaged_line_costs_no_other(stand: Stand) -> None:
     keep(first, "a")
     assert first.run() == 1
     assert len(first) == 1
-    assert stand.files() == ["x.charges"]
+    assert stand.left_by(first) == ["x.charges"]
 
 
 def test_a_full_journal_says_so_and_still_takes_running_calls(
@@ -225,7 +274,7 @@ def test_a_full_journal_says_so_and_still_takes_running_calls(
     monkeypatch.setattr(charge_journal, "RESERVE_BYTES", 5000)
     journal = stand.worker(max_bytes=1000)
     count = 0
-    while journal.keep(lease(f"lease {count}"), Amounts(30, 2)):
+    while put(journal, lease(f"lease {count}")):
         count += 1
         assert journal.is_full is (journal.waiting_bytes >= 1000)
     assert 6000 <= journal.waiting_bytes < 7000
@@ -238,7 +287,7 @@ def test_a_full_journal_says_so_and_still_takes_running_calls(
 def test_a_disk_that_refuses_is_told(stand: Stand) -> None:
     """The caller keeps the charge in memory then."""
     stand.directory.write_text("no directory")
-    assert not stand.worker().keep(lease("a"), Amounts(30, 2))
+    assert not put(stand.worker(), lease("a"))
 
 
 def test_charges_that_are_refused_for_ever_do_not_hold_what_was_done(
@@ -262,4 +311,4 @@ def test_charges_that_are_refused_for_ever_do_not_hold_what_was_done(
     stand.service.errors.clear()
     stand.now_s += 61
     assert journal.run() == 20
-    assert stand.files() == []
+    assert stand.left_by(journal) == []
