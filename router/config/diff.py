@@ -12,7 +12,8 @@ ABSENT: Final = object()
 """The side of a field change on which the field does not exist."""
 
 _SECTIONS: Final = ("organizations", "keys", "models", "backends", "policies")
-_NESTED: Final = ("prices", "service_tiers", "timeouts", "rate_limit", "model_rate_limits")
+# Mappings that are compared field by field, with all that is in them.
+_NESTED: Final = ("prices", "timeouts", "rate_limit", "model_rate_limits")
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,8 @@ def _fields(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> Itera
         if before == after:
             continue
         path = f"{prefix}{name}"
-        if name in _NESTED and isinstance(before, dict) and isinstance(after, dict):
+        nested = name in _NESTED or bool(prefix)
+        if nested and isinstance(before, dict) and isinstance(after, dict):
             yield from _fields(before, after, f"{path}.")
         else:
             yield FieldChange(path, before, after)

@@ -50,3 +50,13 @@ def test_a_policy_is_known_by_its_pair() -> None:
     policy = {**OLD["policies"][0], "backends": [{"id": "a", "weight": 2}]}
     [change] = compare(OLD, {**OLD, "policies": [policy]})
     assert (change.verb, change.section, change.entity) == ("changed", "policies", "*/m")
+
+
+def test_a_price_deep_in_a_document_is_named() -> None:
+    """At a backend, and at a service tier: the price, not all that stands around it."""
+    tier = {"multiplier": "0.5", "tiers": [{"above_input_tokens": 1}]}
+    prices = {"m": {"input": "1", "service_tiers": {"flex": tier}}, "n": {"input": "2"}}
+    dearer = {**prices, "m": {"input": "1", "service_tiers": {"flex": {**tier, "multiplier": "1"}}}}
+    old, new = ({"backends": [{"id": "b", "prices": at}]} for at in (prices, dearer))
+    [change] = compare(old, new)
+    assert change.fields == (FieldChange("prices.m.service_tiers.flex.multiplier", "0.5", "1"),)
