@@ -13,8 +13,6 @@ _MAX_DIGITS: Final = len(str(MAX_TOKENS))
 _DIGITS: Final = frozenset("0123456789")
 _STANDARD_TIERS: Final = frozenset({"default", "standard", "auto", "on_demand"})
 _MAX_TIER_CHARS: Final = 32
-_WRITTEN_5M: Final = frozenset({"ephemeral_5m_input_tokens"})
-_WRITTEN_1H: Final = frozenset({"ephemeral_1h_input_tokens"})
 _NOTHING: Final[Json] = {}
 
 
@@ -38,23 +36,6 @@ def first_count(fields: Json, names: Iterable[str]) -> int | None:
                 return number
             found = 0
     return found
-
-
-def largest_count(places: Iterable[Json], names: frozenset[str]) -> int:
-    """The largest count under any of these names: they are spellings of one thing."""
-    found = 0
-    for fields in places:
-        for name in fields.keys() & names:
-            found = max(found, count(fields[name]) or 0)
-    return found
-
-
-def split_writes(written: int, details: Iterable[Json]) -> tuple[int, int]:
-    """Tokens written to a cache for five minutes and for one hour; what is not itemised is of five
-    minutes, the default of the API."""
-    places = list(details)
-    for_1h = largest_count(places, _WRITTEN_1H)
-    return max(largest_count(places, _WRITTEN_5M), written - for_1h), for_1h
 
 
 def inner(fields: Json, *path: str) -> Json:

@@ -50,6 +50,52 @@ def _estimate() -> Operation:
     return lambda: estimate(fields, 1_400)
 
 
+_COUNTS: dict[str, Any] = {
+    "prompt_tokens": 1_200,
+    "completion_tokens": 350,
+    "total_tokens": 1_550,
+    "prompt_tokens_details": {"cached_tokens": 1_024, "audio_tokens": 0},
+    "completion_tokens_details": {"reasoning_tokens": 120, "audio_tokens": 0},
+}
+
+
+def _read_usage() -> Operation:
+    from router.providers.openai_usage import read_usage
+
+    return lambda: read_usage(_COUNTS)
+
+
+def _read_odd_usage() -> Operation:
+    """Reasoning outside the completion, a cache hit under DeepSeek's name."""
+    from router.providers.openai_usage import read_usage
+
+    counts = {**_COUNTS, "total_tokens": 1_670, "prompt_cache_hit_tokens": 1_024}
+    return lambda: read_usage(counts)
+
+
+def _completion_event() -> Operation:
+    from router.providers.openai_api import CompletionStream
+
+    choice = {"index": 0, "delta": {"content": "hello"}, "logprobs": None, "finish_reason": None}
+    frame = {"id": "chatcmpl-1", "object": "chat.completion.chunk", "created": 1, "model": "m"}
+    event = b"data: %b\n\n" % json.dumps({**frame, "choices": [choice], "usage": None}).encode()
+    stream = CompletionStream(strip_usage=True)
+    return lambda: stream.feed(event)
+
+
+def _messages_event() -> Operation:
+    from router.providers.anthropic.stream import MessagesStream
+
+    stream = MessagesStream("chat", include_usage=False, created=1)
+    message = {"id": "m", "model": "c", "usage": {"input_tokens": 5, "output_tokens": 1}}
+    start = {"type": "message_start", "message": message}
+    stream.feed(b"data: %b\n\n" % json.dumps(start).encode())
+    delta = {"type": "text_delta", "text": "hello"}
+    event = {"type": "content_block_delta", "index": 0, "delta": delta}
+    wire = b"event: content_block_delta\ndata: %b\n\n" % json.dumps(event).encode()
+    return lambda: stream.feed(wire)
+
+
 def _spool_append() -> Operation:
     from router.spool.frames import AUDIT, USAGE
 
@@ -145,6 +191,10 @@ OPERATIONS: dict[str, Callable[[], Operation]] = {
     "reference.sha256": _reference_sha256,
     "pricing.cost_nanos": _cost_nanos,
     "pricing.estimate": _estimate,
+    "providers.read_usage": _read_usage,
+    "providers.read_odd_usage": _read_odd_usage,
+    "providers.completion_event": _completion_event,
+    "providers.messages_event": _messages_event,
     "spool.append": _spool_append,
     "spool.check": _spool_check,
     "api.parse_object": _parse_object,

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 from router.call import Usage, UsageClass
-from router.providers.token_counts import MAX_TOKENS, count, inner, named_tier, split_writes
+from router.providers.token_counts import MAX_TOKENS, count, inner, named_tier
 
 Json = dict[str, Any]
 
@@ -42,7 +42,10 @@ def read_usage(reported: Any) -> Usage | None:
 
 
 def _add_details(usage: Usage, reported: Json, written: int) -> None:
-    written_5m, written_1h = split_writes(written, [inner(reported, "cache_creation")])
+    split = inner(reported, "cache_creation")
+    written_1h = count(split.get("ephemeral_1h_input_tokens")) or 0
+    written_5m = count(split.get("ephemeral_5m_input_tokens")) or 0
+    written_5m = max(written_5m, written - written_1h)  # the default, where nothing else is said
     usage.tokens_input += written_5m + written_1h - written
     special: dict[UsageClass, int | None] = {
         "cache_write_1h": written_1h,

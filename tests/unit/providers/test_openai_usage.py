@@ -73,6 +73,8 @@ def of_input(**details: Any) -> dict[str, Any]:
             spelled(100, 9, total_tokens=1103, **of_input(cached_tokens=900), **of_output(94)),
             usage(1000, 103, 900, output_reasoning=94),
         ),
+        ({"output_tokens": 1, "cache_read_input_tokens": 900, "total_tokens": 1001},
+         usage(1000, 1, 900)),
         # Writes, of five minutes where nothing else is said.
         (spelled(900, 1, cache_creation_input_tokens=800), usage(900, 1, cache_write_5m=800)),
         (
