@@ -32,7 +32,7 @@ def unpriced(usage: Usage, prices: Prices | None) -> tuple[str, ...]:
     if prices is None or (usage.special is NO_CLASSES and usage.service_tier is None):
         return ()
     table = price_table(prices, usage.tokens_input, usage.service_tier)
-    found = [name for name in usage.classes() if name in table.unpriced]
+    found = [name for name in usage.special if name in table.unpriced and usage.special[name]]
     return (*found, *(() if has_price(prices, usage.service_tier) else ("service_tier",)))
 
 

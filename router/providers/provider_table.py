@@ -16,8 +16,8 @@ PROVIDERS: Final[Mapping[str, Provider]] = {
 }
 
 REPORTED_CLASSES: Final[Mapping[str, frozenset[UsageClass]]] = {
-    "openai": frozenset({"cache_read", "cache_write_5m", "input_audio", "output_audio"}),
+    "openai": frozenset({"cache_read"}),
     "anthropic": frozenset({"cache_read", "cache_write_5m", "cache_write_1h", "web_searches"}),
 }
-"""What the provider that a kind is named after can report of a call besides plain input and output,
-if it has a price of its own there: reasoning costs what other output does."""
+"""What any model at a backend of the kind may report besides plain input and output. Reasoning is
+not among it, for it costs what other output does; sound and pictures are for few models."""
