@@ -86,6 +86,7 @@ COMMANDS: Final[Mapping[str, Entry | LazyGroup]] = {
         entries={"sign": Entry("cli.requests_commands", "Sign a request.")},
     ),
     "budgets": Entry("cli.budgets.budgets_commands", "Show and correct budgets."),
+    "limits": Entry("cli.limits_commands", "Show rate limits, and fill one up again."),
     "usage": Entry("cli.records.usage_commands", "Report or export what was used."),
     "audit": Entry("cli.records.audit_commands", "Export, verify, prune the audit trail."),
     "records": LazyGroup(

@@ -95,6 +95,24 @@ class OperatorAuditLog:
             ]
         )
 
+    def note_rate_limit_reset(
+        self, organization_id: str, name: str, subject: str, *, reason: str, remaining: int
+    ) -> None:
+        """Put on disk that a rate limit, of which so much was left, is filled up."""
+        scope = name.partition("-")[0]
+        owner = {"api_key_id": subject} if scope == "key" else {}
+        owner |= {"model": subject} if scope == "model" else {}
+        event = self._event(
+            "LIMIT_RESET",
+            "rate_limit",
+            f"{name}:{subject}" if subject else name,
+            organization_id=organization_id,
+            reason=reason,
+            context={"limit_name": name, "limit_scope": scope, **owner},
+            before={"remaining": remaining},
+        )
+        self._write([event])
+
     def note_thresholds(self, organization_id: str, reached: Sequence[ThresholdEvent]) -> None:
         """Put on disk which thresholds of budgets are reached."""
         self._write(

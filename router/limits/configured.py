@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Final, Literal, cast
@@ -74,6 +75,20 @@ def rate_specs(
     ]
     if model_id is not None and model_id in organization.model_rate_limits:
         owners.append(("model", model_id, organization.model_rate_limits[model_id]))
+    return _specs(owners, tokens)
+
+
+def all_rate_specs(
+    organization: Organization, keys: Iterable[KeyRecord], *, default: RateLimit, tokens: int = 0
+) -> RateSpecs:
+    """The limits of the organization, of these keys, and of all models that have their own."""
+    owners: list[tuple[Owner, str, RateLimit]] = [("org", "", organization.rate_limit or default)]
+    owners += [("key", key.id, key.rate_limit or default) for key in keys]
+    models = organization.model_rate_limits.items()
+    return _specs([*owners, *[("model", model_id, limit) for model_id, limit in models]], tokens)
+
+
+def _specs(owners: Iterable[tuple[Owner, str, RateLimit]], tokens: int) -> RateSpecs:
     buckets: list[BucketSpec] = []
     slots: list[SlotSpec] = []
     for owner, subject, limit in owners:

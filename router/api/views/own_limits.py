@@ -16,7 +16,7 @@ from router.api.steps.limiting import org_and_key
 from router.breaker import Unavailable
 from router.errors import BudgetUnavailable, InvalidRequest
 from router.limits.budgets.windows import WindowState
-from router.limits.configured import RateSpecs, rate_specs, window_specs
+from router.limits.configured import RateSpecs, all_rate_specs, window_specs
 from router.limits.rates.decision import BucketSpec, LimitStatus, SlotSpec
 
 blueprint: Final = Blueprint("limits", __name__)
@@ -52,16 +52,7 @@ def limits() -> Response:
 def _all_specs(scope: Scope) -> RateSpecs:
     """The rate limits of organization and key, and of every model that has its own."""
     organization, key = org_and_key(scope)
-    default = scope.services.limits.default_rate
-    found = [rate_specs(organization, key, None, default=default)]
-    found += [
-        rate_specs(organization, key, model_id, default=default)
-        for model_id in organization.model_rate_limits
-    ]
-    return RateSpecs(
-        tuple(dict.fromkeys(bucket for specs in found for bucket in specs.buckets)),
-        tuple(dict.fromkeys(slot for specs in found for slot in specs.slots)),
-    )
+    return all_rate_specs(organization, [key], default=scope.services.limits.default_rate)
 
 
 def _limited(specs: RateSpecs) -> list[BucketSpec | SlotSpec]:

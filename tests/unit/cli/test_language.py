@@ -69,8 +69,8 @@ def test_commands_are_nouns_with_verbs() -> None:
     """Only what runs until it is ended stands alone; what developers need stands apart."""
     assert [name for name in COMMANDS if " " not in name] == RUNNING
     assert {name.split()[0] for name in COMMANDS if " " in name} == {
-        "config", "prices", "keys", "requests", "budgets", "usage", "audit", "records", "spool",
-        "dev",
+        "config", "prices", "keys", "requests", "budgets", "limits", "usage", "audit", "records",
+        "spool", "dev",
     }  # fmt: skip
 
 
