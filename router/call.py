@@ -72,6 +72,19 @@ class Call:
     """The client asked for the usage chunk of a stream itself."""
     idempotency_id: str | None = None
     metadata: dict[str, str] = field(default_factory=dict)
+    output_limit: int | None = None
+    """Tokens of each answer to ask of the backend where the client sets no bound, because a budget
+    reserves the worst case; ``None`` leaves the client's own fields as they are."""
+
+    def client_limit(self) -> int | None:
+        """The larger of the bounds that the client sets for the tokens of an answer, for a backend
+        may heed either; ``None`` where it sets none."""
+        limit: int | None = self.fields.get("max_tokens")
+        if self.operation == "chat":
+            other: int | None = self.fields.get("max_completion_tokens")
+            if limit is None or (other is not None and other > limit):
+                return other
+        return limit
 
 
 @dataclass(slots=True)

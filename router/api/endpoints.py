@@ -17,6 +17,7 @@ from router.api.steps.authentication import verify_body_signature
 from router.call import Call
 from router.call import Dialect as DialectName
 from router.errors import RouterError
+from router.pricing.selection import permitted
 
 ReadCall = Callable[[Scope, dict[str, Any], bytes], Call]
 """Makes a call out of a parsed body and the bytes it was parsed from."""
@@ -66,7 +67,9 @@ def read(scope: Scope, endpoint: Endpoint) -> None:
         fields = parse_object(body)
         if endpoint.signature_in_body:
             verify_body_signature(scope, fields, body)
-        scope.call = endpoint.read(scope, fields, body)
+        call = endpoint.read(scope, fields, body)
+        assert scope.document is not None
+        scope.call = permitted(call, scope.document.models[call.model].allow)
     except RouterError as error:
         scope.unreadable = error
 

@@ -12,6 +12,7 @@ KeyStatus = Literal["active", "revoked"]
 BudgetUnit = Literal["usd", "tokens", "requests"]
 BudgetPeriod = Literal["daily", "monthly", "total"]
 ReservationMode = Literal["worst_case", "capped", "floor"]
+OutputLimitField = Literal["max_tokens", "max_completion_tokens"]
 
 PPM: Final = 1_000_000
 
@@ -125,6 +126,24 @@ class Organization:
 
 
 @dataclass(frozen=True, slots=True)
+class InputBounds:
+    """Tokens of input at most of what has no text by which to bound it.
+
+    The defaults are above what the dearest models count: 48 169 tokens for a picture at
+    gpt-4o-mini, a context of 128 000 for a model that hears, one of 1 000 000 for documents.
+    """
+
+    image_tokens: int = 50_000
+    audio_tokens: int = 150_000
+    document_tokens: int = 1_000_000
+    """Of a file, a video, or a part of a kind that the router does not know."""
+    web_search_tokens: int = 50_000
+    """Of what one search of the web finds."""
+    overhead_tokens: int = 1_024
+    """Of what a provider adds to a prompt by itself: its template, its own words about tools."""
+
+
+@dataclass(frozen=True, slots=True)
 class Model:
     """A name that clients may ask for. ``prices`` is ``None`` when the price is unknown."""
 
@@ -132,7 +151,13 @@ class Model:
     aliases: tuple[str, ...] = ()
     prices: Prices | None = None
     max_output_tokens: int = 4096
-    """What is asked of a backend that insists on a bound when the client gave none."""
+    """What is asked of a backend when the client sets no bound: where the API insists on one, and
+    where a budget reserves the worst case."""
+    max_input_tokens: int | None = None
+    """The context of the model: no prompt is charged for more."""
+    input_bounds: InputBounds = InputBounds()
+    allow: tuple[str, ...] = ()
+    """What clients may ask for besides the standard price; see ``pricing.selection``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +185,8 @@ class Backend:
     timeouts: Timeouts = Timeouts()
     prices: dict[str, Prices] = field(default_factory=dict)
     """Canonical model id → what it costs here, where that differs from the model's prices."""
+    output_limit_field: OutputLimitField | None = None
+    """The field by which it bounds a chat's answer; ``None`` goes by its host."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,6 +246,16 @@ class Document:
         backend = None if backend_id is None else self.backends.get(backend_id)
         own = None if backend is None else backend.prices.get(model_id)
         return own or self.models[model_id].prices
+
+    def prices_for(self, organization_id: str, model_id: str) -> list[Prices | None]:
+        """What the model costs at the backends that may serve the organization: each price once."""
+        policy = self.policy_for(organization_id, model_id)
+        found: list[Prices | None] = []
+        for share in () if policy is None else policy.shares:
+            prices = self.prices_of(model_id, share.backend_id)
+            if not any(prices is other for other in found):
+                found.append(prices)
+        return found or [self.models[model_id].prices]
 
     def policy_for(self, organization_id: str, model_id: str) -> Policy | None:
         """The most specific policy: organization and model, organization, model, then ``*``."""

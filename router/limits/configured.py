@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Final, Literal, cast
 
-from router.config import document
 from router.config.document import Budget, KeyRecord, Organization, RateLimit
 from router.config.settings import Settings
 from router.limits.budgets.reservation_rule import Mode, ReservationRule
@@ -110,21 +109,26 @@ def reserved_amounts(
     organization: Organization,
     key: KeyRecord | None,
     rule: ReservationRule,
-    prices: document.Prices | None,
     *,
-    tokens_input: int,
-    max_output: int,
+    most_nanos: int | None,
+    most_tokens: int,
 ) -> Amounts:
-    """What a call holds. Of budgets of one unit, the one that holds most counts for all of them.
+    """What a call reserves that uses at most so much; ``None`` where a price is not known. Of
+    budgets of one unit, the one that reserves most counts for all of them.
 
     Raises ``reservation_rule.PriceUnknown`` where there is a budget in USD.
     """
     budgets = organization.budgets + (() if key is None else key.budgets)
     cost_rules, token_rules = _rules(budgets, rule)
     return Amounts(
-        max([found.cost_nanos(prices, tokens_input, max_output) for found in cost_rules]),
-        max([found.tokens(tokens_input, max_output) for found in token_rules]),
+        max([found.cost_nanos(most_nanos) for found in cost_rules]),
+        max([found.tokens(most_tokens) for found in token_rules]),
     )
+
+
+def needs_bound(organization: Organization, key: KeyRecord, rule: ReservationRule) -> bool:
+    """Whether a budget counts on a call to use no more than its worst case."""
+    return _needs_bound(organization.budgets + key.budgets, rule)
 
 
 @lru_cache(maxsize=_REMEMBERED)
@@ -182,6 +186,17 @@ def _rules(
     tokens = {_rule(budget, rule) for budget in budgets if budget.unit == "tokens"}
     # Where nothing is counted in USD, nobody needs to know the price.
     return tuple(cost or {replace(rule, refuse_unknown_price=False)}), tuple(tokens or {rule})
+
+
+@lru_cache(maxsize=_REMEMBERED)
+def _needs_bound(budgets: tuple[Budget, ...], rule: ReservationRule) -> bool:
+    return any(
+        budget.unit != "requests"
+        and budget.limit is not None
+        and not budget.shadow
+        and _rule(budget, rule).mode == "worst_case"
+        for budget in budgets
+    )
 
 
 def _rule(budget: Budget, rule: ReservationRule) -> ReservationRule:

@@ -35,20 +35,28 @@ class OpenAIProvider(Provider):
         """A bearer token."""
         return [] if credential is None else [("Authorization", f"Bearer {credential}")]
 
-    def write_request(self, call: Call, upstream_model: str, max_output_tokens: int) -> bytes:
+    def write_request(
+        self,
+        call: Call,
+        upstream_model: str,
+        max_output_tokens: int,
+        *,
+        output_limit_field: str = "max_tokens",
+    ) -> bytes:
         """The client's own bytes where nothing has to change, else the same fields written anew.
 
-        ``max_output_tokens`` is not sent: the backend's own bound on output applies.
+        A bound on the output is sent only where a budget relies on it: elsewhere the backend's own
+        bound applies.
         """
-        inject_usage = call.stream and not call.include_usage and call.operation != "embeddings"
-        if call.body is not None and upstream_model == call.requested_model and not inject_usage:
+        changes = _output_limit(call, output_limit_field)
+        if upstream_model != call.requested_model or call.body is None:
+            changes["model"] = upstream_model
+        if call.stream and not call.include_usage and call.operation != "embeddings":
+            options = call.fields.get("stream_options") or {}
+            changes["stream_options"] = {**options, "include_usage": True}
+        if call.body is not None and not changes:
             return call.body
-        fields = dict(call.fields)
-        fields["model"] = upstream_model
-        if inject_usage:
-            options = fields.get("stream_options") or {}
-            fields["stream_options"] = {**options, "include_usage": True}
-        return orjson.dumps(fields)
+        return orjson.dumps({**call.fields, **changes})
 
     def read_reply(self, call: Call, body: bytes) -> ReadReply:
         """The body as it came."""
@@ -76,6 +84,22 @@ class OpenAIProvider(Provider):
         found = error.get("error", error) if isinstance(error, dict) else None
         message = found.get("message") if isinstance(found, dict) else found
         return message if isinstance(message, str) else None
+
+
+def _output_limit(call: Call, name: str) -> dict[str, Any]:
+    """The field that bounds the output, where it has to be added.
+
+    OpenAI takes either name and not both; most servers take ``max_tokens``, and some of them do not
+    know the other, so that a client's ``max_completion_tokens`` alone would bound nothing there.
+    """
+    if call.output_limit is None or call.operation == "embeddings":
+        return {}
+    given = call.client_limit()
+    if call.operation == "completions":
+        name = "max_tokens"
+    if call.fields.get(name) is not None or (given is not None and name != "max_tokens"):
+        return {}
+    return {name: call.output_limit if given is None else given}
 
 
 class CompletionStream(StreamTranslator):

@@ -116,8 +116,18 @@ class Provider(ABC):
         """How the router proves itself, and which version of the API it speaks."""
 
     @abstractmethod
-    def write_request(self, call: Call, upstream_model: str, max_output_tokens: int) -> bytes:
-        """The body for the backend; raises ``InvalidRequest`` for what the API cannot express."""
+    def write_request(
+        self,
+        call: Call,
+        upstream_model: str,
+        max_output_tokens: int,
+        *,
+        output_limit_field: str = "max_tokens",
+    ) -> bytes:
+        """The body for the backend; raises ``InvalidRequest`` for what the API cannot express.
+
+        ``output_limit_field`` bounds a chat's answer at this backend.
+        """
 
     @abstractmethod
     def read_reply(self, call: Call, body: bytes) -> ReadReply:

@@ -128,7 +128,9 @@ class Forwarder:
         max_output_tokens: int,
     ) -> BackendReply:
         upstream_model = target.backend.models.get(call.model, call.model)
-        body = target.provider.write_request(call, upstream_model, max_output_tokens)
+        body = target.provider.write_request(
+            call, upstream_model, max_output_tokens, output_limit_field=target.output_limit_field
+        )
         exchange = self._exchange(target, call, context, attempt, deadline_s, body)
         attempt.status = exchange.status
         attempt.ttfb_s = exchange.ttfb_s

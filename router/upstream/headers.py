@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import lru_cache
 from typing import Final
 
+from router.pricing.selection import BETA_HEADERS, allowed_betas
 from router.providers.provider_table import PROVIDERS
 from router.telemetry.redaction import holds_secret
 
@@ -34,6 +35,10 @@ _WITHHELD: Final = {
         "forwarded x-forwarded x-original-forwarded-for client-ip x-client-ip "
         "x-cluster-client-ip x-real-ip true-client-ip via origin referer"
     ),
+    "selects a service tier, and with it the price, at some provider": (
+        "x-amzn-bedrock-service-tier x-amzn-bedrock-performanceconfig-latency "
+        "x-vertex-ai-llm-request-type x-vertex-ai-llm-shared-request-type"
+    ),
     "taken by CGI programs for their variable HTTP_PROXY (CVE-2016-5385)": "proxy",
     "replaces the request line or the host on some servers": (
         "x-http-method x-http-method-override x-method-override x-original-url "
@@ -51,12 +56,16 @@ _NEVER: Final = frozenset(
     for header in headers
 )
 _NEVER_PREFIXES: Final = ("HTTP_X_FORWARDED_", "HTTP_X_ROUTER_", "HTTP_X_ROUTING_", "HTTP_CF_")
+_BETA: Final = {_wsgi_name(header): header for header in BETA_HEADERS}
 _UNSAFE: Final = re.compile(r"[^\t -~\x80-\xff]")
 _TOKEN: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 
 
-def forwardable(environ: Mapping[str, object], secrets: tuple[str, ...]) -> list[tuple[str, str]]:
-    """The client's end-to-end headers that a backend may see.
+def forwardable(
+    environ: Mapping[str, object], secrets: tuple[str, ...], allow: Collection[str] = ()
+) -> list[tuple[str, str]]:
+    """The client's end-to-end headers that a backend may see; of features in beta those that the
+    model allows.
 
     ``environ`` spells headers as WSGI does. A header whose value contains one of ``secrets``, or
     anything that has the shape of a secret, is not forwarded either, whatever its name.
@@ -69,6 +78,10 @@ def forwardable(environ: Mapping[str, object], secrets: tuple[str, ...]) -> list
         shown = _shown_name(name)
         if shown is None or _UNSAFE.search(value):
             continue
+        if name in _BETA:
+            value = allowed_betas(value, _BETA[name], allow)
+            if not value:
+                continue
         if any(secret in value for secret in secrets) or holds_secret(value):
             continue
         kept.append((shown, value))

@@ -8,13 +8,14 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from router.call import Operation
-from router.config.document import Backend
+from router.config.document import Backend, OutputLimitField
 from router.providers.provider import Provider
 from router.providers.provider_table import PROVIDERS
 from router.upstream.connection_pool import Endpoint
 from router.upstream.headers import write_head
 
 _PORTS: Final = {"http": 80, "https": 443}
+_OPENAI_HOSTS: Final = (".api.openai.com", ".openai.azure.com")
 CREDENTIAL_FRESH_S: Final = 10.0
 """A rotated credential is used after at most this long."""
 
@@ -33,6 +34,7 @@ class Target:
         self.provider: Provider = PROVIDERS[backend.kind]
         self.endpoint: Endpoint
         self.endpoint, self._host, self._prefix = endpoint_of(backend.base_url)
+        self.output_limit_field = backend.output_limit_field or _output_limit_field(backend)
         self._read_credential = read_credential
         self._heads: dict[Operation, bytes] = {}
         self._read_at_s = float("-inf")
@@ -77,6 +79,12 @@ class Target:
         ]
         path = self._prefix + self.provider.paths[operation]
         return write_head(f"POST {path} HTTP/1.1", headers)
+
+
+def _output_limit_field(backend: Backend) -> OutputLimitField:
+    """OpenAI's reasoning models refuse ``max_tokens``; most other servers know no other name."""
+    host = "." + (urlsplit(backend.base_url).hostname or "")
+    return "max_completion_tokens" if host.endswith(_OPENAI_HOSTS) else "max_tokens"
 
 
 def endpoint_of(base_url: str) -> tuple[Endpoint, str, str]:

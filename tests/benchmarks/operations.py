@@ -44,10 +44,26 @@ def _cost_nanos() -> Operation:
 
 
 def _estimate() -> Operation:
-    from router.pricing.cost import estimate
+    from router.config.document import Model
+    from router.pricing.estimates import estimate
+
+    call = _call()
+    return lambda: estimate(call, Model(call.model), 1_400)
+
+
+def _bound() -> Operation:
+    from router.config.document import Model, Prices
+    from router.pricing.bounds import bound_of
+
+    call, prices = _call(), Prices(2_500_000_000, 10_000_000_000)
+    return lambda: bound_of(call, Model(call.model)).cost_nanos(prices)
+
+
+def _call() -> Any:
+    from router.call import Call
 
     fields = json.loads(CALL_BODY)
-    return lambda: estimate(fields, 1_400)
+    return Call("openai", "chat", fields["model"], fields["model"], fields, CALL_BODY)
 
 
 _COUNTS: dict[str, Any] = {
@@ -190,6 +206,7 @@ OPERATIONS: dict[str, Callable[[], Operation]] = {
     "reference.json_loads": _reference_json_loads,
     "reference.sha256": _reference_sha256,
     "pricing.cost_nanos": _cost_nanos,
+    "pricing.bound": _bound,
     "pricing.estimate": _estimate,
     "providers.read_usage": _read_usage,
     "providers.read_odd_usage": _read_odd_usage,

@@ -187,6 +187,7 @@ def _parameters(fields: dict[str, Any]) -> dict[str, Any]:
             )
     optional_count(parameters, "max_tokens")
     optional_count(parameters, "max_completion_tokens")
+    optional_count(parameters, "best_of")
     return parameters
 
 

@@ -134,6 +134,7 @@ def _check_generation(fields: dict[str, Any]) -> tuple[bool, bool]:
     """Whether to stream, and whether the client wants the usage chunk."""
     optional_count(fields, "max_tokens")
     optional_count(fields, "n")
+    optional_count(fields, "best_of")
     optional_number(fields, "temperature")
     optional_number(fields, "top_p")
     stream = optional_flag(fields, "stream")

@@ -10,8 +10,11 @@ from dataclasses import dataclass, replace
 
 from router.api.scope import Charge, Scope
 from router.call import NO_USAGE, Call, Outcome, Usage
+from router.config.document import Model
 from router.limits.budgets.windows import MAX_AMOUNT, Amounts
-from router.pricing.cost import cost_nanos, estimate, unpriced
+from router.pricing.cost import cost_nanos, unpriced
+from router.pricing.estimates import estimate
+from router.pricing.selection import selected_tier
 from router.store.rows import SERVED
 
 
@@ -83,16 +86,19 @@ def _charge(scope: Scope) -> Charge:
         return Charge(NO_USAGE, 0)
     if call is None or not scope.attempts:
         return Charge(NO_USAGE, None)
-    usage = _known_usage(scope, call)
+    assert scope.document is not None
+    model = scope.document.models[call.model]
+    usage = _known_usage(scope, call, model)
     if usage is not None:
+        _note_selected_tier(call, model, usage)
         return Charge(usage, _cost(scope, call, usage))
     last = scope.attempts[-1]
     if last.declined or not last.dispatched or _began_with_error(scope):
         return Charge(NO_USAGE, None)
-    return _abandoned(scope, call)
+    return _abandoned(scope, call, model)
 
 
-def _known_usage(scope: Scope, call: Call) -> Usage | None:
+def _known_usage(scope: Scope, call: Call, model: Model) -> Usage | None:
     """What the backend reported, or an estimate of what it delivered; ``None`` where it has done
     neither."""
     reply = scope.backend_reply
@@ -100,11 +106,11 @@ def _known_usage(scope: Scope, call: Call) -> Usage | None:
         return None
     stream = reply.stream
     if stream is None:
-        return reply.usage or estimate(call.fields, reply.output_chars, reply.usage_at_start)
+        return reply.usage or estimate(call, model, reply.output_chars, reply.usage_at_start)
     if stream.usage is not None:
         return stream.usage
     if stream.output_chars or stream.usage_at_start is not None or stream.is_complete:
-        return estimate(call.fields, stream.output_chars, stream.usage_at_start)
+        return estimate(call, model, stream.output_chars, stream.usage_at_start)
     return None
 
 
@@ -114,16 +120,26 @@ def _began_with_error(scope: Scope) -> bool:
     return stream is not None and stream.fault == "error event in stream"
 
 
-def _abandoned(scope: Scope, call: Call) -> Charge:
+def _abandoned(scope: Scope, call: Call, model: Model) -> Charge:
     """The charge of work that was dispatched and of which nothing has come back."""
     policy, reserved = scope.services.settings.abandoned, scope.limits.amounts
     if policy == "free":
         return Charge(NO_USAGE, None)
-    usage = estimate(call.fields, 0)
+    usage = estimate(call, model, 0)
+    _note_selected_tier(call, model, usage)
     if policy == "estimate" or reserved is None:
         return Charge(usage, _cost(scope, call, usage))
     output = max(0, reserved.tokens - usage.tokens_input)
     return Charge(replace(usage, tokens_output=output), reserved.cost_nanos)
+
+
+def _note_selected_tier(call: Call, model: Model, usage: Usage) -> None:
+    """What the client selected counts, unless the backend says at which service tier it served."""
+    selected = selected_tier(call.fields) if model.allow else None
+    if selected is not None and (
+        usage.service_tier is None or selected != call.fields.get("service_tier")
+    ):
+        usage.service_tier = selected
 
 
 def _cost(scope: Scope, call: Call, usage: Usage) -> int | None:

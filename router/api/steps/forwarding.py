@@ -24,17 +24,18 @@ def forward(scope: Scope) -> None:
     # Before anything is spent: a call that could not be recorded is not made.
     scope.services.recorder.check()
     chosen = candidates(document, caller.organization_id, call)
+    model = document.models[call.model]
     scope.backend_reply = scope.services.forwarder.send(
         call,
         chosen,
-        ForwardContext(_headers(scope), _client_probe(scope)),
+        ForwardContext(_headers(scope, model.allow), _client_probe(scope)),
         scope.attempts,
-        document.models[call.model].max_output_tokens,
+        model.max_output_tokens,
     )
 
 
-def _headers(scope: Scope) -> list[tuple[str, str]]:
-    headers = forwardable(scope.request.environ, scope.secrets)
+def _headers(scope: Scope, allow: tuple[str, ...]) -> list[tuple[str, str]]:
+    headers = forwardable(scope.request.environ, scope.secrets, allow)
     if scope.trace.parent_span_id is None:
         # Without the trace that it belongs to, the client's state would join ours to another.
         headers = [header for header in headers if header[0] != "Tracestate"]

@@ -15,10 +15,16 @@ from router.api.steps.call_usage import Ending, charged_amounts
 from router.api.steps.denials import budget_denial, rate_denial
 from router.breaker import Unavailable
 from router.call import Call
-from router.config.document import KeyRecord, Organization
+from router.config.document import KeyRecord, Model, Organization
 from router.limits.budgets.reservation_rule import PriceUnknown
 from router.limits.budgets.windows import NOTHING, Amounts, Denied
-from router.limits.configured import RateSpecs, rate_specs, reserved_amounts, window_specs
+from router.limits.configured import (
+    RateSpecs,
+    needs_bound,
+    rate_specs,
+    reserved_amounts,
+    window_specs,
+)
 from router.limits.idempotency.entries import (
     Entry,
     InFlight,
@@ -36,8 +42,9 @@ from router.limits.rates.decision import (
     bucket_status,
     corrections,
 )
-from router.pricing.bounds import bounded_output, max_output
-from router.pricing.cost import estimate
+from router.pricing.bounds import bound_of, bounded_output
+from router.pricing.estimates import estimated_input
+from router.pricing.selection import unbounded_field
 from router.telemetry.metrics import DecisionKind
 
 
@@ -159,7 +166,9 @@ def _rate_specs(scope: Scope) -> RateSpecs:
     organization, key = org_and_key(scope)
     call, limits = scope.call, scope.limits
     if call is not None:
-        limits.tokens = _estimated_tokens(call, organization, key)
+        assert scope.document is not None
+        model = scope.document.models[call.model]
+        limits.tokens = _estimated_tokens(call, model, organization, key)
     specs = rate_specs(
         organization,
         key,
@@ -247,20 +256,28 @@ def _request(scope: Scope, call: Call) -> tuple[Request, Entry | None]:
 
 
 def _amounts(scope: Scope, call: Call) -> Amounts:
+    """The most that the call can use; where a budget relies on it, the backend is held to it."""
     organization, key = org_and_key(scope)
-    assert scope.document is not None
-    model = scope.document.models[call.model]
+    limits, document = scope.services.limits, scope.document
+    assert document is not None
+    model, rule = document.models[call.model], limits.reservation_rule
+    is_remote = limits.admission.uses_budget_service and rule.mode == "worst_case"
+    if is_remote or needs_bound(organization, key, rule):
+        field = unbounded_field(call.fields)
+        if field is not None:
+            raise errors.InvalidRequest("what this may use has no bound", field=field)
+        call.output_limit = model.max_output_tokens
+    bound = bound_of(call, model)
+    prices = document.prices_for(organization.id, model.id)
+    costs = [None if found is None else bound.cost_nanos(found) for found in prices]
     try:
-        return reserved_amounts(
-            organization,
-            key,
-            scope.services.limits.reservation_rule,
-            model.prices,
-            tokens_input=estimate(call.fields, 0).tokens_input,
-            max_output=max_output(call, model.max_output_tokens),
-        )
+        amounts = [
+            reserved_amounts(organization, key, rule, most_nanos=cost, most_tokens=bound.tokens)
+            for cost in costs
+        ]
     except PriceUnknown:
         raise errors.PriceUnknown(call.requested_model) from None
+    return max(amounts, key=lambda found: found.cost_nanos)
 
 
 def _entry(scope: Scope, call: Call) -> Entry | None:
@@ -273,7 +290,7 @@ def _entry(scope: Scope, call: Call) -> Entry | None:
     return Entry(_organization_id(scope), call.idempotency_id, mark, scope.record_id)
 
 
-def _estimated_tokens(call: Call, organization: Organization, key: KeyRecord) -> int:
+def _estimated_tokens(call: Call, model: Model, organization: Organization, key: KeyRecord) -> int:
     """Estimated input, and output as far as the client bounds it; the rest is charged later."""
     limits = (
         organization.rate_limit,
@@ -282,7 +299,7 @@ def _estimated_tokens(call: Call, organization: Organization, key: KeyRecord) ->
     )
     if not any(limit is not None and limit.tokens_per_minute is not None for limit in limits):
         return 0
-    return min(estimate(call.fields, 0).tokens_input + (bounded_output(call) or 0), MAX_TOKENS)
+    return min(estimated_input(call, model) + (bounded_output(call) or 0), MAX_TOKENS)
 
 
 def _organization_id(scope: Scope) -> str:

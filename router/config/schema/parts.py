@@ -18,7 +18,6 @@ from router.config.document import (
     Backend,
     KeyRecord,
     LoadedDocument,
-    Model,
     Organization,
     Policy,
     Share,
@@ -40,12 +39,12 @@ from router.config.schema.fields import (
 )
 from router.config.schema.limits_schema import BudgetSchema, RateLimitSchema
 from router.config.schema.mapping import Part
+from router.config.schema.models_schema import ModelSchema
 from router.config.schema.prices_schema import PricesSchema
 from router.providers.provider_table import PROVIDERS
 
 DEFAULT_WEIGHT: Final = 100
 MAX_WEIGHT: Final = 1_000_000
-MAX_OUTPUT_TOKENS: Final = 10_000_000
 MAX_BUDGETS: Final = 16
 """Each one is a counter in the same Redis script."""
 
@@ -174,27 +173,6 @@ class KeySchema(Part):
         return data
 
 
-class ModelSchema(Part):
-    """→ :class:`~router.config.document.Model`."""
-
-    makes = Model
-
-    id = _id("The name in records, policies and prices.")
-    aliases = ListOf(Identifier(), load_default=list, about="Further names that clients may use.")
-    prices = Nested(
-        PricesSchema,
-        load_default=None,
-        allow_none=True,
-        about="null means that the price is not known.",
-    )
-    max_output_tokens = Integer(
-        1,
-        MAX_OUTPUT_TOKENS,
-        load_default=4096,
-        about="Asked of a backend that insists on a bound when the client gave none.",
-    )
-
-
 class TimeoutsSchema(Part):
     """→ :class:`~router.config.document.Timeouts`."""
 
@@ -230,12 +208,20 @@ class BackendSchema(Part):
         Nested(PricesSchema),
         about="Model id → what it costs here, where that differs from the model's prices.",
     )
+    output_limit_field = Choice(
+        ("max_tokens", "max_completion_tokens"),
+        load_default=None,
+        allow_none=True,
+        about="The field that bounds a chat's answer; null is max_completion_tokens at OpenAI and"
+        " Azure, max_tokens elsewhere.",
+    )
 
     @post_dump
     def leave_out(self, data: dict[str, Any], **_: Any) -> dict[str, Any]:
-        """Prices that are the models' own are not dumped: an older router does not know them."""
-        if not data["prices"]:
-            del data["prices"]
+        """What says nothing is not dumped: an older router does not know it."""
+        for name in ("prices", "output_limit_field"):
+            if not data[name]:
+                del data[name]
         return data
 
 

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Literal
 
-from router.config.document import Prices
 from router.limits.budgets.windows import MAX_AMOUNT
 
 Mode = Literal["worst_case", "capped", "floor"]
-
-_MILLION: Final = 1_000_000
 
 
 class PriceUnknown(Exception):
@@ -19,7 +16,7 @@ class PriceUnknown(Exception):
 
 @dataclass(frozen=True, slots=True)
 class ReservationRule:
-    """``worst_case`` reserves what the call may use at most, as far as that is known before.
+    """``worst_case`` reserves the most that the call can use.
     ``capped`` reserves no more than the cap, ``floor`` always the floor: more calls run at once,
     and a budget can be overspent by what all of them together use above what was reserved.
 
@@ -34,20 +31,18 @@ class ReservationRule:
     refuse_unknown_price: bool = False
     """Else the floor is reserved, and charged, for a call of a model without a price."""
 
-    def tokens(self, tokens_input: int, max_output: int) -> int:
-        """What to reserve for an estimated prompt and at most ``max_output`` tokens of answer."""
-        return self._sized(tokens_input + max_output, self.cap_tokens, self.floor_tokens)
+    def tokens(self, most: int) -> int:
+        """What to reserve for a call that uses at most so many tokens."""
+        return self._sized(most, self.cap_tokens, self.floor_tokens)
 
-    def cost_nanos(self, prices: Prices | None, tokens_input: int, max_output: int) -> int:
-        """The same in nano-USD; raises :class:`PriceUnknown`."""
-        if prices is None:
+    def cost_nanos(self, most: int | None) -> int:
+        """The same in nano-USD, ``None`` for a model without a price; raises
+        :class:`PriceUnknown`."""
+        if most is None:
             if self.refuse_unknown_price:
                 raise PriceUnknown
             return self.floor_nanos
-        if prices.input_nanos == 0 and prices.output_nanos == 0:
-            return 0
-        most = tokens_input * prices.input_nanos + max_output * prices.output_nanos
-        return self._sized(-(-most // _MILLION), self.cap_nanos, self.floor_nanos)
+        return self._sized(most, self.cap_nanos, self.floor_nanos) if most else 0
 
     def _sized(self, most: int, cap: int, floor: int) -> int:
         if self.mode == "floor":

@@ -55,7 +55,14 @@ class AnthropicProvider(Provider):
         version = ("anthropic-version", API_VERSION)
         return [("x-api-key", credential), version] if credential else [version]
 
-    def write_request(self, call: Call, upstream_model: str, max_output_tokens: int) -> bytes:
+    def write_request(
+        self,
+        call: Call,
+        upstream_model: str,
+        max_output_tokens: int,
+        *,
+        output_limit_field: str = "max_tokens",
+    ) -> bytes:
         """The API demands a bound on the output: the model's, where the client gave none."""
         return write_request(
             call.operation, call.fields, model=upstream_model, default_max_tokens=max_output_tokens

@@ -69,6 +69,7 @@ PARTS = {
     "budgets": "Budget",
     "reservation": "Reservation",
     "models": "Model",
+    "input_bounds": "InputBounds",
     "prices": "Prices",
     "tiers": "PriceTier",
     "service_tiers": "ServiceTier",

@@ -19,6 +19,7 @@ from router.config.document import (
     Backend,
     Budget,
     BudgetReservation,
+    InputBounds,
     KeyRecord,
     LoadedDocument,
     Model,
@@ -124,6 +125,9 @@ def models(draw: st.DrawFn) -> tuple[Model, ...]:
             tuple(aliases[index : index + 1]),
             draw(prices),
             draw(st.integers(1, 10_000_000)),
+            draw(st.none() | st.integers(1, 10**8)),
+            draw(st.builds(InputBounds, *[st.integers(0, 10**8)] * 5) | st.just(InputBounds())),
+            tuple(draw(subset(["service_tier:priority", "tool:web_search", "plugins"]))),
         )
         for index, name in enumerate(ids)
     )
@@ -165,6 +169,7 @@ def backend(draw: st.DrawFn, name: str, models: list[str]) -> Backend:
         upstream_models,
         draw(st.builds(Timeouts, SECONDS, SECONDS, SECONDS, SECONDS)),
         {model: draw(PRICES) for model in draw(subset(models))},
+        draw(st.sampled_from([None, "max_tokens", "max_completion_tokens"])),
     )
 
 

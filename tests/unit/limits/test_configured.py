@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
-from router.config import document
 from router.config.document import Budget, BudgetReservation, KeyRecord, Organization, RateLimit
 from router.config.settings import Settings, load_settings
 from router.limits.budgets.reservation_rule import PriceUnknown, ReservationRule
 from router.limits.budgets.windows import Amounts, WindowSpec
 from router.limits.configured import (
     default_rate_limit,
+    needs_bound,
     rate_specs,
     reservation_rule,
     reserved_amounts,
@@ -24,7 +24,6 @@ from router.limits.rates.decision import BucketSpec, SlotSpec
 DEFAULT = RateLimit(100.0, 200)
 ACME = Organization("acme")
 KEY = KeyRecord("k1", "acme", "00" * 32)
-PRICES = document.Prices(2_500_000_000, 10_000_000_000)
 RULE = ReservationRule("capped", cap_nanos=5_000, cap_tokens=50)
 
 
@@ -147,14 +146,17 @@ def test_budgets_become_windows() -> None:
 # --- reservations ---------------------------------------------------------------------------
 
 
-def held(*budgets: Budget, key: tuple[Budget, ...] = (), prices: Any = PRICES) -> Amounts:
+WORST = 10_250_000
+"""The most that a call can cost which uses at most 1 100 tokens."""
+
+
+def held(*budgets: Budget, key: tuple[Budget, ...] = (), most_nanos: int | None = WORST) -> Amounts:
     return reserved_amounts(
         replace(ACME, budgets=budgets),
         replace(KEY, budgets=key),
         RULE,
-        prices,
-        tokens_input=100,
-        max_output=1000,
+        most_nanos=most_nanos,
+        most_tokens=1_100,
     )
 
 
@@ -162,6 +164,9 @@ def budget(unit: Any, mode: Any = None, cap: int | None = None) -> Budget:
     return Budget(
         "b", unit, "daily", reservation=None if mode is None else BudgetReservation(mode, cap)
     )
+
+
+SPEND = Budget("spend", "usd", "daily", 5)
 
 
 def test_the_rule_comes_from_the_environment() -> None:
@@ -176,9 +181,6 @@ def test_the_rule_comes_from_the_environment() -> None:
         "ROUTER_UNKNOWN_PRICE": "refuse",
     }
     assert reservation_rule(load_settings(environ)) == ReservationRule("floor", 2, 3, 4, 5, True)
-
-
-WORST = 100 * 2_500 + 1000 * 10_000
 
 
 @pytest.mark.parametrize(
@@ -206,22 +208,38 @@ def test_the_most_careful_budget_decides(
 
 def test_an_unknown_price_is_never_silently_free() -> None:
     """B2: the floor, or a refusal where that was chosen."""
-    assert held(budget("usd", "worst_case"), prices=None).cost_nanos == RULE.floor_nanos
-    refusing = replace(RULE, refuse_unknown_price=True)
+    assert held(budget("usd", "worst_case"), most_nanos=None).cost_nanos == RULE.floor_nanos
+    refusing, owner = replace(RULE, refuse_unknown_price=True), replace(ACME, budgets=(SPEND,))
     with pytest.raises(PriceUnknown):
-        reserved_amounts(
-            replace(ACME, budgets=(budget("usd"),)),
-            None,
-            refusing,
-            None,
-            tokens_input=1,
-            max_output=1,
-        )
+        reserved_amounts(owner, None, refusing, most_nanos=None, most_tokens=2)
 
 
 def test_without_a_budget_in_usd_no_price_is_needed() -> None:
     """A quota in tokens works for every model."""
     refusing = replace(RULE, refuse_unknown_price=True)
     organization = replace(ACME, budgets=(budget("tokens"),))
-    amounts = reserved_amounts(organization, None, refusing, None, tokens_input=9, max_output=1)
+    amounts = reserved_amounts(organization, None, refusing, most_nanos=None, most_tokens=10)
     assert amounts.tokens == 10
+
+
+@pytest.mark.parametrize(
+    ("budgets", "mode", "needed"),
+    [
+        ((), "worst_case", False),
+        ((SPEND,), "worst_case", True),
+        ((SPEND,), "capped", False),
+        ((replace(SPEND, reservation=BudgetReservation("worst_case")),), "floor", True),
+        ((replace(SPEND, reservation=BudgetReservation("floor")),), "worst_case", False),
+        ((replace(SPEND, shadow=True),), "worst_case", False),
+        ((replace(SPEND, limit=None),), "worst_case", False),
+        ((replace(SPEND, unit="requests"),), "worst_case", False),
+        ((replace(SPEND, unit="tokens"),), "worst_case", True),
+    ],
+)
+def test_where_a_backend_has_to_be_held_to_the_bound(
+    budgets: tuple[Budget, ...], mode: Any, needed: bool
+) -> None:
+    """P6: wherever a limit that is enforced relies on it, and nowhere else."""
+    rule = replace(RULE, mode=mode)
+    assert needs_bound(replace(ACME, budgets=budgets), KEY, rule) is needed
+    assert needs_bound(ACME, replace(KEY, budgets=budgets), rule) is needed

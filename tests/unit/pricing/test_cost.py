@@ -1,11 +1,10 @@
-"""What a call costs, to the nano-USD, and what is assumed where no usage was reported."""
+"""What a call costs, to the nano-USD."""
 
 from __future__ import annotations
 
 import itertools
 import math
 from fractions import Fraction
-from typing import Any
 
 import pytest
 from hypothesis import given
@@ -15,7 +14,7 @@ from router.call import NO_USAGE, Usage
 from router.config.document import Prices
 from router.config.schema.fields import MAX_USD_PER_MILLION_TOKENS
 from router.config.schema.notation import NANOS_PER_USD, format_price
-from router.pricing.cost import cost_nanos, estimate, text_chars
+from router.pricing.cost import cost_nanos
 
 USD = NANOS_PER_USD
 GPT_4O = Prices(input_nanos=2_500_000_000, output_nanos=10_000_000_000)
@@ -114,140 +113,3 @@ def test_a_million_of_the_smallest_unit_add_up_exactly() -> None:
     total = sum(cost or 0 for cost in costs)
     assert total == 1_000_000
     assert format_price(total) == "0.001"
-
-
-# --- estimates ------------------------------------------------------------------------------
-
-
-def chat(*messages: dict[str, Any], **more: Any) -> dict[str, Any]:
-    return {"model": "not counted", "messages": list(messages), **more}
-
-
-TOOL = {
-    "type": "function",
-    "function": {
-        "name": "weather",
-        "description": "Tells it",
-        "parameters": {
-            "type": "object",
-            "properties": {
-                "city": {"type": "string", "description": "Where"},
-                "unit": {"enum": ["C", "F"]},
-                "days": {"type": "array", "items": {"description": "Which"}},
-                "place": {"properties": {"zip": {"description": "Code"}}},
-            },
-            "required": ["not counted"],
-        },
-    },
-}
-TOOL_TEXTS = [
-    *("weather", "Tells it", "city", "Where", "unit", "C", "F", "days", "Which"),
-    *("place", "zip", "Code"),
-]
-
-
-@pytest.mark.parametrize(
-    ("fields", "expected"),
-    [
-        pytest.param(chat({"role": "user", "content": "12345"}), 5, id="a message"),
-        pytest.param(
-            chat({"role": "system", "content": "1234"}, {"role": "user", "content": "12"}),
-            6,
-            id="two messages",
-        ),
-        pytest.param(
-            chat({"role": "user", "content": [{"type": "text", "text": "123"}] * 2}),
-            6,
-            id="parts of a content",
-        ),
-        pytest.param(
-            chat({"content": [{"type": "wrapped", "content": [{"text": "1"}, {"text": "23"}]}]}),
-            3,
-            id="parts in parts",
-        ),
-        pytest.param(
-            chat({"content": [{"type": "image_url", "image_url": {"url": "x" * 1000}}]}),
-            0,
-            id="a picture is no text",
-        ),
-        pytest.param(chat({"role": "user", "name": "Ann", "content": "1"}), 4, id="a name"),
-        pytest.param(
-            chat(
-                {
-                    "role": "assistant",
-                    "content": None,
-                    "tool_calls": [
-                        {
-                            "id": "not counted",
-                            "type": "function",
-                            "function": {"name": "get", "arguments": '{"a":1}'},
-                        }
-                    ],
-                },
-                {"role": "tool", "tool_call_id": "not counted", "content": "42"},
-            ),
-            3 + 7 + 2,
-            id="a tool's call and its answer",
-        ),
-        pytest.param(
-            chat({"content": "1"}, tools=[TOOL]),
-            1 + sum(map(len, TOOL_TEXTS)),
-            id="the description of a tool",
-        ),
-        pytest.param({"prompt": "1234567"}, 7, id="a prompt"),
-        pytest.param({"prompt": ["12", "345"]}, 5, id="several prompts"),
-        pytest.param({"prompt": [101, 102, 0]}, 3 * 4, id="token ids"),
-        pytest.param({"prompt": [[101, 102], [103]]}, 3 * 4, id="several lists of token ids"),
-        pytest.param({"input": ["12", "3"]}, 3, id="texts to embed"),
-        pytest.param({"input": [[1, 2], [3, 4]]}, 4 * 4, id="tokens to embed"),
-        pytest.param({"prompt": "häé→😀"}, 5, id="characters, not bytes"),
-        pytest.param({"prompt": [True, None, 1.5]}, 0, id="neither text nor tokens"),
-        pytest.param({"temperature": 1, "user": "somebody", "stop": ["x"]}, 0, id="parameters"),
-        pytest.param({}, 0, id="nothing"),
-        pytest.param({"messages": None, "prompt": 0}, 4, id="a lone number"),
-    ],
-)
-def test_text_of_a_prompt(fields: dict[str, Any], expected: int) -> None:
-    """Text counts wherever it stands; names of fields, ids, pictures and settings do not."""
-    assert text_chars(fields) == expected
-
-
-def test_deep_content_does_not_exhaust_the_stack() -> None:
-    """The depth of a body is bounded elsewhere; here it costs no recursion at all."""
-    content: Any = "1234"
-    for _ in range(5_000):
-        content = [{"content": content}]
-    assert text_chars({"messages": content}) == 4
-
-
-@pytest.mark.parametrize(
-    ("chars", "tokens"), [(0, 0), (1, 1), (3, 1), (4, 1), (5, 2), (8, 2), (4_000_001, 1_000_001)]
-)
-def test_four_characters_are_a_token(chars: int, tokens: int) -> None:
-    """Whatever is begun counts, for the prompt and for the answer alike."""
-    expected = Usage(tokens, tokens, 0, "estimated")
-    assert estimate({"prompt": "x" * chars}, chars) == expected
-
-
-@pytest.mark.parametrize("count", [1, 3, 100])
-def test_a_prompt_of_token_ids_is_counted_exactly(count: int) -> None:
-    """Each id is a token, however the estimate gets there."""
-    assert estimate({"prompt": list(range(count))}, 0).tokens_input == count
-
-
-def test_what_the_backend_said_at_the_start_is_kept() -> None:
-    """Of a stream that broke off only the output is estimated; the input was reported."""
-    at_start = Usage(1_000, 1, 250)
-    assert estimate(chat({"content": "short"}), 41, at_start) == Usage(1_000, 11, 250, "estimated")
-
-
-def test_a_reported_input_of_zero_is_believed() -> None:
-    """Zero said is not the same as nothing said."""
-    assert estimate({"prompt": "12345678"}, 0, Usage(0, 0)).tokens_input == 0
-
-
-def test_an_estimate_says_that_it_is_one() -> None:
-    """Usage records are exact or say that they are not."""
-    assert estimate({}, 0).source == "estimated"
-    assert estimate({}, 0, Usage(1, 1)).source == "estimated"
-    assert Usage(1, 1).source == "reported"

@@ -105,3 +105,39 @@ def test_the_output_bound_stays_the_client_s() -> None:
     """Unlike the Messages API, this dialect needs none."""
     call = new_call()
     assert OPENAI.write_request(call, "gpt-4o", 123) is call.body
+
+
+BOTH = ("max_tokens", "max_completion_tokens")
+
+
+@pytest.mark.parametrize(
+    ("operation", "field", "given", "sent_limits"),
+    [
+        ("chat", "max_tokens", {}, {"max_tokens": 123}),
+        ("chat", "max_completion_tokens", {}, {"max_completion_tokens": 123}),
+        ("chat", "max_tokens", {"max_tokens": None}, {"max_tokens": 123}),
+        ("chat", "max_tokens", {"max_tokens": 7}, None),
+        ("chat", "max_tokens", {"max_tokens": 7, "max_completion_tokens": 9}, None),
+        # A server that does not know the one name would not see that bound.
+        ("chat", "max_tokens", {"max_completion_tokens": 7}, dict.fromkeys(BOTH, 7)),
+        # OpenAI knows both, and takes one.
+        ("chat", "max_completion_tokens", {"max_tokens": 7}, None),
+        ("chat", "max_completion_tokens", {"max_completion_tokens": 7}, None),
+        ("completions", "max_completion_tokens", {}, {"max_tokens": 123}),
+        ("completions", "max_tokens", {"max_tokens": 7}, None),
+        ("embeddings", "max_tokens", {}, None),
+    ],
+)
+def test_a_bound_is_sent_where_a_budget_relies_on_it(
+    operation: Operation, field: str, given: dict[str, Any], sent_limits: dict[str, int] | None
+) -> None:
+    """P6: under the name that the backend knows, and no byte changes where nothing has to."""
+    call = new_call(operation, **given)
+    call.output_limit = 123
+    body = OPENAI.write_request(call, "gpt-4o", 9_999, output_limit_field=field)
+    if sent_limits is None:
+        assert body is call.body
+    else:
+        written = orjson.loads(body)
+        assert {name: written[name] for name in BOTH if name in written} == sent_limits
+        assert written == {**call.fields, **sent_limits}

@@ -45,6 +45,10 @@ def environ(**headers: str) -> dict[str, object]:
         "Forwarded", "X-Forwarded", "X-Forwarded-For", "X-Forwarded-Host", "X-Forwarded-Proto",
         "X-Forwarded-Prefix", "X-Original-Forwarded-For", "Via", "X-Real-IP", "Client-IP",
         "X-Client-IP", "True-Client-IP", "CF-Connecting-IP", "CF-Ray", "Origin", "Referer",
+        # what selects another price, unless the model allows it
+        "OpenAI-Beta", "Anthropic-Beta", "X-Amzn-Bedrock-Service-Tier",
+        "X-Amzn-Bedrock-PerformanceConfig-Latency", "X-Vertex-AI-LLM-Request-Type",
+        "X-Vertex-AI-LLM-Shared-Request-Type",
         # who pays, and in which dialect
         "OpenAI-Organization", "OpenAI-Project", "Anthropic-Version",
         # what some servers take for the method, the path, the host or a proxy
@@ -60,14 +64,21 @@ def test_some_headers_never_reach_a_backend(name: str) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["Accept", "User-Agent", "Idempotency-Key", "Tracestate", "Baggage", "OpenAI-Beta",
-     "X-Stainless-Lang", "Anthropic-Beta", "X-Custom", "X.Dotted", "X!Odd~Name"],
+    ["Accept", "User-Agent", "Idempotency-Key", "Tracestate", "Baggage",
+     "X-Stainless-Lang", "X-Custom", "X.Dotted", "X!Odd~Name"],
 )  # fmt: skip
 def test_all_other_headers_pass(name: str) -> None:
     """What we do not know is the client's and the backend's business."""
     key = name.upper().replace("-", "_")
     [(shown, value)] = forwardable(environ(**{key: "a value, with \t tab"}), (SECRET,))
     assert (shown.lower(), value) == (name.lower(), "a value, with \t tab")
+
+
+def test_betas_pass_that_the_model_allows() -> None:
+    """Each by its name, the others are left out."""
+    sent = environ(ANTHROPIC_BETA="files-api-2025-04-14, context-1m-2025-08-07", OPENAI_BETA="x=v2")
+    allow = ("anthropic-beta:context-1m-2025-08-07",)
+    assert forwardable(sent, (), allow) == [("Anthropic-Beta", "context-1m-2025-08-07")]
 
 
 def test_only_headers_are_looked_at() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from router.config.document import Backend
@@ -134,3 +136,21 @@ def test_a_credential_that_cannot_stand_in_a_header_is_none(secret: str) -> None
     target = Target(Backend("b", "openai", "http://gpu/v1", "env:KEY"), vault.read)
     with pytest.raises(CredentialMissing):
         target.head("chat")
+
+
+@pytest.mark.parametrize(
+    ("base_url", "configured", "field"),
+    [
+        ("https://api.openai.com/v1", None, "max_completion_tokens"),
+        ("https://eu.api.openai.com/v1", None, "max_completion_tokens"),
+        ("https://acme.openai.azure.com/openai/v1", None, "max_completion_tokens"),
+        ("https://notapi.openai.com.example/v1", None, "max_tokens"),
+        ("http://127.0.0.1:8000/v1", None, "max_tokens"),
+        ("http://127.0.0.1:8000/v1", "max_completion_tokens", "max_completion_tokens"),
+        ("https://api.openai.com/v1", "max_tokens", "max_tokens"),
+    ],
+)
+def test_the_name_of_the_bound_on_output(base_url: str, configured: Any, field: str) -> None:
+    """OpenAI's newer models refuse the name that all others know."""
+    backend = Backend("b", "openai", base_url, output_limit_field=configured)
+    assert Target(backend, Vault().read).output_limit_field == field

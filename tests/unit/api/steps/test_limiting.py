@@ -26,10 +26,12 @@ CHAT = "/v1/chat/completions"
 
 # Prices of the stand's document, in nano-USD a token: 2.50 and 10.00 USD a million.
 INPUT_NANOS, OUTPUT_NANOS = 2_500, 10_000
+# What a provider may add to a prompt, where the document says nothing else.
+ADDED_TOKENS = 1024
 # The fake backend counts words: "hello there" is 2, its answer "You said: hello there" is 4.
 HELLO_TOKENS = 2 + 4
 HELLO_NANOS = 2 * INPUT_NANOS + 4 * OUTPUT_NANOS
-# What no backend reports is estimated at four characters a token, begun ones included.
+# What no backend reports is estimated at four bytes a token, begun ones included.
 GUESSED_PROMPT_NANOS = 3 * INPUT_NANOS
 
 
@@ -261,6 +263,8 @@ def test_402_in_the_native_dialect(world: World) -> None:
     assert (reply.status, reply.header("Retry-After")) == (402, None)
     body = reply.json
     assert body.pop("trace_id") == stand.line["trace_id"]
+    # The prompt as it is sent: 92 bytes of JSON around 400 of text, and what a provider may add.
+    assert (92 + 400 + ADDED_TOKENS) * INPUT_NANOS + 100 * OUTPUT_NANOS == 0.00479 * USD
     assert body == {
         "error": "the daily budget 'usd-daily' does not cover this call",
         "code": "BUDGET_EXCEEDED",
@@ -271,7 +275,7 @@ def test_402_in_the_native_dialect(world: World) -> None:
             "name": "usd-daily",
             "scope": "org",
             "unit": "usd",
-            "this_request_estimate": 0.00125,
+            "this_request_estimate": 0.00479,
             "period": "daily",
             "settled": 0.0,
             "reserved": 0.0,
@@ -310,13 +314,15 @@ def test_the_wait_of_402_is_by_the_clock_of_the_counters(world: World) -> None:
 
 def test_402_has_no_wait_where_only_running_calls_stand_in_the_way(world: World) -> None:
     """B19: the end of the day is no true wait, since the same call may pass in a second."""
-    stand = limited(world, budgets=(budget(limit=HELLO_NANOS + 60_000),))
+    body = chat_body(stream=True, max_tokens=5)
+    held_nanos = (len(json.dumps(body)) + ADDED_TOKENS) * INPUT_NANOS + 5 * OUTPUT_NANOS
+    stand = limited(world, budgets=(budget(limit=held_nanos + 60_000),))
     stand.backends.first.set(token_interval_ms=100)
-    running = stand.open("POST", CHAT, json=chat_body(stream=True, max_tokens=5))
+    running = stand.open("POST", CHAT, json=body)
     reply = stand.chat(max_tokens=5)
     assert (reply.status, reply.header("Retry-After")) == (402, None)
     details = reply.json["error"]["details"]
-    assert (details["settled"], details["reserved"]) == (0.0, 0.0000575)
+    assert (details["settled"], details["reserved"]) == (0.0, held_nanos / USD)
     running.read()
     assert stand.chat(max_tokens=5).status == 200
 
@@ -407,10 +413,12 @@ def test_the_budget_of_a_key(stand: RouterStand) -> None:
 
 
 def test_what_is_reserved_while_a_call_runs(world: World) -> None:
-    """Prompt estimate and most output, at the model's price; less what the cap takes off."""
+    """The most of prompt and output, at the model's price; less what the cap takes off."""
     stand = limited(world, budgets=(budget(limit=USD),))
-    opened = stand.open("POST", CHAT, json=chat_body(stream=True, max_tokens=1000, n=2))
-    expected = (GUESSED_PROMPT_NANOS + 2000 * OUTPUT_NANOS) / USD
+    body = chat_body(stream=True, max_tokens=1000, n=2)
+    opened = stand.open("POST", CHAT, json=body)
+    prompt = len(json.dumps(body)) + ADDED_TOKENS
+    expected = (prompt * INPUT_NANOS + 2000 * OUTPUT_NANOS) / USD
     assert budget_of(stand)["reserved"] == pytest.approx(expected)
     opened.read()
     assert budget_of(stand)["reserved"] == 0
@@ -769,11 +777,11 @@ def test_the_record_of_a_budget(world: World) -> None:
     stand.inference(text="x" * 40, parameters={"max_tokens": 10})
     record = stand.record
     assert (record["limit_state"], record["decision_reason"]) == ("BUDGET_EXCEEDED", None)
-    context = stand.event["context"]
-    assert (context["model"], context["tokens"]) == ("gpt-4o", 20)
+    context, most = stand.event["context"], 91 + 40 + ADDED_TOKENS
+    assert (context["model"], context["tokens"]) == ("gpt-4o", most + 10)
     assert (context["limit_type"], context["limit"], context["usage"]) == ("budget", 0, 0)
     assert (context["settled"], context["reserved"]) == (0, 0)
-    assert context["reservation"] == 10 * 2_500 + 10 * 10_000
+    assert context["reservation"] == most * 2_500 + 10 * 10_000
     assert stand.metric("budget_denials_total", scope="org", period="daily") == 1
 
 

@@ -1,0 +1,62 @@
+"""About how much a call uses, where nobody has reported it. For what it uses at most see
+``bounds``."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Final
+
+import orjson
+
+from router.call import Call, Usage
+from router.config.document import Model
+from router.pricing.bounds import bounded_output
+from router.pricing.prompts import Prompt, read_prompt
+
+BYTES_PER_TOKEN: Final = 4
+"""A token is about four bytes of UTF-8, in every script: four characters of English, as OpenAI
+says; two of Russian, Greek or Arabic; one and a third of Chinese, Japanese, Korean, Thai or Hindi.
+tests/unit/pricing/test_estimates.py has what two tokenizers count."""
+
+IMAGE_TOKENS: Final = 765
+"""Of a picture of 1024 by 1024 pixels at GPT-4o (OpenAI, "Images and vision")."""
+AUDIO_TOKENS: Final = 600
+"""Of a minute at ten tokens a second (OpenAI, "Audio")."""
+DOCUMENT_TOKENS: Final = 3_000
+"""Of a page at the upper end of 1500 to 3000 tokens (Anthropic, "PDF support")."""
+
+
+def estimate(call: Call, model: Model, output_bytes: int, at_start: Usage | None = None) -> Usage:
+    """Usage of a call whose backend reported none, from the length of its texts: never more output
+    than was asked for.
+
+    ``at_start`` is what the backend said of the input before its reply broke off.
+    """
+    tokens_output, bound = -(-output_bytes // BYTES_PER_TOKEN), bounded_output(call)
+    if bound is not None:
+        tokens_output = min(tokens_output, bound)
+    if at_start is not None:
+        return replace(at_start, tokens_output=tokens_output, source="estimated")
+    return Usage(estimated_input(call, model), tokens_output, source="estimated")
+
+
+def estimated_input(call: Call, model: Model) -> int:
+    """Tokens that the backend reads: texts, tools, schemas, pictures and whatever else there is."""
+    prompt, bounds = read_prompt(call.fields), model.input_bounds
+    parts = (
+        prompt.images * min(IMAGE_TOKENS, bounds.image_tokens)
+        + prompt.audios * min(AUDIO_TOKENS, bounds.audio_tokens)
+        + prompt.documents * min(DOCUMENT_TOKENS, bounds.document_tokens)
+    )
+    total = -(-_text_bytes(prompt) // BYTES_PER_TOKEN) + prompt.token_ids + parts
+    return total if model.max_input_tokens is None else min(total, model.max_input_tokens)
+
+
+def utf8_bytes(text: str) -> int:
+    """The length of a text in UTF-8."""
+    return len(text) if text.isascii() else len(text.encode())
+
+
+def _text_bytes(prompt: Prompt) -> int:
+    total = sum([utf8_bytes(text) for text in prompt.texts])
+    return total + len(orjson.dumps(prompt.structured)) - 2 if prompt.structured else total
