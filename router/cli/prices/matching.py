@@ -59,15 +59,29 @@ def matches(
 
 
 def find(catalogue: Catalogue, model: Model, backend: Backend) -> Match:
-    """What the catalogue has for a model at a backend."""
-    known, how = _provider(catalogue, backend)
+    """What the catalogue has for a model at a backend.
+
+    The provider is the one that has the backend's address, else the one its kind is named after.
+    What is free at a server of one's own is nobody's: it may have the name of any model.
+    """
+    known, how = catalogue.provider_at(backend.base_url), f"address of {backend.id}"
     if known is None:
-        return Match(model, backend, None, how)
+        known, how = backend.kind, f"kind of {backend.id}"
+        prices = backend.prices.get(model.id) or model.prices
+        if prices is not None and is_free(prices) and _is_own(backend.base_url):
+            return Match(model, backend, None, f"{backend.id} is one's own, and free")
     return _match(catalogue, model, backend, known, how, [backend.models.get(model.id, model.id)])
 
 
+def is_free(prices: Prices) -> bool:
+    """Tell whether calls cost nothing, whatever they use."""
+    return not (prices.input_nanos or prices.output_nanos or any(prices.classes.values()))
+
+
 def serving(document: LoadedDocument, model_id: str) -> list[Backend]:
-    """The backends that serve a model to anybody."""
+    """The backends that serve a model to anybody; all, in a document without policies."""
+    if not document.policies:
+        return list(document.backends)
     built = document.build(0)
     found = [built.policy_for(name, model_id) for name in (*built.organizations, ANY)]
     ids = {share.backend_id for policy in found if policy is not None for share in policy.shares}
@@ -119,16 +133,6 @@ def _match(
         names = list(dict.fromkeys([*names, model.id, *model.aliases]))
         return Match(model, backend, None, f"{provider} lists no {', '.join(names)}")
     return Match(model, backend, listed, how)
-
-
-def _provider(catalogue: Catalogue, backend: Backend) -> tuple[str | None, str]:
-    """The provider that a backend is, and how that is known."""
-    at = catalogue.provider_at(backend.base_url)
-    if at is not None:
-        return at, f"address of {backend.id}"
-    if _is_own(backend.base_url):
-        return None, f"{backend.id} is a server of one's own; --provider chooses a price list"
-    return backend.kind, f"kind of {backend.id}"
 
 
 def _is_own(url: str) -> bool:

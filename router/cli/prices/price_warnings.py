@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from router.call import UsageClass
 from router.cli.prices.catalogue import Catalogue, is_installed
-from router.cli.prices.matching import Match, find, same, serving
+from router.cli.prices.matching import Match, find, is_free, same, serving
 from router.config.document import Backend, LoadedDocument, Model, Prices
 from router.providers.provider_table import REPORTED_CLASSES
 
@@ -42,7 +42,7 @@ def _places(document: LoadedDocument, model: Model) -> Iterator[_Place]:
     """Where calls of the model cost something."""
     for backend in serving(document, model.id):
         prices = backend.prices.get(model.id) or model.prices
-        if prices is not None and (prices.input_nanos or prices.output_nanos or prices.classes):
+        if prices is not None and not is_free(prices):
             yield model, backend, prices
 
 

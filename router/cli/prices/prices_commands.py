@@ -79,7 +79,7 @@ def prices() -> None:
 
     A model at a backend is looked up at the provider that has the backend's address, else at the
     provider its kind is named after, by the backend's own name for the model, the model's id and
-    its aliases. Backends in a private network are nobody's.
+    its aliases. What is free at a backend in a private network stays so.
     """
 
 

@@ -22,7 +22,7 @@ pytest.importorskip(
 
 ROOT = Path(__file__).parents[4]
 USD = 10**9
-OWN = "local is a server of one's own; --provider chooses a price list"
+OWN = "local is one's own, and free"
 ON = ("--on", "2026-11-30")
 DOCUMENT = """\
 version: 1
@@ -301,3 +301,53 @@ def test_serving_never_imports_the_catalogue() -> None:
         [sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60
     )
     assert {"genai_prices", "pydantic"}.isdisjoint(found.stdout.split())
+
+
+@pytest.mark.parametrize(
+    ("base_url", "prices", "source"),
+    [
+        ("http://127.0.0.1:4000/v1", None, "openai/gpt-4o, kind of b"),
+        ("http://127.0.0.1:4000/v1", "1", "openai/gpt-4o, kind of b"),
+        ("http://127.0.0.1:4000/v1", "0", "b is one's own, and free"),
+        ("http://10.1.2.3/v1", "0", "b is one's own, and free"),
+        ("http://[::1]:8000/v1", "0", "b is one's own, and free"),
+        ("http://gpu-box:8000/v1", "0", "b is one's own, and free"),
+        ("http://vllm.models.svc/v1", "0", "b is one's own, and free"),
+        ("https://llm.example.com/v1", "0", "openai/gpt-4o, kind of b"),
+        ("https://api.openai.com/v1", "0", "openai/gpt-4o, address of b"),
+    ],
+)
+def test_what_is_free_on_a_server_of_ones_own_stays_free(
+    tmp_path: Path, base_url: str, prices: str | None, source: str
+) -> None:
+    """A gateway in a private network is its kind's provider; a model that runs there is not."""
+    model: dict[str, Any] = {"id": "gpt-4o"}
+    if prices is not None:
+        names = ("input_usd_per_million_tokens", "output_usd_per_million_tokens")
+        model["prices"] = dict.fromkeys(names, prices)
+    plain = {
+        "version": 1,
+        "models": [model],
+        "backends": [{"id": "b", "kind": "openai", "base_url": base_url}],
+        "policies": [{"organization": "*", "model": "*", "backends": [{"id": "b"}]}],
+    }
+    file = tmp_path / "router.json"
+    file.write_text(json.dumps(plain), encoding="utf-8")
+    found = rows(run("prices", "diff", file, *ON, "-o", "json"))
+    assert {row["source"] for row in found} == {source}
+
+
+def test_a_document_without_policies_yet(tmp_path: Path) -> None:
+    """Every model is looked up at every backend; without backends a price list has to be chosen."""
+    backend = {"id": "b", "kind": "openai", "base_url": "https://api.openai.com/v1"}
+    plain: dict[str, Any] = {"version": 1, "models": [{"id": "o3"}], "backends": [backend]}
+    file = tmp_path / "router.json"
+    file.write_text(json.dumps(plain), encoding="utf-8")
+    assert run("prices", "import", file, *ON).exit_code == 0
+    [model] = load_file(file, demo=False, pepper=b"").models
+    assert model.prices is not None
+    file.write_text(json.dumps({**plain, "backends": []}), encoding="utf-8")
+    assert "no backend serves it" in run("prices", "import", file, *ON).stdout
+    chosen = run("prices", "import", file, *ON, "--provider", "openai", "-o", "json")
+    assert {row["source"] for row in rows(chosen)} == {"openai/o3, chosen"}
+    assert load_file(file, demo=False, pepper=b"").models == (model,)
