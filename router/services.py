@@ -107,6 +107,11 @@ class Services:
             }
         )
 
+    def take_over(self, slot: int) -> None:
+        """Go on with what the last worker of this slot has left in memory that is shared."""
+        if self.settings.metrics_dir is not None:
+            self.limits.rate_gate.take_over(self.settings.metrics_dir / f"slot{slot}.shares")
+
     def close(self) -> None:
         """Give back connections and files."""
         self.session.close()

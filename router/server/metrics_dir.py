@@ -1,4 +1,7 @@
-"""Where the workers' metric files are: in shared memory, so that a full disk does no harm."""
+"""Where the files of the workers' slots are: in shared memory, so that a full disk does no harm.
+
+These are the metrics, and what each worker has of the rate limits while Redis is unavailable.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ SHARED_MEMORY: Final = Path("/dev/shm")
 
 
 def prepare_metrics_dir(settings: Settings) -> Path:
-    """Create the directory, private and without metrics.
+    """Create the directory, private and without files of workers.
 
     Raises ``SystemExit`` with one line when it cannot be used.
     """
@@ -25,7 +28,7 @@ def prepare_metrics_dir(settings: Settings) -> Path:
     try:
         _make_private(directory)
         # File by file: the directory may be a mount, and other programs may use it, too.
-        for file in directory.glob("*.db"):
+        for file in (*directory.glob("*.db"), *directory.glob("*.shares")):
             file.unlink(missing_ok=True)
     except OSError as error:
         raise SystemExit(f"the metrics directory {directory} cannot be used: {error}") from None

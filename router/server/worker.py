@@ -59,6 +59,13 @@ class RouterWorker(GeventWorker):  # type: ignore[misc]
         self._connections: set[gevent.Greenlet] = set()
         self._ends_now = False
 
+    def load_wsgi(self) -> None:
+        """Build the application; it goes on where the last worker of this slot has ended."""
+        super().load_wsgi()
+        services = getattr(self.wsgi, "extensions", {}).get("router")
+        if services is not None:  # None if somebody has wrapped the application
+            services.take_over(self.slot)
+
     def timeout_ctx(self) -> IdleWait:
         """Bounds the wait for the next request on a connection."""
         served = getattr(gevent.getcurrent(), "has_served", False)

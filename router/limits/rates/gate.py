@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Literal
 
 from router.breaker import NOT_SENT, Unavailable
@@ -17,6 +18,7 @@ from router.limits.rates.decision import (
 )
 from router.limits.rates.limiter import RateLimiter, RatePlan
 from router.limits.rates.local import LocalLimiter
+from router.limits.rates.slot_file import SlotFile
 from router.limits.retry_queue import RetryQueue
 
 OnUnavailable = Literal["local", "open", "closed"]
@@ -39,6 +41,14 @@ class RateGate:
         self._local = local
         self._retry_queue = retry_queue
         self._on_unavailable = on_unavailable
+
+    def take_over(self, path: Path) -> None:
+        """Go on with what the last worker of the same slot had of the limits, without Redis."""
+        self._local.take_over(SlotFile(path))
+
+    def close(self) -> None:
+        """Leave it to the next one."""
+        self._local.close()
 
     def take(
         self,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from math import ceil
+from math import ceil, inf, isnan, nan
 from typing import Final
 
 from router.limits.rates.decision import (
@@ -16,12 +16,10 @@ from router.limits.rates.decision import (
     SlotSpec,
     decide,
 )
+from router.limits.rates.slot_file import Entry, Key, SlotFile
 
 MAX_REMEMBERED: Final = 50_000
 _SWEEP: Final = 100
-
-_Key = tuple[str, str]
-
 
 @dataclass(slots=True)
 class _Share:
@@ -49,6 +47,9 @@ class LocalLimiter:
     from the shared bucket (:meth:`missing`). Two limits are too small to be shared and are rounded
     up to one for each worker: a burst below ``workers``, and slots.
 
+    A recycled worker goes on where its predecessor has ended (:meth:`take_over`): with a fresh share
+    each, recycled workers together would admit more than the limit.
+
     Not for several threads at once: one event loop, and no wait in any method.
     """
 
@@ -62,9 +63,30 @@ class LocalLimiter:
         self._workers = workers
         self._slot_lease_s = slot_lease_s
         self._monotonic_s = monotonic_s
-        self._seen: dict[_Key, tuple[int, float]] = {}
-        self._shares: dict[_Key, _Share] = {}
-        self._slots: dict[_Key, dict[str, float]] = {}
+        self._seen: dict[Key, tuple[int, float]] = {}
+        self._shares: dict[Key, _Share] = {}
+        self._slots: dict[Key, dict[str, float]] = {}
+        self._file: SlotFile | None = None
+
+    def take_over(self, file: SlotFile) -> None:
+        """Go on with what the worker slot's file has, and keep it there from now on."""
+        self._file = file
+        for key, entry in file.left.items():
+            if isnan(entry.untouched):
+                self._seen[key] = (int(entry.level), entry.at_s)
+                file.erase(key)
+            else:
+                self._shares[key] = _Share(*entry)
+
+    def close(self) -> None:
+        """Leave to the successor what Redis has said as well, which is too much for each call."""
+        if self._file is None:
+            return
+        for key, (left, at_s) in self._seen.items():
+            if key not in self._shares:
+                self._file.write(key, Entry(left, nan, at_s))
+        self._file.close()
+        self._file = None
 
     @property
     def has_shares(self) -> bool:
@@ -108,6 +130,7 @@ class LocalLimiter:
         if charge and not refused:
             for bucket, share, ok in zip(buckets, shares, passed, strict=True):
                 share.level -= bucket.cost if ok else 0
+                self._keep(organization_id, bucket, share)
             for held, ok in zip(holders, free, strict=True):
                 if ok:
                     held[lease_id] = now_s + self._slot_lease_s
@@ -132,6 +155,7 @@ class LocalLimiter:
             share = self._share(organization_id, entry.bucket, now_s)
             floor = float("-inf") if entry.may_owe else min(share.level, 0.0)
             share.level = max(floor, min(share.capacity, share.level - entry.tokens))
+            self._keep(organization_id, entry.bucket, share)
         for slot in slots:
             self._holders(organization_id, slot, now_s).pop(lease_id, None)
 
@@ -151,7 +175,7 @@ class LocalLimiter:
     def forget(self, organization_id: str, buckets: Sequence[BucketSpec]) -> None:
         """Redis knows of these now, and decides again."""
         for bucket in buckets:
-            self._shares.pop((organization_id, bucket.suffix), None)
+            self._drop((organization_id, bucket.suffix))
         self._slots.clear()
         # Buckets that no call uses again need not be reported: they fill up.
         now_s = self._monotonic_s()
@@ -159,7 +183,18 @@ class LocalLimiter:
             share = self._shares[key]
             share.refill(now_s)
             if share.level >= share.untouched:
-                del self._shares[key]
+                self._drop(key)
+
+    def _keep(self, organization_id: str, bucket: BucketSpec, share: _Share) -> None:
+        if self._file is not None:
+            entry = Entry(
+                share.level, share.untouched, share.at_s, share.capacity, share.rate_per_s
+            )
+            self._file.write((organization_id, bucket.suffix), entry)
+
+    def _drop(self, key: Key) -> None:
+        if self._shares.pop(key, None) is not None and self._file is not None:
+            self._file.erase(key)
 
     def _share(self, organization_id: str, bucket: BucketSpec, now_s: float) -> _Share:
         key = (organization_id, bucket.suffix)

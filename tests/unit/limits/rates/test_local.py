@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -17,6 +18,7 @@ from router.limits.rates.decision import (
     decide,
 )
 from router.limits.rates.local import LocalLimiter
+from router.limits.rates.slot_file import SlotFile
 
 ORG = BucketSpec("org", (), 100.0, 40)
 KEY = BucketSpec("key", ("k1",), 8.0, 8)
@@ -198,3 +200,109 @@ def test_shares_of_buckets_that_nobody_asks_for_go_by_themselves() -> None:
     subject.take("acme", [ORG])
     subject.forget("acme", [ORG])
     assert not subject.has_shares
+
+
+# --- The successor of a worker ----------------------------------------------------------------
+
+
+def recycled(tmp_path: Path, clock: FrozenClock) -> LocalLimiter:
+    """A new worker of the slot that the file stands for."""
+    successor = limiter(clock)
+    successor.take_over(SlotFile(tmp_path / "slot0.shares"))
+    return successor
+
+
+@pytest.mark.parametrize("ends", ["killed", "closed"])
+def test_recycled_workers_admit_what_one_would(tmp_path: Path, ends: str) -> None:
+    """P9: a worker that was recycled or killed every few calls used to begin with a fresh share:
+    707 calls were admitted for a bound of 300."""
+    clock = FrozenClock()
+    total = 0
+    for _ in range(20):
+        subject = recycled(tmp_path, clock)
+        total += admitted(subject, ORG, 7)
+        clock.advance(0.1)
+        if ends == "closed":
+            subject.close()
+    assert total == 40 // 4 + int(19 * 0.1 * 100 / 4)
+
+
+def test_a_successor_reports_what_its_predecessor_admitted(tmp_path: Path) -> None:
+    """R1: and once only. It used to be lost."""
+    clock = FrozenClock()
+    assert admitted(recycled(tmp_path, clock), ORG, 6) == 6
+    successor = recycled(tmp_path, clock)
+    assert successor.has_shares
+    assert successor.missing("acme", [ORG]) == [Correction(ORG, 6, may_owe=False)]
+    successor.forget("acme", [ORG])
+    assert not successor.has_shares
+    assert not recycled(tmp_path, clock).has_shares
+
+
+def test_corrections_are_taken_over(tmp_path: Path) -> None:
+    """R4: what a call used beyond its estimate stays a debt of the slot."""
+    clock = FrozenClock()
+    subject = recycled(tmp_path, clock)
+    assert admitted(subject, ORG, 1) == 1
+    subject.finish("acme", [Correction(ORG, 9)])
+    assert admitted(recycled(tmp_path, clock), ORG, 1) == 0
+
+
+def test_what_nobody_uses_again_is_forgotten(tmp_path: Path) -> None:
+    """A share that was taken over fills, and then costs later calls nothing."""
+    clock = FrozenClock()
+    assert recycled(tmp_path, clock).take("other", [ORG]).allowed
+    successor = recycled(tmp_path, clock)
+    clock.advance(1.0)
+    successor.forget("acme", [KEY])
+    assert not successor.has_shares
+
+
+def test_what_redis_said_last_is_taken_over_too(tmp_path: Path) -> None:
+    """P9: an outage that begins after a worker was recycled finds no full share either."""
+    clock = FrozenClock()
+    subject = recycled(tmp_path, clock)
+    subject.observe("acme", [ORG], said(ORG, 4))
+    subject.close()
+    successor = recycled(tmp_path, clock)
+    assert not successor.has_shares
+    assert admitted(successor, ORG, 10) == 1
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"shares", b"shares1\n", b"shares0\n" + bytes(100), b"shares1\n" + b"\xff" * 100],
+    ids=["empty", "cut", "no-entries", "other-version", "garbage"],
+)
+def test_a_file_that_is_none_is_begun_anew(tmp_path: Path, content: bytes) -> None:
+    """A worker always starts."""
+    clock = FrozenClock()
+    (tmp_path / "slot0.shares").write_bytes(content)
+    assert admitted(recycled(tmp_path, clock), ORG, 20) == 10
+    assert admitted(recycled(tmp_path, clock), ORG, 20) == 0
+
+
+def test_without_a_place_for_the_file_limits_hold(tmp_path: Path) -> None:
+    """Shares are kept in memory then, as before."""
+    clock = FrozenClock()
+    subject = limiter(clock)
+    subject.take_over(SlotFile(tmp_path / "missing" / "slot0.shares"))
+    assert admitted(subject, ORG, 20) == 10
+    subject.close()
+
+
+def test_many_buckets_fit(tmp_path: Path) -> None:
+    """The file grows, and begins anew with what is left."""
+    clock = FrozenClock()
+    path = tmp_path / "slot0.shares"
+    names = [f"org-{number}" for number in range(3000)]
+    subject = recycled(tmp_path, clock)
+    for name in names:
+        assert subject.take(name, [ORG]).allowed
+    size = path.stat().st_size
+    successor = recycled(tmp_path, clock)
+    assert [len(successor.missing(name, [ORG])) for name in names] == [1] * 3000
+    for name in names:
+        successor.forget(name, [ORG])
+    assert not recycled(tmp_path, clock).has_shares
+    assert path.stat().st_size < size
