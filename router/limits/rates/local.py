@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from math import ceil, inf, isnan, nan
+from math import ceil, isnan, nan
 from typing import Final
 
 from router.limits.rates.decision import (
@@ -20,6 +20,7 @@ from router.limits.rates.slot_file import Entry, Key, SlotFile
 
 MAX_REMEMBERED: Final = 50_000
 _SWEEP: Final = 100
+
 
 @dataclass(slots=True)
 class _Share:
@@ -47,8 +48,8 @@ class LocalLimiter:
     from the shared bucket (:meth:`missing`). Two limits are too small to be shared and are rounded
     up to one for each worker: a burst below ``workers``, and slots.
 
-    A recycled worker goes on where its predecessor has ended (:meth:`take_over`): with a fresh share
-    each, recycled workers together would admit more than the limit.
+    A recycled worker goes on where its predecessor has ended (:meth:`take_over`): with a fresh
+    share each, recycled workers together would admit more than the limit.
 
     Not for several threads at once: one event loop, and no wait in any method.
     """

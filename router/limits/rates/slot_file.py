@@ -1,8 +1,8 @@
 """What a worker has of shared limits, in a mapped file that its successor reads.
 
 After the magic word, one entry a bucket: its key, then the numbers of :class:`Entry`. Entries are
-written in place, so that what a killed worker has admitted is there as well. Where the file cannot be
-used, limits are enforced from memory alone.
+written in place, so that what a killed worker has admitted is there as well. Where the file cannot
+be used, limits are enforced from memory alone.
 """
 
 from __future__ import annotations
