@@ -6,6 +6,7 @@ import http.client
 import json
 from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,14 @@ from tests.servers.limited_routers import (
     NANOS_A_TOKEN,
     PATIENT,
     LimitedRouters,
+    at_once,
     body,
     budget,
     key,
     limited_routers,
+    post,
     secret,
+    statuses,
 )
 
 pytestmark = pytest.mark.skipif(BINARY is None, reason="REDIS-SERVER IS NOT INSTALLED")
@@ -103,6 +107,25 @@ def test_calls_in_a_row_that_fit_are_served(
     assert (state.settled, state.reserved) == (CALLS * NANOS_A_TOKEN, 0)
     for connection in opened:
         connection.close()
+
+
+def test_a_call_waits_for_one_of_another_router(tmp_path: Path, redis: RedisServer) -> None:
+    """Both fit one after the other, and not together: the second used to get 402 until the end of
+    the period."""
+    keys = [key("pair", organization="waiting", budgets=[budget("b", "usd", LIMIT_USD, **CAREFUL)])]
+    settings = {**PATIENT, "ROUTER_BUDGET_WAIT": "5s"}
+    with limited_routers(tmp_path, redis.url, keys, instances=2, workers=1, **settings) as limited:
+        limited.backend.set(tokens_output=1, latency_ms=400)
+        fields = {"max_tokens": RESERVED_TOKENS}
+        calls = [
+            partial(post, router.port, "pair", body(parameters=fields))
+            for router in limited.routers
+        ]
+        answers = at_once(calls)
+        assert statuses(answers) == {200: 2}
+        assert max(answer.took_s for answer in answers) >= 0.8, "one has waited for the other"
+        state = limited.state("pair")
+        assert (state.settled, state.reserved) == (2 * NANOS_A_TOKEN, 0)
 
 
 def test_calls_in_a_row_on_new_connections_are_served(limited: LimitedRouters) -> None:

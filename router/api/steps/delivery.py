@@ -106,6 +106,7 @@ class ClientStream:
                 failure = self._failure(unwritten.error)
                 scope.bytes_sent += len(failure) - len(chunk)
                 record_withheld(scope, unwritten)
+                charge_before_last_byte(scope, call_outcome(scope))
                 return failure
             charge_before_last_byte(scope, "completed")
         return chunk

@@ -105,19 +105,29 @@ def settle_limits(scope: Scope, ending: Ending) -> None:
     limits.settled = True  # first: a greenlet that is killed meanwhile has queued what it owes
     used = charged_amounts(scope, ending)
     admitted = limits.admitted
-    if admitted is not None:
-        reply: bytes | NotStored | None = limits.stored_reply
-        if reply is None and ending.outcome == "completed":
-            reply = NotStored()
-        wired.limits.admission.settle(admitted, used, reply if admitted.entry is not None else None)
-        wired.metrics.count_settled(used.cost_nanos if admitted.reservation.windows else 0)
+    try:
+        if admitted is not None:
+            reply: bytes | NotStored | None = limits.stored_reply
+            if reply is None and ending.outcome == "completed":
+                reply = NotStored()
+            wired.limits.admission.settle(
+                admitted, used, reply if admitted.entry is not None else None
+            )
+            wired.metrics.count_settled(used.cost_nanos if admitted.reservation.windows else 0)
+    finally:  # a greenlet that is killed while it settles holds slots and estimates, too
+        _finish_rates(scope, used.tokens)
     wired.limits.audit_outbox.flush(wired.recorder)
-    specs, decision = limits.rate_specs, limits.rate_decision
+
+
+def _finish_rates(scope: Scope, tokens: int) -> None:
+    """Correct what the limits of tokens were charged for a call that used ``tokens``, and give back
+    its slots."""
+    specs, decision = scope.limits.rate_specs, scope.limits.rate_decision
     if specs is None or decision is None or decision.source == "open":
         return
-    wrong = corrections(specs.buckets, decision, used.tokens)
+    wrong = corrections(specs.buckets, decision, tokens)
     if wrong or specs.slots:
-        wired.limits.rate_gate.finish(
+        scope.services.limits.rate_gate.finish(
             _organization_id(scope), wrong, specs.slots, lease_id=scope.record_id
         )
 

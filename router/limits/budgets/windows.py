@@ -110,7 +110,7 @@ class WindowState:
         return None if self.period.end_ms is None else self.period.end_ms // 1000
 
     def has_room_beside_settled(self, amount: int) -> bool:
-        """Whether only reservations can stand in the way of ``amount``."""
+        """Whether nothing but reservations can stand in the way of ``amount``."""
         limit = self.window.limit
         return limit is None or amount <= limit - self.settled
 
@@ -159,8 +159,12 @@ class Denied:
 
     @property
     def is_by_reservations(self) -> bool:
-        """Whether the call fits as soon as running calls settle for less than they reserved."""
-        return self.binding.has_room_beside_settled(self.this_request)
+        """Whether the call fits as soon as running calls settle for less than they reserved; false
+        where nobody has told the figures."""
+        binding = self.binding
+        limit = binding.window.limit
+        room = 0 if limit is None else limit - binding.settled
+        return room - binding.reserved < self.this_request <= room
 
 
 @dataclass(frozen=True, slots=True)

@@ -91,8 +91,9 @@ def test_an_answer_that_is_not_whole_is_not_settled(world: World) -> None:
 def test_a_call_that_is_killed_while_it_settles_settles_later(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The worker ends: nobody will close the response, and the charge is queued."""
-    stand = limited(world, budgets=(budget(limit=50_000_000),))
+    """The worker ends: nobody will close the response, the charge is queued, and the slot and the
+    estimate of tokens are given back. They used to be held until the lease ended."""
+    stand = limited(world, rate_limit=ONE_AT_ONCE, budgets=(budget(limit=50_000_000),))
 
     def killed(*_: Any) -> None:
         raise SystemExit
@@ -104,6 +105,10 @@ def test_a_call_that_is_killed_while_it_settles_settles_later(
     assert stand.metric("requests_in_flight") == 0.0
     assert stand.services.metrics.running == 0
     limits = stand.services.limits
+    used = stand.spool.records[0]["tokens_input"] + stand.spool.records[0]["tokens_output"]
+    shown = {one["name"]: one for one in stand.call("GET", "/v1/limits").json["rate_limits"]}
+    assert shown["org-concurrent"]["remaining"] == 1
+    assert shown["org-tokens"]["remaining"] == 9000 - used
     assert limits.retry_queue.run() == 1
     [shown] = stand.call("GET", "/v1/limits").json["budgets"]
     assert shown["reserved"] == 0.0

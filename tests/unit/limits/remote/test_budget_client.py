@@ -139,6 +139,7 @@ def test_a_refusal_tells_what_refused() -> None:
     """B8: settled and reserved apart, with the true end of the period."""
     denied = reserve(client_of(Scripted((402, DENIED))))
     assert denied == Denied(WindowState(SPEND, DAY, 950, 10), 100, ())
+    assert not denied.is_by_reservations
     assert denied.binding.resets_at_s == DAY.end_ms // 1000
 
 
@@ -204,6 +205,7 @@ def test_a_bare_no_is_put_down_to_the_first_budget(status: int) -> None:
     session = Scripted((404, b""), (status, {"allowed": False}))
     denied = reserve(client_of(session), windows=(CALLS, SPEND))
     assert denied == Denied(WindowState(SPEND, DAY, 0, 0), 100, ())
+    assert not denied.is_by_reservations, "no call waits for what nobody has told"
 
 
 def test_a_bare_no_without_any_budget_has_no_figures() -> None:
@@ -211,6 +213,7 @@ def test_a_bare_no_without_any_budget_has_no_figures() -> None:
     session = Scripted((404, b""), (402, {"allowed": False}))
     denied = reserve(client_of(session), windows=())
     assert (denied.binding.window.unit, denied.binding.window.limit) == ("usd", None)
+    assert not denied.is_by_reservations
 
 
 def test_a_plain_service_may_say_more() -> None:
