@@ -12,6 +12,7 @@ from router.call import Call, Usage
 from router.config.document import Model
 from router.pricing.bounds import bounded_output
 from router.pricing.prompts import Prompt, read_prompt
+from router.providers.generated_bytes import utf8_bytes
 
 BYTES_PER_TOKEN: Final = 4
 """A token is about four bytes of UTF-8, in every script: four characters of English, as OpenAI
@@ -30,12 +31,14 @@ def estimate(call: Call, model: Model, output_bytes: int, at_start: Usage | None
     """Usage of a call whose backend reported none, from the length of its texts: never more output
     than was asked for.
 
-    ``at_start`` is what the backend said of the input before its reply broke off.
+    ``at_start`` is what the backend said before its reply broke off: all of the input, and the least
+    that the output can be.
     """
     tokens_output, bound = -(-output_bytes // BYTES_PER_TOKEN), bounded_output(call)
     if bound is not None:
         tokens_output = min(tokens_output, bound)
     if at_start is not None:
+        tokens_output = max(tokens_output, at_start.tokens_output)
         return replace(at_start, tokens_output=tokens_output, source="estimated")
     return Usage(estimated_input(call, model), tokens_output, source="estimated")
 
@@ -50,11 +53,6 @@ def estimated_input(call: Call, model: Model) -> int:
     )
     total = -(-_text_bytes(prompt) // BYTES_PER_TOKEN) + prompt.token_ids + parts
     return total if model.max_input_tokens is None else min(total, model.max_input_tokens)
-
-
-def utf8_bytes(text: str) -> int:
-    """The length of a text in UTF-8."""
-    return len(text) if text.isascii() else len(text.encode())
 
 
 def _text_bytes(prompt: Prompt) -> int:

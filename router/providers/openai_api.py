@@ -11,7 +11,7 @@ from typing import Any, Final
 import orjson
 
 from router.call import Call, Operation, Usage
-from router.providers.generated_chars import generated_chars
+from router.providers.generated_bytes import generated_bytes
 from router.providers.openai_usage import joined, usage_of
 from router.providers.provider import Provider, ReadReply, StreamTranslator
 from router.providers.sse import SseSplitter, data_of
@@ -66,9 +66,11 @@ class OpenAIProvider(Provider):
         usage = usage_of(reply, embeddings=call.operation == "embeddings")
         if usage is not None and usage.tokens_output:
             return ReadReply(body, usage)
-        chars = generated_chars(_choices(reply), "message")
-        if usage is None or chars:
-            return ReadReply(body, None, chars, usage if usage and usage.tokens_input else None)
+        size_bytes = generated_bytes(_choices(reply), "message")
+        if usage is None or size_bytes:
+            return ReadReply(
+                body, None, size_bytes, usage if usage and usage.tokens_input else None
+            )
         return ReadReply(body, usage)
 
     def open_stream(self, call: Call) -> CompletionStream:
@@ -144,7 +146,7 @@ class CompletionStream(StreamTranslator):
         """Remember what the chunk says; false when it is to be left out."""
         choices = _choices(chunk)
         ends = not choices
-        self.output_chars += generated_chars(choices, "delta")
+        self.output_bytes += generated_bytes(choices, "delta")
         for choice in choices:
             if choice.get("finish_reason"):
                 self._finished_choices = ends = True

@@ -39,15 +39,15 @@ class ReadReply:
     body: bytes
     """For the client."""
     usage: Usage | None
-    output_chars: int = 0
-    """Characters generated, where the usage has to be estimated."""
+    output_bytes: int = 0
+    """Bytes of the text generated, where the usage has to be estimated."""
     usage_at_start: Usage | None = None
     """What the reply reports of the input, where it does not count its output."""
 
     @property
     def is_empty(self) -> bool:
         """Whether the reply has neither text nor usage."""
-        return self.usage is None and self.usage_at_start is None and not self.output_chars
+        return self.usage is None and self.usage_at_start is None and not self.output_bytes
 
 
 class StreamTranslator(ABC):
@@ -58,22 +58,22 @@ class StreamTranslator(ABC):
 
     usage_at_start: Usage | None = None
     """What the backend reported of the input, for a stream whose output has to be estimated."""
-    output_chars = 0
-    """Characters generated so far, to estimate the usage of a stream that breaks off."""
+    output_bytes = 0
+    """Bytes of the text generated so far, to estimate the usage of a stream that breaks off."""
     complete = False
     """The stream came to its proper end."""
     error: str | None = None
     """Why the backend gave up in the middle of the stream; the client is not sent it."""
     _report: Usage | None = None
-    _reported_chars = 0
+    _reported_bytes = 0
 
     @property
     def usage(self) -> Usage | None:
         """The backend's last good report; ``None`` where text has come that no report counts."""
         report = self._report
-        if report is None or (self.complete and (report.tokens_output or not self.output_chars)):
+        if report is None or (self.complete and (report.tokens_output or not self.output_bytes)):
             return report
-        counted = report.tokens_output and self._reported_chars == self.output_chars
+        counted = report.tokens_output and self._reported_bytes == self.output_bytes
         return report if counted else None
 
     def note_usage(self, report: Usage) -> None:
@@ -87,7 +87,7 @@ class StreamTranslator(ABC):
             report = replace(
                 report, tokens_input=start.tokens_input, tokens_cached=start.tokens_cached
             )
-        self._report, self._reported_chars = report, self.output_chars
+        self._report, self._reported_bytes = report, self.output_bytes
         if report.tokens_input:
             self.usage_at_start = report
 

@@ -50,7 +50,7 @@ class BackendReply:
     body: bytes | None = None
     stream: ReplyStream | None = None
     usage: Usage | None = None
-    output_chars: int = 0
+    output_bytes: int = 0
     usage_at_start: Usage | None = None
     """As in :class:`~router.providers.provider.ReadReply`."""
 
@@ -211,7 +211,7 @@ class Forwarder:
             target.backend.id,
             body=read.body,
             usage=read.usage,
-            output_chars=read.output_chars,
+            output_bytes=read.output_bytes,
             usage_at_start=read.usage_at_start,
         )
 

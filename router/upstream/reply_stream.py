@@ -67,9 +67,9 @@ class ReplyStream:
         return self._translator.complete
 
     @property
-    def output_chars(self) -> int:
-        """Characters generated so far, for an estimate."""
-        return self._translator.output_chars
+    def output_bytes(self) -> int:
+        """Bytes of the text generated so far, for an estimate."""
+        return self._translator.output_bytes
 
     def __iter__(self) -> Iterator[bytes]:
         return self

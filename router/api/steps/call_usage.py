@@ -106,11 +106,11 @@ def _known_usage(scope: Scope, call: Call, model: Model) -> Usage | None:
         return None
     stream = reply.stream
     if stream is None:
-        return reply.usage or estimate(call, model, reply.output_chars, reply.usage_at_start)
+        return reply.usage or estimate(call, model, reply.output_bytes, reply.usage_at_start)
     if stream.usage is not None:
         return stream.usage
-    if stream.output_chars or stream.usage_at_start is not None or stream.is_complete:
-        return estimate(call, model, stream.output_chars, stream.usage_at_start)
+    if stream.output_bytes or stream.usage_at_start is not None or stream.is_complete:
+        return estimate(call, model, stream.output_bytes, stream.usage_at_start)
     return None
 
 

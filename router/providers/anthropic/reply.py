@@ -9,6 +9,7 @@ import orjson
 
 from router.call import Operation
 from router.providers.anthropic.messages_usage import read_usage, usage_fields
+from router.providers.generated_bytes import utf8_bytes
 from router.providers.provider import ReadReply
 
 Json = dict[str, Any]
@@ -49,18 +50,18 @@ def read_reply(operation: Operation, body: bytes, *, created: int) -> ReadReply:
     }
     usage = read_usage(message.get("usage"))
     if usage is None or not usage.tokens_output:
-        chars = _generated_chars(blocks)
-        if usage is None or chars:
-            return ReadReply(orjson.dumps(reply), None, chars, usage)
+        size_bytes = _generated_bytes(blocks)
+        if usage is None or size_bytes:
+            return ReadReply(orjson.dumps(reply), None, size_bytes, usage)
     reply |= usage_fields(usage)
     return ReadReply(orjson.dumps(reply), usage)
 
 
-def _generated_chars(blocks: list[Json]) -> int:
-    """Characters generated, those that have no place in the OpenAI dialect among them."""
+def _generated_bytes(blocks: list[Json]) -> int:
+    """Bytes of the texts generated, those that have no place in the OpenAI dialect among them."""
     inputs = [block.get("input") for block in blocks if str(block.get("type")).endswith("tool_use")]
     texts = [_joined(blocks, "text"), _joined(blocks, "thinking"), *map(write_arguments, inputs)]
-    return sum([len(text) for text in texts])
+    return sum([utf8_bytes(text) for text in texts])
 
 
 def _chat_choice(blocks: list[Json]) -> Json:

@@ -16,6 +16,7 @@ from router.providers.anthropic.reply import (
     string,
     write_arguments,
 )
+from router.providers.generated_bytes import utf8_bytes
 from router.providers.provider import StreamTranslator
 from router.providers.sse import MAX_EVENT_BYTES, SseSplitter, data_of
 
@@ -161,13 +162,13 @@ class MessagesStream(StreamTranslator):
         elif kind == "input_json_delta":
             call = self._calls.get(_index(event))
             if call is None:  # of a tool that the provider runs itself
-                self.output_chars += len(string(delta.get("partial_json")))
+                self.output_bytes += utf8_bytes(string(delta.get("partial_json")))
             elif not call.whole:
                 yield from self._arguments(call, string(delta.get("partial_json")))
 
     def _text(self, field: str, text: Any) -> Iterator[bytes]:
         text = string(text)
-        self.output_chars += len(text)
+        self.output_bytes += utf8_bytes(text)
         if text and (self._chat or field == "content"):
             yield self._choice({field: text})
 
@@ -191,7 +192,7 @@ class MessagesStream(StreamTranslator):
     def _arguments(self, call: _OpenCall, text: str) -> Iterator[bytes]:
         if text:
             call.written = True
-            self.output_chars += len(text)
+            self.output_bytes += utf8_bytes(text)
             yield from self._call(call, function={"arguments": text})
 
     def _call(self, call: _OpenCall, **fields: Any) -> Iterator[bytes]:

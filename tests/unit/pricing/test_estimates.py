@@ -8,7 +8,8 @@ import pytest
 
 from router.call import Call, Usage
 from router.config.document import InputBounds, Model
-from router.pricing.estimates import estimate, estimated_input, utf8_bytes
+from router.pricing.estimates import estimate, estimated_input
+from router.providers.generated_bytes import utf8_bytes
 
 MODEL = Model("m")
 
@@ -238,6 +239,14 @@ def test_what_the_backend_said_at_the_start_is_kept() -> None:
     at_start = Usage(1_000, 1, 250)
     found = estimate(call(chat({"content": "short"})), MODEL, 41, at_start)
     assert found == Usage(1_000, 11, 250, "estimated")
+
+
+def test_what_was_reported_on_the_way_is_the_least() -> None:
+    """A running total counts reasoning that was not shown; more text than it counts is more."""
+    running = Usage(1_000, 50, special={"output_reasoning": 40})
+    hidden = estimate(call(chat({"content": "short"})), MODEL, 41, running)
+    assert (hidden.tokens_output, hidden.classes()["output_reasoning"]) == (50, 40)
+    assert estimate(call(chat({"content": "short"})), MODEL, 400, running).tokens_output == 100
 
 
 def test_a_reported_input_of_zero_is_believed() -> None:

@@ -35,7 +35,7 @@ def test_a_reply_passes_with_its_usage() -> None:
     body = completion(unknown={"kept": True})
     read = OpenAIProvider().read_reply(new_call(), body)
     assert read.body is body
-    assert (read.usage, read.output_chars, read.usage_at_start) == (Usage(5, 7), 0, None)
+    assert (read.usage, read.output_bytes, read.usage_at_start) == (Usage(5, 7), 0, None)
 
 
 @pytest.mark.parametrize(
@@ -127,7 +127,7 @@ def test_no_reply_brings_the_reader_down(reply: Any) -> None:
         assert not isinstance(reply, dict)
         return
     assert read.body == body
-    assert read.output_chars >= 0
+    assert read.output_bytes >= 0
     assert read.usage is None or read.usage.tokens_input >= 0
 
 

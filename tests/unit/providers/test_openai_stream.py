@@ -97,7 +97,7 @@ def test_usage_is_what_a_buffered_reply_would_report(name: str) -> None:
     """The last report counts, wherever it stands (U7)."""
     translator, _ = tap_of(*GOLDEN[name][0])
     assert translator.usage == Usage(5, 7)
-    assert (translator.complete, translator.error, translator.output_chars) == (True, None, 5)
+    assert (translator.complete, translator.error, translator.output_bytes) == (True, None, 5)
 
 
 @EACH
@@ -123,7 +123,7 @@ def test_reads_may_end_anywhere(name: str, strip_usage: bool) -> None:
     whole, forwarded = tap_of(stream, strip_usage=strip_usage)
     for at in range(len(stream)):
         translator, split = tap_of(stream[:at], stream[at:], strip_usage=strip_usage)
-        assert (translator.usage, translator.complete, translator.output_chars) == (
+        assert (translator.usage, translator.complete, translator.output_bytes) == (
             whole.usage,
             True,
             5,
@@ -145,9 +145,9 @@ def test_each_event_is_forwarded_as_soon_as_it_is_whole(name: str) -> None:
 
 
 def test_a_stream_without_usage_has_none() -> None:
-    """Its characters are counted instead, for an estimate (U8)."""
+    """The bytes of its text are counted instead, for an estimate (U8)."""
     translator, _ = tap_of(BEGIN, delta("hello "), delta("wörld ☃"), last(), DONE)
-    assert (translator.usage, translator.output_chars, translator.complete) == (None, 13, True)
+    assert (translator.usage, translator.output_bytes, translator.complete) == (None, 16, True)
 
 
 @pytest.mark.parametrize("operation", ["chat", "completions"])
@@ -162,7 +162,7 @@ def test_completions_are_counted_too() -> None:
     """Their chunks have text where those of chat have a delta."""
     chunk = event({"choices": [{"index": 0, "text": "hello", "finish_reason": "length"}]})
     translator, _ = tap_of(chunk)
-    assert (translator.output_chars, translator.complete) == (5, True)
+    assert (translator.output_bytes, translator.complete) == (5, True)
 
 
 def test_all_that_is_generated_is_counted() -> None:
@@ -173,7 +173,7 @@ def test_all_that_is_generated_is_counted() -> None:
         "tool_calls": [{"index": 0, "function": {"arguments": '{"x"'}}, {"index": 1}, None],
     }
     choices = [{"index": 0, "delta": parts}, {"index": 1, "delta": {"content": "f"}}]
-    assert tap_of(event({"choices": choices}))[0].output_chars == 3 + 2 + 4 + 1
+    assert tap_of(event({"choices": choices}))[0].output_bytes == 3 + 2 + 4 + 1
 
 
 @pytest.mark.parametrize(
@@ -198,7 +198,7 @@ def test_all_that_is_generated_is_counted() -> None:
 def test_each_kind_of_delta_counts(delta: dict[str, Any], chars: int) -> None:
     """A stream of reasoning that is abandoned used to cost one token."""
     translator, _ = tap_of(event({"choices": [{"index": 0, "delta": delta}]}) * 2)
-    assert (translator.usage, translator.output_chars) == (None, 2 * chars)
+    assert (translator.usage, translator.output_bytes) == (None, 2 * chars)
 
 
 @pytest.mark.parametrize("error", [{"message": "boom", "code": 500}, "boom", ["boom"]])

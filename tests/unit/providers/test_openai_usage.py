@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import orjson
@@ -11,6 +12,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from router.call import Usage
+from router.config.document import Prices
+from router.pricing.cost import cost_nanos
 from router.providers.openai_api import CompletionStream, OpenAIProvider
 from router.providers.openai_usage import read_usage, usage_of
 from tests.fakes.backend.usage_spellings import SPELLINGS, Spelling, put, respelled
@@ -142,6 +145,22 @@ def test_each_number_is_checked_against_the_others(reported: Any, read: Usage | 
     assert read_usage(reported) == read
 
 
+def test_the_cost_of_a_grok_call_is_what_its_provider_billed() -> None:
+    """A reply as users of xAI published it, with its ``cost_in_usd_ticks`` of 10⁻¹⁰ USD."""
+    reported = {
+        "prompt_tokens": 10120,
+        "completion_tokens": 1499,
+        "total_tokens": 14428,
+        "prompt_tokens_details": {"cached_tokens": 128},
+        "completion_tokens_details": {"reasoning_tokens": 2809},
+        "cost_in_usd_ticks": 232856000,
+    }
+    prices = Prices(1_250_000_000, 2_500_000_000, cached_input_nanos=200_000_000)
+    read = read_usage(reported)
+    assert read == usage(10120, 4308, 128, output_reasoning=2809)
+    assert cost_nanos(read, prices) == reported["cost_in_usd_ticks"] // 10
+
+
 @pytest.mark.parametrize("spelling", SPELLINGS, ids=lambda spelling: spelling.name)
 @pytest.mark.parametrize("number", NUMBERS)
 @settings(max_examples=15)
@@ -201,6 +220,34 @@ def test_the_classes_always_sum_to_the_totals(flat: dict[str, Any], groups: dict
     assert of_output == read.tokens_output <= 10**9
     assert sum(classes.values()) - of_output - classes.get("web_searches", 0) == read.tokens_input
     assert read.tokens_input <= 10**9
+
+
+DETAILS = st.none() | st.dictionaries(
+    st.sampled_from(
+        ["cached_tokens", "cache_write_tokens", "audio_tokens", "image_tokens", "text_tokens",
+         "reasoning_tokens", "accepted_prediction_tokens"]
+    ),
+    st.none() | st.integers(-3, 60) | st.floats(0, 9),
+)  # fmt: skip
+
+
+@given(st.integers(0, 50), st.integers(0, 50), DETAILS, DETAILS)
+def test_a_field_that_says_nothing_changes_nothing(
+    tokens_input: int, tokens_output: int, of_input: Any, of_output: Any
+) -> None:
+    """The usual shape is read by a way of its own, and to the same end."""
+    reported = spelled(
+        tokens_input,
+        tokens_output,
+        total_tokens=tokens_input + tokens_output,
+        prompt_tokens_details=of_input,
+        completion_tokens_details=of_output,
+    )
+    usual, other = read_usage(reported), read_usage({**reported, "something_new": 1})
+    assert usual is not None
+    assert other is not None
+    assert usual.classes() == other.classes()
+    assert replace(usual, special={}) == replace(other, special={})
 
 
 @pytest.mark.parametrize(

@@ -83,4 +83,4 @@ def test_a_stream_that_says_nothing_is_not_complete(name: str, provider: Provide
         translator = provider.open_stream(new_call(operation, stream=True))
         translator.feed(b": ping\n\n")
         translator.finish()
-        assert (translator.complete, translator.usage, translator.output_chars) == (False, None, 0)
+        assert (translator.complete, translator.usage, translator.output_bytes) == (False, None, 0)

@@ -107,7 +107,7 @@ def test_an_answer_without_usage_has_its_output_counted(
     """For an estimate (U8)."""
     body = completion(usage=None)
     backend_reply = forward(new_forwarder(session), new_backend(serve(answer(reply(body))).url))
-    assert (backend_reply.usage, backend_reply.output_chars) == (None, 5)
+    assert (backend_reply.usage, backend_reply.output_bytes) == (None, 5)
 
 
 @pytest.mark.parametrize("frame", [reply, chunked], ids=["length", "chunked"])

@@ -60,7 +60,7 @@ def test_a_completed_stream(serve: Serve, pool_to: PoolTo) -> None:
     body = b"".join(stream)
     assert body == FIRST + LAST + DONE
     assert (stream.outcome, stream.failure) == ("completed", None)
-    assert (stream.usage, stream.output_chars) == (Usage(5, 7), 5)
+    assert (stream.usage, stream.output_bytes) == (Usage(5, 7), 5)
     assert stream.ended_s <= time.monotonic()
     assert exchange_body(pool) == (200, b"next")
     assert server.connections == 1
@@ -158,7 +158,7 @@ def test_a_backend_that_dies_at_any_chunk_is_told(
     assert b"".join(stream) == b"".join(events)
     assert stream.outcome == "upstream_aborted"
     assert stream.failure in ("connection closed early", "receive failed: Connection reset by peer")
-    assert stream.output_chars == 5 * sent
+    assert stream.output_bytes == 5 * sent
 
 
 @pytest.mark.parametrize(
@@ -285,7 +285,7 @@ def test_draining_is_bounded_in_time(
     started_s = time.monotonic()
     stream.close()
     assert 0.1 <= time.monotonic() - started_s <= 0.3
-    assert (stream.outcome, stream.usage, stream.output_chars) == ("client_aborted", None, 5)
+    assert (stream.outcome, stream.usage, stream.output_bytes) == ("client_aborted", None, 5)
     assert closed_within(server, 1.0)
     assert module._draining == 0
 

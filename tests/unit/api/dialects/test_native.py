@@ -251,7 +251,7 @@ class OnePiece:
     def send(
         self, _call: Any, _candidates: Any, _context: Any, attempts: Any, _max_output: Any
     ) -> Any:
-        return BackendReply("first", body=self._body, output_chars=5)
+        return BackendReply("first", body=self._body, output_bytes=5)
 
 
 def test_a_backend_that_does_not_stream_is_heard_all_the_same(world: World) -> None:

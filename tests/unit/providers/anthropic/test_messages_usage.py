@@ -170,7 +170,7 @@ def test_a_split_is_read_back_and_reaches_the_client(
 def test_a_missing_usage_is_no_zero(reported: Any) -> None:
     """U8: what is not reported is neither a call that used nothing nor a failed one."""
     read = read_reply("chat", orjson.dumps(message(reported)), created=1)
-    assert (read.usage, read.output_chars, read.usage_at_start) == (None, 5, None)
+    assert (read.usage, read.output_bytes, read.usage_at_start) == (None, 5, None)
     assert "usage" not in orjson.loads(read.body)
 
 
@@ -178,14 +178,14 @@ def test_a_missing_usage_is_no_zero(reported: Any) -> None:
 def test_an_input_that_is_known_is_kept_where_the_output_is_not(reported: Any) -> None:
     """U8: an output of 0 for a text that was sent is no report of it."""
     read = read_reply("chat", orjson.dumps(message(reported)), created=1)
-    assert (read.usage, read.output_chars, read.usage_at_start) == (None, 5, usage(3, 0))
+    assert (read.usage, read.output_bytes, read.usage_at_start) == (None, 5, usage(3, 0))
     assert "usage" not in orjson.loads(read.body)
 
 
 def test_a_reply_without_text_may_have_no_output() -> None:
     """A refusal before the first token."""
     read = read_reply("chat", orjson.dumps(message(counts(3, 0), text="")), created=1)
-    assert (read.usage, read.output_chars) == (usage(3, 0), 0)
+    assert (read.usage, read.output_bytes) == (usage(3, 0), 0)
 
 
 START = counts(25, 1, cache_read_input_tokens=5)

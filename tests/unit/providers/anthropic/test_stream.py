@@ -118,7 +118,7 @@ def test_a_text_is_streamed_as_chunks() -> None:
     ]
     assert translation.complete
     assert translation.usage == Usage(30, 15, 5)
-    assert translation.output_chars == 5
+    assert translation.output_bytes == 5
     assert translation.finish() == b""
 
 
@@ -180,7 +180,7 @@ def test_tool_use_is_streamed_as_tool_calls() -> None:
         {"index": 1, "function": {"arguments": "{}"}},
     ]
     assert chunks(out)[-2]["choices"][0]["finish_reason"] == "tool_calls"
-    assert translation.output_chars == len('Hello{"a":1}{}')
+    assert translation.output_bytes == len('Hello{"a":1}{}')
 
 
 def test_arguments_that_come_whole_are_sent_once() -> None:
@@ -207,7 +207,7 @@ def test_thinking_is_streamed_as_reasoning() -> None:
     ]
     translation = stream()
     assert deltas(translation.feed(wire(START, *blocks)))[1:] == [{"reasoning_content": "Hm."}]
-    assert translation.output_chars == len('Hm.{"q":1}')  # both are billed as output
+    assert translation.output_bytes == len('Hm.{"q":1}')  # both are billed as output
 
 
 def test_pings_comments_and_unknown_events_are_silent() -> None:
@@ -233,7 +233,7 @@ def test_an_interrupted_stream_has_no_final_usage() -> None:
     assert translation.finish() == b""
     assert (translation.complete, translation.error, translation.usage) == (False, None, None)
     assert translation.usage_at_start == Usage(30, 1, 5)
-    assert translation.output_chars == 5
+    assert translation.output_bytes == 5
 
 
 def test_a_stream_without_figures_reports_none() -> None:
@@ -374,7 +374,7 @@ def test_any_split_of_the_bytes_gives_the_same_stream(line_end: bytes, cuts: lis
     split = stream(include_usage=True)
     out = feed_all(split, [received[start:end] for start, end in pairwise(bounds)])
     assert out + split.finish() == expected
-    assert (split.usage, split.output_chars) == (whole.usage, whole.output_chars)
+    assert (split.usage, split.output_bytes) == (whole.usage, whole.output_bytes)
     assert split.complete
 
 
