@@ -31,8 +31,8 @@ def estimate(call: Call, model: Model, output_bytes: int, at_start: Usage | None
     """Usage of a call whose backend reported none, from the length of its texts: never more output
     than was asked for.
 
-    ``at_start`` is what the backend said before its reply broke off: all of the input, and the least
-    that the output can be.
+    ``at_start`` is what the backend said before its reply broke off: all of the input, and the
+    least that the output can be.
     """
     tokens_output, bound = -(-output_bytes // BYTES_PER_TOKEN), bounded_output(call)
     if bound is not None:
