@@ -103,6 +103,8 @@ class Usage:
     is plain ``input`` and ``output``."""
     service_tier: str | None = None
     """The tier that the provider says served the call; ``None`` is the standard one."""
+    at_standard_tier: bool = field(default=False, compare=False)
+    """The provider says that it was the standard one, whatever the client had asked for."""
 
     def classes(self) -> dict[UsageClass, int]:
         """The disjoint classes that are not 0. Those of tokens sum to the two totals exactly,

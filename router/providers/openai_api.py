@@ -15,7 +15,7 @@ from router.providers.generated_bytes import generated_bytes
 from router.providers.openai_usage import joined, usage_of
 from router.providers.provider import Provider, ReadReply, StreamTranslator
 from router.providers.sse import SseSplitter, data_of
-from router.providers.token_counts import named_tier
+from router.providers.token_counts import note_tier
 
 _MAX_CHOICES: Final = 128
 
@@ -165,8 +165,7 @@ class CompletionStream(StreamTranslator):
             return isinstance(chunk.get("usage"), dict)
         if choices and choices[0].get("usage"):
             usage = self._add_choice(choices[0].get("index"), usage)
-        if usage.service_tier is None:
-            usage.service_tier = named_tier(self._service_tier)
+        note_tier(usage, self._service_tier)
         self.note_usage(usage)
         return True
 

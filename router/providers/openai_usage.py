@@ -25,7 +25,7 @@ from router.providers.token_counts import (
     count,
     first_count,
     inner,
-    named_tier,
+    note_tier,
 )
 from router.providers.usage_names import (
     INPUT,
@@ -50,8 +50,8 @@ def usage_of(reply: Json, *, embeddings: bool = False) -> Usage | None:
             usage.tokens_output = 0
         elif total is not None:
             usage = Usage(total, 0)
-    if usage is not None and usage.service_tier is None:
-        usage.service_tier = named_tier(reply.get("service_tier"))
+    if usage is not None:
+        note_tier(usage, reply.get("service_tier"))
     return usage
 
 
@@ -121,7 +121,7 @@ def _read_any(reported: Json) -> Usage | None:
         tokens_output += count(reported.get("reasoning_tokens")) or 0
     usage = Usage(tokens_input, tokens_output, special=_classes(reported, found))
     _add_excess(usage, total)
-    usage.service_tier = named_tier(reported.get("service_tier"))
+    note_tier(usage, reported.get("service_tier"))
     return usage if max(usage.tokens_input, usage.tokens_output) <= MAX_TOKENS else None
 
 

@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
+from router.call import Usage
+
 Json = Mapping[str, Any]
 
 MAX_TOKENS: Final = 1_000_000_000
 """A count above this makes no sense, and its cost would not fit a 64-bit number."""
 _MAX_DIGITS: Final = len(str(MAX_TOKENS))
 _DIGITS: Final = frozenset("0123456789")
-_STANDARD_TIERS: Final = frozenset({"default", "standard", "auto", "on_demand"})
+_STANDARD_TIERS: Final = frozenset({"default", "standard", "on_demand"})
+_ASKED: Final = "auto"
+"""What a client asks for; a reply that repeats it does not say which tier served the call."""
 _MAX_TIER_CHARS: Final = 32
 _NOTHING: Final[Json] = {}
 
@@ -48,8 +52,10 @@ def inner(fields: Json, *path: str) -> Json:
     return fields
 
 
-def named_tier(value: Any) -> str | None:
-    """The service tier that a backend names; ``None`` for the standard one."""
+def note_tier(usage: Usage, value: Any) -> None:
+    """Take over the service tier that a backend names, unless the usage has one."""
     if not isinstance(value, str) or not 0 < len(value) <= _MAX_TIER_CHARS:
-        return None
-    return None if value in _STANDARD_TIERS else value
+        return
+    if usage.service_tier is None and not usage.at_standard_tier and value != _ASKED:
+        usage.at_standard_tier = value in _STANDARD_TIERS
+        usage.service_tier = None if usage.at_standard_tier else value

@@ -134,11 +134,11 @@ def _abandoned(scope: Scope, call: Call, model: Model) -> Charge:
 
 
 def _note_selected_tier(call: Call, model: Model, usage: Usage) -> None:
-    """What the client selected counts, unless the backend says at which service tier it served."""
+    """What the client selected counts, unless the backend says at which service tier it served:
+    it may have fallen back to the standard one."""
     selected = selected_tier(call.fields) if model.allow else None
-    if selected is not None and (
-        usage.service_tier is None or selected != call.fields.get("service_tier")
-    ):
+    said = usage.at_standard_tier or usage.service_tier is not None
+    if selected is not None and not (said and selected == call.fields.get("service_tier")):
         usage.service_tier = selected
 
 

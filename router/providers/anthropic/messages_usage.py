@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 from router.call import Usage, UsageClass
-from router.providers.token_counts import MAX_TOKENS, count, inner, named_tier
+from router.providers.token_counts import MAX_TOKENS, count, inner, note_tier
 
 Json = dict[str, Any]
 
@@ -54,7 +54,7 @@ def _add_details(usage: Usage, reported: Json, written: int) -> None:
         "web_searches": count(inner(reported, "server_tool_use").get("web_search_requests")),
     }
     usage.special = {name: amount for name, amount in special.items() if amount}
-    usage.service_tier = named_tier(reported.get("service_tier"))
+    note_tier(usage, reported.get("service_tier"))
 
 
 def add_report(known: Json, reported: Any) -> None:

@@ -35,7 +35,7 @@ def stand(world: World) -> RouterStand:
     """The model costs something else at the backend that serves it; all is counted in USD."""
     document = world.services.state.document()
     acme = replace(document.organizations["acme"], budgets=(budget(limit=100 * USD),))
-    plain = replace(document.models["plain"], prices=MODEL)
+    plain = replace(document.models["plain"], prices=MODEL, allow=("service_tier:priority",))
     backend = replace(document.backends["plain"], prices={"plain": AT_BACKEND})
     changed = replace(
         document,
@@ -113,3 +113,40 @@ def test_a_call_is_charged_by_the_prices_of_its_backend(
         for name in ("input_audio", "service_tier")
     }
     assert counted == {name: float(name == unpriced) for name in counted}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("asked", "said", "factor"),
+    [
+        ("priority", "priority", 2),
+        ("priority", None, 2),
+        ("priority", "auto", 2),
+        # the provider fell back, and bills the standard price: it used to cost twice as much
+        ("priority", "default", 1),
+        ("priority", "standard", 1),
+        (None, "priority", 2),
+        (None, "default", 1),
+        (None, None, 1),
+        ("flex", None, 1),  # not allowed, so it was never asked for
+    ],
+)
+def test_the_service_tier_that_served_counts(
+    stand: RouterStand, asked: str | None, said: str | None, factor: int, stream: bool
+) -> None:
+    """What the provider says, else what the client asked for and may have."""
+    tier = {} if said is None else {"service_tier": said}
+    answer = {"usage": used(1_000, 10), **tier}
+    if stream:
+        delta = {"choices": [{"index": 0, "delta": {"content": "ok"}}], **tier}
+        end = {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}
+        events = [json.dumps(event).encode() for event in (delta, end, {"choices": [], **answer})]
+        lines = [b"data: " + event + b"\n\n" for event in [*events, b"[DONE]"]]
+        stand.backends.plain.will_stream(*lines)
+    else:
+        message = {"index": 0, "message": {"role": "assistant", "content": "ok"}}
+        stand.backends.plain.will_answer(json.dumps({"choices": [message], **answer}).encode())
+    body = chat_body("plain", stream=stream)
+    stand.call("POST", CHAT, json=body if asked is None else {**body, "service_tier": asked})
+    assert stand.record["cost_nanos"] == factor * (3_000_000 + 150_000)
+    assert stand.record["service_tier"] == ("priority" if factor == 2 else None)
