@@ -14,6 +14,7 @@ import contextlib
 import fcntl
 import logging
 import os
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, cast
@@ -27,6 +28,9 @@ from router.limits.remote.messages import SettleCommand
 
 log = logging.getLogger(__name__)
 
+_DRAFT: Final = ".new"
+_DRAFT_S: Final = 60.0
+"""After that nobody is about to name it."""
 _EMPTY_BYTES: Final = 64 * 1024
 """From this size on a file in which nothing is left is emptied."""
 _SETTLE: Final = messages.SettleRequest()
@@ -49,7 +53,7 @@ class ChargeFile:
     def create(cls, path: Path) -> ChargeFile:
         """A new file, empty."""
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        draft = path.with_suffix(".new")  # it gets its name when nobody can take it over any more
+        draft = path.with_suffix(_DRAFT)  # it gets its name when nobody can take it over any more
         fd = os.open(draft, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o660)
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         draft.rename(path)
@@ -103,7 +107,8 @@ class ChargeFile:
     def sync(self) -> None:
         """Make what was added survive a power failure."""
         self.is_unsynced = False
-        os.fdatasync(self._fd)
+        if self._fd >= 0:
+            os.fdatasync(self._fd)
 
     def close(self) -> None:
         """Give up the lock, and the file if nothing in it waits."""
@@ -158,10 +163,13 @@ def adopt_files(directory: Path) -> Iterator[ChargeFile]:
     """The files of workers that have ended, with what waits in them."""
     with contextlib.suppress(FileNotFoundError):
         for name in sorted(os.listdir(directory)):
-            if not name.endswith(".charges"):
+            if not name.endswith((".charges", _DRAFT)):
                 continue
             with contextlib.suppress(FileNotFoundError):
-                file = ChargeFile.adopt(directory / name)
+                path = directory / name
+                if name.endswith(_DRAFT) and time.time() - path.stat().st_mtime < _DRAFT_S:
+                    continue  # it may be without its lock yet
+                file = ChargeFile.adopt(path)
                 if file is None:
                     continue
                 if file.left:

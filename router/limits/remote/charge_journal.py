@@ -71,6 +71,7 @@ class ChargeJournal:
         self._unsynced: set[ChargeFile] = set()
         self._waiting: deque[Charge] = deque()
         self._running = False
+        self._disk_refuses = False
         self._adopt_at_s = float("-inf")
         self.waiting_bytes = 0
         self.kept = 0
@@ -94,8 +95,11 @@ class ChargeJournal:
             file = self._writable()
             offset, length = file.append(body)
         except OSError as error:
-            log.error("a charge cannot be put on disk: %s", error)
+            if not self._disk_refuses:
+                log.error("charges cannot be put on disk; they wait in memory: %s", error)
+            self._disk_refuses = True
             return None
+        self._disk_refuses = False
         self.waiting_bytes += length
         return Charge(file, offset, length)
 
@@ -104,8 +108,8 @@ class ChargeJournal:
         self.waiting_bytes -= charge.length
         try:
             charge.file.note_done(charge.offset)
-        except OSError as error:  # should this worker die now, it is sent once more
-            log.error("a charge that was taken cannot be noted: %s", error)
+        except OSError as error:  # it is sent once more, should this worker die now
+            log.warning("a charge that was taken cannot be noted: %s", error)
         if charge.file is not self._own and not charge.file.left:
             charge.file.close()
 

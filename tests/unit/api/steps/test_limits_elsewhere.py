@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -12,7 +13,7 @@ from werkzeug.serving import WSGIRequestHandler, make_server
 
 from router.breaker import Unavailable
 from router.budget_service.lease_finder import LeaseFinder
-from router.budget_service.server import create_app
+from router.budget_service.server import WindowsOf, create_app
 from router.limits.budgets.ledger import Ledger
 from router.limits.budgets.maintenance import LedgerMaintenance
 from router.limits.budgets.rebuilding import Rebuilder, RebuildingLedger
@@ -42,28 +43,32 @@ class Handler(WSGIRequestHandler):
     def log(self, *_: Any, **__: Any) -> None: ...
 
 
-@pytest.fixture(scope="module")
-def endpoint(world: World) -> Iterator[str]:
+@contextmanager
+def service(world: World, windows_of: WindowsOf) -> Iterator[str]:
     """Where the reference service listens; its ledger is in the world's Redis."""
     ledger, maintenance = (
         Ledger(world.redis, clock=world.clock),
         LedgerMaintenance(world.redis, clock=world.clock),
     )
     book = RebuildingLedger(ledger, Rebuilder(maintenance, lambda _organization_id, _lost: 0))
-    app = create_app(
-        book,
-        LeaseFinder(book, world.redis),
-        audit_of(Trail()),
-        windows_of=lambda _organization_id, _key_id: (OWN,),
-        token=TOKEN,
-    )
+    leases, audit = LeaseFinder(book, world.redis), audit_of(Trail())
+    app = create_app(book, leases, audit, windows_of=windows_of, token=TOKEN)
     server = make_server("127.0.0.1", 0, app, threaded=True, request_handler=Handler)
     thread = threading.Thread(target=server.serve_forever, args=(0.01,))
     thread.start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    thread.join(5)
-    server.server_close()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        thread.join(5)
+        server.server_close()
+
+
+@pytest.fixture(scope="module")
+def endpoint(world: World) -> Iterator[str]:
+    """A service that has the same budget for everybody."""
+    with service(world, lambda _organization_id, _key_id: (OWN,)) as found:
+        yield found
 
 
 def elsewhere(world: World, endpoint: str, *, redis: Any = None, **settings: Any) -> Limits:
@@ -186,3 +191,16 @@ def test_without_the_service(world: World, policy: str, status: int) -> None:
     lost = [event for event in stand.spool.events if event["action"] == "DEPENDENCY_LOST"]
     assert [event["entity_id"] for event in lost] == ["budget service"]
     limits.close(stand.services.recorder)
+
+
+@pytest.mark.parametrize("policy", ["closed", "open"])
+def test_whom_the_service_does_not_know_is_refused(world: World, policy: str) -> None:
+    """402 with a budget of nothing, whatever holds for outages; no backend is asked."""
+    with service(world, lambda _organization_id, _key_id: None) as endpoint:
+        limits = elsewhere(world, endpoint, budget_fallback=policy)
+        stand = limited(world, parts={"limits": limits})
+        reply = stand.inference()
+        assert (reply.status, reply.json["code"]) == (402, "BUDGET_EXCEEDED")
+        assert stand.received() == 0
+        assert stand.call("GET", "/v1/limits").status == 503
+        limits.close(world.services.recorder)

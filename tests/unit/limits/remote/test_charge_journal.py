@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -266,6 +267,17 @@ def test_a_damaged_line_costs_no_other(stand: Stand) -> None:
     assert stand.left_by(first) == ["x.charges"]
 
 
+def test_a_draft_of_a_killed_worker_is_removed(stand: Stand) -> None:
+    """It holds nothing. One that was made just now is somebody's."""
+    stand.directory.mkdir()
+    for name, age_s in (("old.new", 120), ("young.new", 1)):
+        (stand.directory / name).write_bytes(b"")
+        made_s = time.time() - age_s
+        os.utime(stand.directory / name, (made_s, made_s))
+    stand.worker().run()
+    assert stand.files() == ["young.new"]
+
+
 def test_a_full_journal_says_so_and_still_takes_running_calls(
     stand: Stand, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -284,10 +296,14 @@ def test_a_full_journal_says_so_and_still_takes_running_calls(
     assert len(stand.service.taken) == count
 
 
-def test_a_disk_that_refuses_is_told(stand: Stand) -> None:
-    """The caller keeps the charge in memory then."""
+def test_a_disk_that_refuses_is_told(stand: Stand, caplog: pytest.LogCaptureFixture) -> None:
+    """The caller keeps the charge in memory then; one line says so, not one for each call."""
     stand.directory.write_text("no directory")
-    assert not put(stand.worker(), lease("a"))
+    journal = stand.worker()
+    assert [put(journal, lease(name)) for name in "abc"] == [False] * 3
+    assert len(caplog.records) == 1
+    stand.directory.unlink()
+    assert put(journal, lease("d"))
 
 
 def test_charges_that_are_refused_for_ever_do_not_hold_what_was_done(
