@@ -20,7 +20,13 @@ UsageClass = InputClass | OutputClass | Unit
 """What usage is split into before it is priced: every token is in exactly one class."""
 UsageSource = Literal["reported", "estimated", "none"]
 Outcome = Literal[
-    "completed", "client_aborted", "upstream_aborted", "upstream_error", "timeout", "rejected"
+    "completed",
+    "client_aborted",
+    "upstream_aborted",
+    "upstream_error",
+    "timeout",
+    "rejected",
+    "interrupted",
 ]
 Decision = Literal["PRIMARY", "FAILOVER", "OVERRIDE"]
 LimitState = Literal["WITHIN_LIMIT", "RATE_LIMITED", "BUDGET_EXCEEDED"]
@@ -37,6 +43,7 @@ OUTCOMES: Final[tuple[Outcome, ...]] = (
     "upstream_error",
     "timeout",
     "rejected",
+    "interrupted",
 )
 
 

@@ -37,6 +37,7 @@ from router.limits.remote.service_ability import Mode, ServiceAbility, service_d
 from router.limits.remote.service_exchange import ServiceExchange
 from router.limits.retry_queue import RetryQueue
 from router.limits.settlement_wait import SettlementWait
+from router.limits.unsettled_leases import UnsettledLeases
 from router.limits.worker_limits import Limits, ReadWindows
 from router.net.resolver import Resolve, Resolver, system_resolve
 from router.readiness import components
@@ -87,6 +88,7 @@ class Services:
         self.metrics.publish(revision)
         self.metrics.publish_figures(_record_figures(self.recorder))
         self.limits.tick(self.recorder)
+        self.recorder.mark_settled()
         self.metrics.publish_figures(self.limits.figures())
         self.watch.tick()
         if self.watch.observed is not None:
@@ -193,6 +195,9 @@ def build_limits(
     Raises ``SettingsError`` when the address of Redis cannot be understood.
     """
     outbox, retry_queue = AuditOutbox(clock), RetryQueue()
+    unsettled = UnsettledLeases(
+        settings.unsettled_dir, settings.lease_s, offload=ThreadPool(1).apply, clock=clock
+    )
     settlement_wait = SettlementWait(settings.budget_wait_s)
     redis = None
     if runner is None:
@@ -237,6 +242,7 @@ def build_limits(
             entries_on_unavailable=entries_on_unavailable,
             on_threshold=outbox.threshold_reached,
             on_unresolved=outbox.found_unresolved,
+            on_unsettled=unsettled.put,
         ),
         rate_gate=rates,
         settlement_wait=settlement_wait,
@@ -249,6 +255,7 @@ def build_limits(
         redis=redis,
         budget_client=client,
         charge_journal=journal,
+        unsettled=unsettled,
     )
 
 

@@ -17,7 +17,7 @@ from typing import Final
 from router.agent.decoded_frames import DecodedFrame, decode_frame
 from router.agent.read_ahead import ReadAhead, Reading
 from router.clock import Clock
-from router.spool.frames import Position
+from router.spool.frames import AGENT_ONLY, Position
 from router.spool.reader import SpoolReader, WriterInfo
 
 SETTLED_S: Final = 0.05
@@ -178,7 +178,8 @@ class MergedFrames:
         batch = self._reader.read(position, share_bytes)
         if batch.unreadable_format is not None:
             self._log_unreadable(position.writer_id, f"format {batch.unreadable_format} is too new")
-        reading = Reading(list(map(decode_frame, batch.frames)), batch.position_after)
+        shipped = [frame for frame in batch.frames if frame.kind not in AGENT_ONLY]
+        reading = Reading(list(map(decode_frame, shipped)), batch.position_after)
         self._read_ahead.put(position, reading)
         return reading
 

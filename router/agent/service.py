@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from router.agent.dead_letters import DeadLetters
+from router.agent.inheritance import Inheritance
 from router.agent.kafka.producer import KafkaConfig, limit_library_log
 from router.agent.kafka.sink import KafkaSink
 from router.agent.merge import MergedFrames
@@ -22,7 +23,9 @@ from router.agent.shipper import Shipper, sink_report
 from router.agent.sinks import LogSink, Sink, StoreSink
 from router.agent.status import write_report
 from router.clock import Clock
+from router.errors import RecordsUnavailable
 from router.records.record_types import format_timestamp
+from router.redis.client import RedisClient
 from router.spool.checkpoints import Checkpoints, checkpoint_path
 from router.spool.frames import Position
 from router.spool.reader import SpoolReader
@@ -52,6 +55,9 @@ class AgentConfig:
     """How long it then ships what they left."""
     master_pid: int | None = None
     """The agent ends with this process, after its writers have ended or had the time to."""
+    open_redis: Callable[[], RedisClient] | None = None
+    """Where leases are settled that workers left open; ``None`` where a budget service has them."""
+    lease_s: float = 900.0
 
 
 class Agent:
@@ -68,6 +74,13 @@ class Agent:
         read_ahead = ReadAhead(len(sinks))
         self._shippers = [self._shipper(sink, read_ahead) for sink in sinks]
         self._logged_damage = dataclasses.asdict(self._reader.damage)
+        self._inheritance = Inheritance(
+            config.data_dir,
+            self._reader,
+            open_redis=config.open_redis,
+            lease_s=config.lease_s,
+            clock=self._clock,
+        )
         self._troubles: set[str] = set()
         self._logged_unreadable: set[str] = set()
 
@@ -85,6 +98,7 @@ class Agent:
         ]
         for thread in threads:
             thread.start()
+        self._inheritance.start()
         sinks = [shipper.sink.name for shipper in self._shippers]
         _logger.info("agent started", extra={"sinks": sinks})
         master = _Master(self._config.master_pid)
@@ -120,6 +134,7 @@ class Agent:
         """Wait for the writers, ship what they left, leave the rest on disk."""
         _logger.info("agent is ending")
         self._wait(self._config.writers_wait_s, self._have_writers_ended, self._shorten_deadline)
+        self._attempt("adopt", self._inheritance.end)
         self._wait(self._config.drain_s, self._is_all_shipped, threading.Event())
         self._stop.set()
         ends_s = self._clock.monotonic_s() + _THREADS_END_S
@@ -127,6 +142,7 @@ class Agent:
             thread.join(max(0.0, ends_s - self._clock.monotonic_s()))
             if not thread.is_alive():
                 shipper.sink.close()
+        self._inheritance.close()
         self._tick(state="ended")
         try:
             left_bytes: int | None = self._behind_bytes()
@@ -147,7 +163,10 @@ class Agent:
 
     def _have_writers_ended(self) -> bool:
         """An unreadable writer counts as ended: what it writes is for the next agent."""
-        return not any(info.alive and info.trouble is None for info in self._reader.writers())
+        return not any(
+            info.alive and info.trouble is None and not self._inheritance.is_own(info.writer_id)
+            for info in self._reader.writers()
+        )
 
     def _is_all_shipped(self) -> bool:
         """Including the ends of dead writers, for which sinks finish the writers' chains."""
@@ -170,18 +189,23 @@ class Agent:
 
     def _tick(self, state: str = "running") -> None:
         """Free room and report. Shipping goes on when the disk refuses either."""
+        self._attempt("adopt", self._inheritance.step)
         self._attempt("remove", self._remove)
         self._attempt("report", lambda: write_report(self._config.data_dir, self._report(state)))
         self._log_damage()
         self._log_unreadable()
 
     def _remove(self) -> None:
-        remove_acknowledged(self._reader, [shipper.saved for shipper in self._shippers])
+        remove_acknowledged(
+            self._reader,
+            [shipper.saved for shipper in self._shippers],
+            may_remove=self._inheritance.is_adopted,
+        )
 
     def _attempt(self, what: str, work: Callable[[], None]) -> None:
         try:
             work()
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecordsUnavailable) as error:
             if what not in self._troubles:
                 self._troubles.add(what)
                 _logger.error("maintenance failed", extra={"step": what, "reason": str(error)})
@@ -194,6 +218,7 @@ class Agent:
             "pid": os.getpid(),
             "updated_at": format_timestamp(self._clock.now_s()),
             "sinks": {shipper.sink.name: self._sink_report(shipper) for shipper in self._shippers},
+            "interrupted": self._inheritance.interrupted,
             "damage": dataclasses.asdict(self._reader.damage),
             "unreadable": sorted(self._reader.troubles),
         }
@@ -218,8 +243,14 @@ class Agent:
         self._logged_unreadable = set(troubles)
 
 
-def remove_acknowledged(spool: SpoolReader, saved: Sequence[Mapping[str, Position]]) -> int:
-    """Remove the segments that every sink has passed; how many. Raises ``OSError``.
+def remove_acknowledged(
+    spool: SpoolReader,
+    saved: Sequence[Mapping[str, Position]],
+    *,
+    may_remove: Callable[[str], bool] = lambda _writer_id: True,
+) -> int:
+    """Remove the segments that every sink has passed; how many. Raises ``OSError``. Those of a dead
+    writer stay until it ``may_remove`` them.
 
     ``saved`` are the checkpoints on disk: one that exists only in memory would be older after a
     power failure than what was removed. A writer whose segments cannot be removed does not keep
@@ -228,6 +259,8 @@ def remove_acknowledged(spool: SpoolReader, saved: Sequence[Mapping[str, Positio
     removed = 0
     fault: OSError | None = None
     for info in spool.writers():
+        if not info.alive and not may_remove(info.writer_id):
+            continue
         start = Position(info.writer_id, 0, 0)
         passed = min(positions.get(info.writer_id, start).segment for positions in saved)
         try:

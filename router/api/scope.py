@@ -122,6 +122,8 @@ class Scope:
     """A response exists, so closing it will settle."""
     ended: bool = False
     """The end of the response has been seen to."""
+    input_estimate: Usage | None = None
+    """What the call uses at least, from its length; once somebody has asked."""
     charge: Charge | None = None
     """What the call is charged; final once it is recorded."""
     recorded: bool = False

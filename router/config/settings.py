@@ -269,6 +269,11 @@ class Settings:
         return self.data_dir / "spool"
 
     @property
+    def unsettled_dir(self) -> Path:
+        """Where workers append the leases that they could not settle."""
+        return self.data_dir / "unsettled"
+
+    @property
     def redis_dir(self) -> Path:
         """Where an embedded Redis keeps its data."""
         return self.data_dir / "redis"

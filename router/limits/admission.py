@@ -63,7 +63,10 @@ class Admission:
         entries_on_unavailable: OnUnavailable = "open",
         on_threshold: Callable[[str, ThresholdEvent], None] = lambda _organization_id, _event: None,
         on_unresolved: Callable[[str, tuple[str, ...]], None] = lambda _organization_id, _ids: None,
+        on_unsettled: Callable[[Reservation, Amounts], None] = lambda _reservation, _amounts: None,
     ) -> None:
+        """``on_unsettled`` hears of each lease that has to be settled later, so that it can be even
+        if this process dies before."""
         self._rates = rates
         self._exchange = exchange
         self._rebuilder = rebuilder
@@ -73,6 +76,7 @@ class Admission:
         self._entries_on_unavailable = entries_on_unavailable
         self._on_threshold = on_threshold
         self._on_unresolved = on_unresolved
+        self._on_unsettled = on_unsettled
         self.uses_budget_service: Final = exchange.uses_budget_service
         """Whether there may be budgets that the document does not know of."""
         self.decisions: Final[Counter[str]] = Counter()
@@ -127,6 +131,7 @@ class Admission:
                 is_settled or self._exchange.end_later(reservation, amounts, admitted.entry, stored)
             ):
                 self._retry_queue.later(lambda: self._end(admitted, amounts, stored))
+                self._on_unsettled(reservation, amounts)
 
     def _take(self, asking: _Asking, specs: RateSpecs) -> RateDecision:
         request = asking.request
@@ -293,6 +298,7 @@ class Admission:
 
     def _end_later(self, reservation: Reservation, entry: Entry | None) -> None:
         self._retry_queue.later(lambda: self._end(Admitted(reservation, entry), NOTHING, None))
+        self._on_unsettled(reservation, NOTHING)
 
     def _end(self, admitted: Admitted, amounts: Amounts, reply: bytes | NotStored | None) -> None:
         reservation = admitted.reservation

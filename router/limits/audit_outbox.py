@@ -28,6 +28,9 @@ class AuditOutbox:
         self.unresolved = 0
         """Leases of calls that never ended, found expired."""
 
+    def __len__(self) -> int:
+        return len(self._events)
+
     def threshold_reached(self, organization_id: str, event: ThresholdEvent) -> None:
         """A budget has reached one of its thresholds."""
         window = event.window

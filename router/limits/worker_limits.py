@@ -19,6 +19,7 @@ from router.limits.remote.budget_client import BudgetClient
 from router.limits.remote.charge_journal import ChargeJournal
 from router.limits.retry_queue import RetryQueue
 from router.limits.settlement_wait import SettlementWait
+from router.limits.unsettled_leases import UnsettledLeases
 from router.records.recorder import Recorder
 from router.redis.client import RedisClient
 from router.redis.durability import SAFE_POLICY
@@ -51,6 +52,8 @@ class Limits:
     """``None`` in tests that run scripts in another way."""
     budget_client: BudgetClient | None
     """``None`` without a budget service."""
+    unsettled: UnsettledLeases
+    """Leases that another process has to settle if this one cannot."""
     charge_journal: ChargeJournal | None = None
     """What the budget service has not taken; ``None`` without one."""
     _may_evict: bool = field(default=False, init=False)
@@ -70,6 +73,7 @@ class Limits:
     def close(self, recorder: Recorder) -> None:
         """Do what was queued, if that is possible now, and close connections."""
         self.retry_queue.run()
+        self.unsettled.close()
         if self.charge_journal is not None:
             self.charge_journal.close()
         self.audit_outbox.flush(recorder)

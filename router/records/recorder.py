@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 from collections import Counter
@@ -11,8 +12,10 @@ import orjson
 
 from router.errors import RecordsUnavailable
 from router.records.audit_chain import AuditChain, Link
+from router.records.dispatches import Dispatch, encode_dispatch
+from router.records.open_calls import OpenCalls
 from router.records.record_types import AuditEvent, degraded_usage, parse_timestamp_us
-from router.spool.frames import AUDIT, MAX_PAYLOAD_BYTES, USAGE
+from router.spool.frames import AUDIT, DISPATCH, MAX_PAYLOAD_BYTES, SETTLED, USAGE
 from router.spool.writer import SpoolWriter
 
 Entry = tuple[bytes | None, AuditEvent | None]
@@ -57,6 +60,8 @@ class Recorder:
 
     def __init__(self, spool: SpoolWriter) -> None:
         self.spool = spool
+        self.open_calls = OpenCalls()
+        spool.carried = self.open_calls.frames
         self._chain = AuditChain(spool.writer_id)
         self.taken = 0
         """Records and events that the spool accepted, or that are buffered until it can."""
@@ -80,6 +85,18 @@ class Recorder:
             self.refused[refusal.reason] += 1
             return False
         return True
+
+    def dispatched(self, dispatch: Dispatch) -> None:
+        """Note that a call is being sent, so that it has a record should this process die. Costs no
+        wait; raises ``RecordsUnavailable``, and then the call must not be sent."""
+        self.spool.note(DISPATCH, encode_dispatch(dispatch))
+        self.open_calls.dispatched(dispatch)
+
+    def mark_settled(self) -> None:
+        """Once a second: note that nothing which was recorded before waits to be charged."""
+        if self.open_calls.may_be_marked():
+            with contextlib.suppress(RecordsUnavailable):  # then more than needed is looked at
+                self.spool.note(SETTLED, b"{}")
 
     def record(self, usage: bytes | None, event: AuditEvent | None) -> Unwritten | None:
         """Append both with one write. What the spool refused comes back and has to be buffered.
@@ -119,6 +136,7 @@ class Recorder:
 
     def close(self) -> None:
         """Sync and close the spool; the agent ships what is in it."""
+        self.mark_settled()
         self.spool.close()
 
     def _fitting(self, usage: bytes) -> bytes:

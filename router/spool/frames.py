@@ -20,6 +20,14 @@ MAGIC: Final = b"\xff\xf8"
 HEADER: Final = 0
 USAGE: Final = 1
 AUDIT: Final = 2
+DISPATCH: Final = 3
+"""A call is sent to a backend: what its record needs, should its worker die."""
+UNSETTLED: Final = 4
+"""A call has ended and is not charged yet: its lease, and the amounts."""
+SETTLED: Final = 5
+"""Empty. Every call that was recorded before is charged, or has an ``UNSETTLED`` frame."""
+AGENT_ONLY: Final = frozenset({DISPATCH, UNSETTLED, SETTLED})
+"""Kinds that no sink gets."""
 MAX_PAYLOAD_BYTES: Final = 1024 * 1024
 
 _HEAD: Final = struct.Struct(">2sBBII")

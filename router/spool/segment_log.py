@@ -55,6 +55,11 @@ class SegmentLog:
         self.write_errors = 0
         self.sync_errors = 0
 
+    @property
+    def active(self) -> Segment | None:
+        """The segment that is appended to."""
+        return self._active
+
     # --- quick ------------------------------------------------------------------------------
 
     def put(self, data: bytes) -> None:

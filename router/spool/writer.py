@@ -111,6 +111,10 @@ class SpoolWriter:
         self._lost_frames = 0
         self._is_measured = True
         self._closing = False
+        self.carried: Callable[[], Iterable[tuple[int, bytes]]] = tuple
+        """Frames that each new segment begins with: those about calls that still run. So the last
+        segment alone tells what a writer that died has left open."""
+        self._carried_into: object = None
         self._retry_at_s = self._measure_at_s = 0.0
         self._wake = threading.Event()
         self._thread: threading.Thread | None = None
@@ -150,6 +154,16 @@ class SpoolWriter:
         if commit is not None:
             self._await(commit)
 
+    def note(self, kind: int, payload: bytes) -> None:
+        """Append one frame and wait for no sync, in neither mode; raises
+        :class:`RecordsUnavailable`. It survives the death of the process."""
+        data = encode_frame(kind, payload)
+        with self._lock:
+            if self._total_bytes + len(data) > self._max_bytes:
+                raise RecordsUnavailable("spool_full", nothing_written=True)
+            self._write(data)
+            self._expect_sync(wait=False)
+
     def buffer(self, frames: Iterable[tuple[int, bytes]]) -> None:
         """Keep refused frames in memory, to be written first when the disk recovers.
 
@@ -188,11 +202,11 @@ class SpoolWriter:
         self._buffered.clear()
         self._total_bytes += len(data)
 
-    def _expect_sync(self) -> Commit | None:
+    def _expect_sync(self, *, wait: bool = True) -> Commit | None:
         if self._oldest_unsynced_s is None:
             self._oldest_unsynced_s = self._clock.monotonic_s()
             self._wake.set()
-        if not self._durable:
+        if not (self._durable and wait):
             return None
         if not self._commits:
             self._commits.append(futures.Future())
@@ -220,6 +234,7 @@ class SpoolWriter:
             self._sync()
         if self._log.broken is None:
             self._reserve_room()
+            self._carry_on()
         if self._clock.monotonic_s() >= self._measure_at_s:
             self._measure()
         self._update_refusal()
@@ -312,6 +327,22 @@ class SpoolWriter:
         self._no_room = None if error is None else reason_of(error)
         with self._lock:
             self._log.set_preallocated(preallocated)
+
+    def _carry_on(self) -> None:
+        """Begin a new segment with the frames about calls that still run."""
+        with self._lock:
+            active = self._log.active
+            if active is None or active is self._carried_into:
+                return
+            first = self._carried_into is None
+            frames = [] if first else [encode_frame(*frame) for frame in self.carried()]
+            if frames:
+                try:
+                    self._write(b"".join(frames))
+                except RecordsUnavailable:
+                    return  # the next segment gets them
+                self._expect_sync(wait=False)
+            self._carried_into = active
 
     def _measure(self) -> None:
         found = self._attempt(lambda: (self._directory.total_bytes(), self._log.is_gone()))

@@ -26,7 +26,7 @@ _LONGEST_BYTES: Final = 512
 """PostgreSQL indexes no more than 2 704 bytes a row; up to three texts share an index."""
 
 
-SERVED: Final = ("completed", "client_aborted", "upstream_aborted", "timeout")
+SERVED: Final = ("completed", "client_aborted", "upstream_aborted", "timeout", "interrupted")
 """Outcomes of calls that count against a quota of requests. Kept sums have counted by it: another
 outcome needs a migration that counts again."""
 

@@ -121,6 +121,49 @@ def _spool_append() -> Operation:
     return lambda: writer.append(((USAGE, usage), (AUDIT, event)))
 
 
+def _dispatch() -> Operation:
+    from router.limits.budgets.lease_notation import lease_of
+    from router.limits.budgets.periods import Period
+    from router.limits.budgets.windows import Reservation, ReservedWindow, WindowSpec
+    from router.records.dispatches import Dispatch
+    from router.records.recorder import Recorder
+
+    recorder = Recorder(_spool_writer())
+    window = WindowSpec("daily", "usd", "daily", 10**9, thresholds=(80, 95))
+    held = ReservedWindow(window, Period(1_800_000_000_000, 1_800_086_400_000), 41_210_000)
+    reservation = Reservation("lease", "acme", (held,), 1_800_000_000_123, "1800000000123456")
+
+    def note() -> None:
+        recorder.dispatched(
+            Dispatch(
+                "01a22f0e-b0bd-7534-9e94-4ed401a22f0e",
+                "01a22f0e-b0bd-7534-9e94-4ed401a22f0f",
+                1_800_000_000.5,
+                "acme",
+                "key_1",
+                "openai.chat_completions",
+                "chat",
+                "gpt-4o",
+                "gpt-4o",
+                "primary",
+                False,
+                "PRIMARY",
+                TRACEPARENT[3:35],
+                TRACEPARENT[36:52],
+                {},
+                "estimated",
+                120,
+                0,
+                300_000,
+                None,
+                (41_210_000, 4_216, 1),
+                lease_of(reservation, 900_000),
+            )
+        )
+
+    return note
+
+
 def _spool_check() -> Operation:
     return _spool_writer().check
 
@@ -214,6 +257,7 @@ OPERATIONS: dict[str, Callable[[], Operation]] = {
     "providers.messages_event": _messages_event,
     "spool.append": _spool_append,
     "spool.check": _spool_check,
+    "records.dispatch": _dispatch,
     "api.parse_object": _parse_object,
     "upstream.forwardable": _forwardable,
     "routing.order": _order,

@@ -30,6 +30,7 @@ class WatchedSpool:
         self._spool = spool
         self.records: list[dict[str, Any]] = []
         self.events: list[dict[str, Any]] = []
+        self.notes: list[tuple[int, dict[str, Any]]] = []
         self.buffered: list[tuple[int, bytes]] = []
         self.violations: list[str] = []
         self.reason: str | None = None
@@ -52,6 +53,12 @@ class WatchedSpool:
                 f"{error.json_path}: {error.message[:200]}"
                 for error in _SCHEMAS[kind].iter_errors(fields)
             ]
+
+    def note(self, kind: int, payload: bytes) -> None:
+        """Append what is no record, unless it cannot be written."""
+        self.check()
+        self._spool.note(kind, payload)
+        self.notes.append((kind, json.loads(payload)))
 
     def buffer(self, frames: Iterable[tuple[int, bytes]]) -> None:
         """Keep what cannot be written now."""

@@ -231,11 +231,17 @@ def test_nothing_is_held_after_a_drain(tmp_path: Path, redis: RedisServer) -> No
 
 
 def test_leases_of_killed_workers_end_by_themselves(tmp_path: Path, redis: RedisServer) -> None:
-    """Must show 3, B4, P7: after kill -9 with 50 calls in flight they are held until their lease
-    ends and no longer, whatever else the key does."""
+    """Must show 3, B4, P7: without an agent, after kill -9 with 50 calls in flight they are held
+    until their lease ends and no longer, whatever else the key does."""
     keys = [key("killed", budgets=[budget("calls", "requests", 1000)])]
     with limited_routers(
-        tmp_path, redis.url, keys, workers=1, ROUTER_LEASE=f"{LEASE_S:g}s", **PATIENT
+        tmp_path,
+        redis.url,
+        keys,
+        workers=1,
+        ROUTER_LEASE=f"{LEASE_S:g}s",
+        ROUTER_AGENT="external",
+        **PATIENT,
     ) as limited:
         limited.backend.set(latency_ms=60_000)
         threads = [

@@ -26,10 +26,18 @@ def call_usage(scope: Scope) -> tuple[Usage, int | None]:
     return charge.usage, charge.cost_nanos
 
 
-def charge_as_recorded(scope: Scope, outcome: Outcome) -> None:
-    """Make the charge final: the record with this outcome says so."""
+def abandoned_charge(scope: Scope, backend_id: str) -> Charge:
+    """What the call costs if the backend that it is sent to now does not answer."""
+    call, document = scope.call, scope.document
+    assert call is not None and document is not None
+    return _abandoned(scope, call, document.models[call.model], backend_id)
+
+
+def charge_as_recorded(scope: Scope, outcome: Outcome) -> Amounts:
+    """Make the charge final: the record with this outcome says so. Returns its amounts."""
     usage, cost = call_usage(scope)
     scope.charge = Charge(usage, cost, outcome)
+    return _amounts(scope, usage, cost, outcome)
 
 
 def unpriced_classes(scope: Scope, usage: Usage) -> tuple[str, ...]:
@@ -63,10 +71,13 @@ def ending_of(scope: Scope, ended_s: float) -> Ending:
 def charged_amounts(scope: Scope, ending: Ending) -> Amounts:
     """What the budgets are charged: what a rebuild from the record would find."""
     recorded = None if scope.charge is None else scope.charge.outcome
-    served = bool(scope.attempts) and (recorded or ending.outcome) in SERVED
-    usage = ending.usage
+    return _amounts(scope, ending.usage, ending.cost_nanos, recorded or ending.outcome)
+
+
+def _amounts(scope: Scope, usage: Usage, cost: int | None, outcome: Outcome) -> Amounts:
+    served = bool(scope.attempts) and outcome in SERVED
     tokens = min(usage.tokens_input + usage.tokens_output, MAX_AMOUNT)
-    return Amounts(ending.cost_nanos or 0, tokens, int(served))
+    return Amounts(cost or 0, tokens, int(served))
 
 
 def call_outcome(scope: Scope) -> Outcome:
@@ -91,11 +102,11 @@ def _charge(scope: Scope) -> Charge:
     usage = _known_usage(scope, call, model)
     if usage is not None:
         _note_selected_tier(call, model, usage)
-        return Charge(usage, _cost(scope, call, usage))
+        return Charge(usage, _cost(scope, call, usage, scope.attempts[-1].backend_id))
     last = scope.attempts[-1]
     if last.declined or not last.dispatched or _began_with_error(scope):
         return Charge(NO_USAGE, None)
-    return _abandoned(scope, call, model)
+    return _abandoned(scope, call, model, last.backend_id)
 
 
 def _known_usage(scope: Scope, call: Call, model: Model) -> Usage | None:
@@ -120,15 +131,17 @@ def _began_with_error(scope: Scope) -> bool:
     return stream is not None and stream.fault == "error event in stream"
 
 
-def _abandoned(scope: Scope, call: Call, model: Model) -> Charge:
+def _abandoned(scope: Scope, call: Call, model: Model, backend_id: str) -> Charge:
     """The charge of work that was dispatched and of which nothing has come back."""
     policy, reserved = scope.services.settings.abandoned, scope.limits.amounts
     if policy == "free":
         return Charge(NO_USAGE, None)
-    usage = estimate(call, model, 0)
+    usage = scope.input_estimate
+    if usage is None:
+        usage = scope.input_estimate = estimate(call, model, 0)
     _note_selected_tier(call, model, usage)
     if policy == "estimate" or reserved is None:
-        return Charge(usage, _cost(scope, call, usage))
+        return Charge(usage, _cost(scope, call, usage, backend_id))
     output = max(0, reserved.tokens - usage.tokens_input)
     return Charge(replace(usage, tokens_output=output), reserved.cost_nanos)
 
@@ -142,10 +155,10 @@ def _note_selected_tier(call: Call, model: Model, usage: Usage) -> None:
         usage.service_tier = selected
 
 
-def _cost(scope: Scope, call: Call, usage: Usage) -> int | None:
+def _cost(scope: Scope, call: Call, usage: Usage, backend_id: str) -> int | None:
     """The price of usage; of a model without a price the floor, where a budget in USD counts it."""
     assert scope.document is not None
-    prices = scope.document.prices_of(call.model, scope.attempts[-1].backend_id)
+    prices = scope.document.prices_of(call.model, backend_id)
     cost = cost_nanos(usage, prices)
     if cost is None:
         return scope.services.limits.reservation_rule.floor_nanos if _counts_usd(scope) else None

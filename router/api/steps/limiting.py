@@ -113,6 +113,7 @@ def settle_limits(scope: Scope, ending: Ending) -> None:
             wired.limits.admission.settle(
                 admitted, used, reply if admitted.entry is not None else None
             )
+            wired.recorder.open_calls.settled(scope.record_id)
             wired.metrics.count_settled(used.cost_nanos if admitted.reservation.windows else 0)
     finally:  # a greenlet that is killed while it settles holds slots and estimates, too
         _finish_rates(scope, used.tokens)

@@ -96,12 +96,23 @@ def _record(scope: Scope, outcome: Outcome, ended_s: float) -> Unwritten | None:
     event = _event_or_less(scope, record)
     # Before the append: a greenlet that is killed while the spool syncs may have written it.
     scope.recorded = True
-    charge_as_recorded(scope, outcome)
+    amounts = charge_as_recorded(scope, outcome)
+    recorder = scope.services.recorder
+    dispatch = recorder.open_calls.ended(
+        scope.record_id,
+        cost_nanos=amounts.cost_nanos,
+        tokens=amounts.tokens,
+        requests=amounts.requests,
+    )
+    unwritten = None
     try:
-        unwritten = scope.services.recorder.record(line, event)
+        unwritten = recorder.record(line, event)
     except Exception:
         scope.recorded, scope.charge = False, None
         raise
+    finally:
+        if dispatch is not None and (unwritten is not None or not scope.recorded):
+            recorder.open_calls.dispatched(dispatch)
     return unwritten
 
 

@@ -16,8 +16,12 @@ from router.config.settings import Settings, load_settings
 
 _YOUNG_OBJECTS = 20_000
 
+_REDIS_TIMEOUT_S = 1.0
+"""Nobody waits for the agent; a slow answer is better than none."""
+
 if TYPE_CHECKING:
     from router.agent.service import Agent, AgentConfig
+    from router.redis.client import RedisClient
 
 
 @click.command("agent", cls=Command, example="ROUTER_AGENT=external routerctl agent")
@@ -97,7 +101,21 @@ def _config(
         writers_wait_s=settings.drain_timeout_s,
         drain_s=settings.agent_drain_s,
         master_pid=master_pid,
+        open_redis=None if settings.budget_service_endpoint else lambda: _open_redis(settings),
+        lease_s=settings.lease_s,
     )
+
+
+def _open_redis(settings: Settings) -> RedisClient:
+    """A client of the Redis that holds the budgets; connects when first used."""
+    from router.net.resolver import system_resolve
+    from router.redis.client import RedisClient
+    from router.redis.connection import ConnectionOptions
+    from router.redis.embedded import redis_address
+
+    timeout_s = max(_REDIS_TIMEOUT_S, settings.redis_timeout_s)
+    options = ConnectionOptions(timeout_s=timeout_s, resolve=system_resolve)
+    return RedisClient(redis_address(settings), options)
 
 
 def _run(running: Agent) -> None:
