@@ -16,7 +16,7 @@ from marshmallow import Schema, ValidationError
 
 from router.breaker import Breaker, Refused, State, Unavailable
 from router.clock import Clock
-from router.limits.budgets.periods import TOTAL, Calendar
+from router.limits.budgets.periods import Calendar
 from router.limits.budgets.windows import (
     NOTHING,
     Amounts,
@@ -36,6 +36,7 @@ from router.limits.remote.budget_session import NAME, BudgetSession
 from router.limits.remote.message_parts import NothingReserved, of_key
 from router.limits.remote.messages import ReserveCommand, ServiceCheck, SettleCommand
 from router.limits.remote.service_ability import ServiceAbility
+from router.limits.remote.unnamed_budgets import UNKNOWN, unnamed
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +53,6 @@ _RESERVED: Final = messages.ReserveReply()
 _DENIED: Final = messages.DeniedReply()
 _SETTLED: Final = messages.SettleReply()
 
-_UNKNOWN: Final = WindowSpec("unknown-to-budget-service", "usd", "total", 0)
 _MOST_STRANGERS: Final = 1000
 """So many are logged, once each."""
 
@@ -167,7 +167,7 @@ class BudgetClient:
             status, reply = self._post(contract.RESERVE, _RESERVE.dump(command))
             if status not in _CANNOT:
                 return self._read_reserve(command, status, reply)
-            code = _code_of(reply)
+            code = messages.code_of(reply)
             if code == contract.UNKNOWN_ORGANIZATION or not ability.may_lack_reservations(code):
                 raise self._no_answer(status, reply)
             check = self._check(command)
@@ -253,7 +253,7 @@ class BudgetClient:
             self.breaker.failed("lost", detail)
             return Unavailable(NAME, "lost", detail)
         self.breaker.succeeded()
-        if status == 404 and _code_of(reply) == contract.UNKNOWN_ORGANIZATION:
+        if status == 404 and messages.code_of(reply) == contract.UNKNOWN_ORGANIZATION:
             return UnknownCaller(NAME, "lost", f"{detail} {contract.UNKNOWN_ORGANIZATION}")
         kind = Unavailable if status in _NOT_NOW else Refused
         return kind(NAME, "lost", detail)
@@ -266,8 +266,7 @@ class BudgetClient:
                 "the budget service does not know this organization, or a key of it",
                 extra={"organization_id": organization_id},
             )
-        binding = WindowState(_UNKNOWN, TOTAL, 0, 0)
-        return Denied(binding, amounts.cost_nanos, (binding,))
+        return Denied(UNKNOWN, amounts.cost_nanos, (UNKNOWN,))
 
     def _outcome_of_check(
         self, presumed: Reservation, check: Check, amounts: Amounts
@@ -275,7 +274,7 @@ class BudgetClient:
         if check.allowed:
             now_ms = int(self._clock.now_s() * 1000)
             return NothingReserved(presumed.lease_id, presumed.organization_id, (), now_ms)
-        binding = check.binding or _unnamed(presumed)
+        binding = check.binding or unnamed(presumed)
         this_request = check.this_request or amounts.of(binding.window.unit)
         return Denied(binding, this_request, check.states)
 
@@ -296,22 +295,3 @@ class BudgetClient:
         status, _ = self._session.get(self.endpoint + contract.READY)
         if not 200 <= status < 500:
             raise Unavailable(NAME, "lost", f"answered {status}")
-
-
-def _code_of(reply: bytes) -> str | None:
-    """The code of an error of the service; ``None`` where something else has answered."""
-    try:
-        found = orjson.loads(reply)
-    except orjson.JSONDecodeError:
-        return None
-    code = found.get("code") if isinstance(found, dict) else None
-    return code if isinstance(code, str) else None
-
-
-def _unnamed(presumed: Reservation) -> WindowState:
-    """The budget that is shown where a service says no and nothing else: the first one in USD, or
-    one without figures where the router knows of none."""
-    reserved = sorted(presumed.windows, key=lambda entry: entry.window.unit != "usd")
-    if reserved:
-        return WindowState(reserved[0].window, reserved[0].period, 0, 0)
-    return WindowState(WindowSpec("budget", "usd", "total", None), TOTAL, 0, 0)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Final
 
+import orjson
 from marshmallow import validate
 
 from router.config.schema.fields import Choice, Flag, Identifier, Integer, Nested, Text
@@ -181,3 +182,13 @@ class HealthReply(OpenMessage):
     """How the service is."""
 
     status = Choice(("ok", "unavailable"), required=True, metadata=about("Whether it can answer."))
+
+
+def code_of(reply: bytes) -> str | None:
+    """The code of an error of the service; ``None`` where something else has answered."""
+    try:
+        found = orjson.loads(reply)
+    except orjson.JSONDecodeError:
+        return None
+    code = found.get("code") if isinstance(found, dict) else None
+    return code if isinstance(code, str) else None
