@@ -242,7 +242,8 @@ def build_limits(
             entries_on_unavailable=entries_on_unavailable,
             on_threshold=outbox.threshold_reached,
             on_unresolved=outbox.found_unresolved,
-            on_unsettled=unsettled.put,
+            # The journal has what is for a budget service.
+            on_unsettled=unsettled.put if client is None else lambda _lease, _amounts: None,
         ),
         rate_gate=rates,
         settlement_wait=settlement_wait,

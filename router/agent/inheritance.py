@@ -12,7 +12,7 @@ from typing import Final
 
 from router.agent import adoption, lease_settler
 from router.agent.adoption import Adoption
-from router.agent.lease_settler import LeaseSettler
+from router.agent.lease_settler import KeepCharges, LeaseSettler, charges_of
 from router.breaker import Unavailable
 from router.clock import Clock
 from router.limits.audit_outbox import AuditOutbox
@@ -41,10 +41,14 @@ class Inheritance:
         reader: SpoolReader,
         *,
         open_redis: Callable[[], RedisClient] | None,
+        keep_charges: KeepCharges | None = None,
         lease_s: float,
         clock: Clock,
     ) -> None:
+        """Where a budget service has the leases, ``keep_charges`` is given what it is to be
+        told."""
         self._reader = reader
+        self._keep_charges = keep_charges
         self._clock = clock
         self._recorder: Recorder | None = None
         self._leases = UnsettledLeases(data_dir / UNSETTLED_NAME, lease_s, clock=clock)
@@ -129,4 +133,7 @@ class Inheritance:
         return self._recorder
 
     def _hand_over(self, leases: list[Unsettled]) -> None:
-        self._leases.put_all(leases, wait=True)
+        if self._keep_charges is None:
+            self._leases.put_all(leases, wait=True)
+        else:
+            self._keep_charges(charges_of(leases))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Callable, Iterable, Iterator
 from typing import Final
 
 from router.breaker import Refused, Unavailable
@@ -25,7 +26,11 @@ from router.spool.reader import SpoolReader, WriterInfo
 NAME: Final = "leases"
 POLL_S: Final = 0.2
 PAUSE_S: Final = 0.5
+_NOT_UNDERSTOOD: Final = (ValueError, KeyError, TypeError)
 _READ_BYTES: Final = 64 * 1024
+
+KeepCharges = Callable[[Iterable[tuple[Reservation, Amounts]]], None]
+"""Puts leases, and what each is to be settled with, where workers find them; raises ``OSError``."""
 
 _logger = logging.getLogger("router.agent")
 
@@ -99,9 +104,8 @@ class LeaseSettler:
     def _settle(self, payload: bytes) -> None:
         try:
             unsettled = decode_unsettled(payload)
-            reservation = _reservation(unsettled)
-            amounts = Amounts(unsettled.cost_nanos, unsettled.tokens, unsettled.requests)
-        except (ValueError, KeyError, TypeError) as error:
+            reservation, amounts = _charge(unsettled)
+        except _NOT_UNDERSTOOD as error:
             _logger.error("lease not understood", extra={"why": str(error)})
             return
         ledger = self._reserved if reservation.epoch else self._presumed
@@ -116,5 +120,16 @@ class LeaseSettler:
             self._outbox.threshold_reached(reservation.organization_id, event)
 
 
-def _reservation(unsettled: Unsettled) -> Reservation:
-    return reservation_of(unsettled.record_id, unsettled.organization_id, unsettled.lease)
+def charges_of(leases: Iterable[Unsettled]) -> Iterator[tuple[Reservation, Amounts]]:
+    """The leases and what they are to be settled with; one that makes no sense is logged."""
+    for unsettled in leases:
+        try:
+            yield _charge(unsettled)
+        except _NOT_UNDERSTOOD as error:
+            facts = {"record_id": unsettled.record_id, "why": str(error)}
+            _logger.error("lease not understood", extra=facts)
+
+
+def _charge(unsettled: Unsettled) -> tuple[Reservation, Amounts]:
+    reservation = reservation_of(unsettled.record_id, unsettled.organization_id, unsettled.lease)
+    return reservation, Amounts(unsettled.cost_nanos, unsettled.tokens, unsettled.requests)

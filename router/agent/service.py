@@ -17,6 +17,7 @@ from router.agent.dead_letters import DeadLetters
 from router.agent.inheritance import Inheritance
 from router.agent.kafka.producer import KafkaConfig, limit_library_log
 from router.agent.kafka.sink import KafkaSink
+from router.agent.lease_settler import KeepCharges
 from router.agent.merge import MergedFrames
 from router.agent.read_ahead import ReadAhead
 from router.agent.shipper import Shipper, sink_report
@@ -57,6 +58,8 @@ class AgentConfig:
     """The agent ends with this process, after its writers have ended or had the time to."""
     open_redis: Callable[[], RedisClient] | None = None
     """Where leases are settled that workers left open; ``None`` where a budget service has them."""
+    keep_charges: KeepCharges | None = None
+    """Where a budget service has the leases: has workers tell it of those that were left open."""
     lease_s: float = 900.0
 
 
@@ -78,6 +81,7 @@ class Agent:
             config.data_dir,
             self._reader,
             open_redis=config.open_redis,
+            keep_charges=config.keep_charges,
             lease_s=config.lease_s,
             clock=self._clock,
         )

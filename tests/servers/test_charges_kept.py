@@ -43,7 +43,7 @@ def redis(tmp_path: Path) -> Iterator[RedisServer]:
 
 @contextmanager
 def router_and_service(
-    directory: Path, redis: RedisServer
+    directory: Path, redis: RedisServer, *, unit: str = "usd"
 ) -> Iterator[tuple[LimitedRouters, list[int]]]:
     """A router that lets calls pass while its service is away, and the processes of the service."""
     ours = set(children(os.getpid()))
@@ -55,7 +55,7 @@ def router_and_service(
             "BUDGET_SERVICE_TIMEOUT": "1s",
             "ROUTER_BUDGET_FALLBACK": "open",
         }
-        keys = [key("kept", budgets=[budget("b", "usd", "1")])]
+        keys = [key("kept", budgets=[budget("b", unit, "1" if unit == "usd" else 10**6)])]
         with limited_routers(directory, redis.url, keys, **settings) as limited:
             limited.backend.set(tokens_output=TOKENS)
             yield limited, [master, *children(master)]
@@ -144,3 +144,27 @@ def test_a_charge_that_was_written_is_not_lost_with_its_worker(
         stop(service, signal.SIGCONT)
         settles(limited, 2)
         wait_until(lambda: limited.state("kept").reserved == 0, TAKEN_S, "nothing is held")
+
+
+def test_a_call_that_is_killed_while_it_runs_is_charged_at_the_service(
+    tmp_path: Path, redis: RedisServer
+) -> None:
+    """kill -9 of all workers: its prompt of 18 characters counts as 5 tokens, once, and nothing is
+    held, long before its lease would end."""
+    with router_and_service(tmp_path, redis, unit="tokens") as (limited, _):
+        limited.backend.set(tokens_output=TOKENS, latency_ms=60_000)
+
+        def lose() -> None:
+            with contextlib.suppress(OSError, http.client.HTTPException):
+                limited.call("kept", body(parameters={"max_tokens": TOKENS}))
+
+        caller = threading.Thread(target=lose)
+        caller.start()
+        wait_until(lambda: limited.backend_calls() == 1, TAKEN_S, "the call runs")
+        assert limited.state("kept").reserved > 0
+        for pid in limited.router.worker_pids():
+            os.kill(pid, signal.SIGKILL)
+        caller.join(10)
+        wait_until(lambda: limited.state("kept").settled > 0, 2 * TAKEN_S, "it is booked")
+        state = limited.state("kept")
+        assert (state.settled, state.reserved) == (5, 0)

@@ -20,6 +20,7 @@ _REDIS_TIMEOUT_S = 1.0
 """Nobody waits for the agent; a slow answer is better than none."""
 
 if TYPE_CHECKING:
+    from router.agent.lease_settler import KeepCharges
     from router.agent.service import Agent, AgentConfig
     from router.redis.client import RedisClient
 
@@ -102,8 +103,20 @@ def _config(
         drain_s=settings.agent_drain_s,
         master_pid=master_pid,
         open_redis=None if settings.budget_service_endpoint else lambda: _open_redis(settings),
+        keep_charges=_keep_charges(settings),
         lease_s=settings.lease_s,
     )
+
+
+def _keep_charges(settings: Settings) -> KeepCharges | None:
+    """Where workers look for charges that are for the budget service; ``None`` without one."""
+    if settings.budget_service_endpoint is None:
+        return None
+    from router.limits.remote.charge_file import leave_charges
+    from router.limits.remote.service_ability import service_dir
+
+    directory = service_dir(settings.data_dir, settings.budget_service_endpoint)
+    return lambda charges: leave_charges(directory, charges)
 
 
 def _open_redis(settings: Settings) -> RedisClient:

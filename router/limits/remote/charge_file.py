@@ -15,7 +15,8 @@ import fcntl
 import logging
 import os
 import time
-from collections.abc import Iterator, Mapping
+import uuid
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, cast
 
@@ -157,6 +158,16 @@ class ChargeFile:
                 self._add(offset, length)
         except (orjson.JSONDecodeError, TypeError):
             log.error("a charge on disk is damaged", extra={"file": self._path.name})
+
+
+def leave_charges(directory: Path, charges: Iterable[tuple[Reservation, Amounts]]) -> None:
+    """Put charges on disk for whichever worker finds them; they are safe when this returns."""
+    file = ChargeFile.create(directory / f"{uuid.uuid4()}.charges")
+    try:
+        for reservation, amounts in charges:
+            file.append(_SETTLE.dump(SettleCommand(reservation, amounts)))
+    finally:
+        file.close()
 
 
 def adopt_files(directory: Path) -> Iterator[ChargeFile]:

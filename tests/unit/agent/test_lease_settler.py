@@ -7,14 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from router.agent.lease_settler import NAME, LeaseSettler
+from router.agent.lease_settler import NAME, LeaseSettler, charges_of
 from router.breaker import Unavailable
 from router.clock import FrozenClock
 from router.limits.audit_outbox import AuditOutbox
+from router.limits.budgets.lease_notation import lease_of
 from router.limits.budgets.ledger import Ledger
 from router.limits.budgets.maintenance import LedgerMaintenance
 from router.limits.budgets.windows import Amounts, NotReserved, Reservation, WindowSpec
 from router.limits.unsettled_leases import UnsettledLeases
+from router.records.open_calls import Unsettled
 from router.spool.checkpoints import Checkpoints, checkpoint_path
 from router.spool.reader import SpoolReader
 from tests.fakes.frozen_redis import FrozenRedis, frozen_redis
@@ -157,3 +159,19 @@ def test_what_makes_no_sense_holds_nothing_up(host: Host) -> None:
     host.leases.put(reservation, USED)
     host.settler().step()
     assert host.state() == (240, 0)
+
+
+def test_what_a_budget_service_is_told_is_what_was_left(
+    host: Host, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Lease and amounts; one that makes no sense keeps no other from being told."""
+    reservation = host.reserve()
+    lease = lease_of(reservation, 900_000)
+    assert lease is not None
+    left = [
+        Unsettled("senseless", "acme", (), 120, 0, 1),
+        Unsettled("impossible", "acme", lease, -1, 0, 1),
+        Unsettled("lease", "acme", lease, 120, 7, 1),
+    ]
+    assert [*charges_of(left)] == [(reservation, Amounts(120, 7, 1))]
+    assert len(caplog.records) == 2

@@ -21,6 +21,7 @@ from router.limits.budgets.windows import (
     WindowSpec,
 )
 from router.limits.remote import charge_journal
+from router.limits.remote.charge_file import leave_charges
 from router.limits.remote.charge_journal import ADOPT_EVERY_S, Charge, ChargeJournal
 from router.limits.remote.message_parts import of_key
 from router.limits.remote.messages import SettleCommand, SettleRequest
@@ -265,6 +266,15 @@ def test_a_damaged_line_costs_no_other(stand: Stand) -> None:
     assert first.run() == 1
     assert len(first) == 1
     assert stand.left_by(first) == ["x.charges"]
+
+
+def test_what_the_agent_leaves_is_sent(stand: Stand) -> None:
+    """Of calls that were running when their worker was killed; nothing leaves no file."""
+    leave_charges(stand.directory, [])
+    assert stand.files() == []
+    leave_charges(stand.directory, [(lease("a"), Amounts(30, 2)), (lease("b"), Amounts(40, 2))])
+    assert stand.worker().run() == 2
+    assert stand.service.taken == {"a": 30, "b": 40}
 
 
 def test_a_draft_of_a_killed_worker_is_removed(stand: Stand) -> None:
