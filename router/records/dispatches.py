@@ -6,6 +6,7 @@ what it has reserved. A lease is plain JSON here: ``limits.budgets.lease_notatio
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
@@ -59,6 +60,15 @@ def encode_dispatch(dispatch: Dispatch) -> bytes:
     if dispatch.metadata or dispatch.model_requested != dispatch.model:
         return redact_bytes(line)  # nowhere else is what a client chose freely
     return line
+
+
+_RECORD_ID: Final = re.compile(rb'^(?:\["|.{0,64}?"record_id":")([^"]+)"')
+
+
+def record_id_of(payload: bytes) -> str:
+    """The id in an encoded dispatch or usage record, without decoding all of it; empty without."""
+    found = _RECORD_ID.match(payload)
+    return "" if found is None else found[1].decode("ascii", "replace")
 
 
 def decode_dispatch(payload: bytes) -> Dispatch:

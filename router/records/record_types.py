@@ -15,7 +15,7 @@ from typing import Annotated, Any, Final, Literal, get_args
 
 import orjson
 
-from router.call import NO_CLASSES, Decision, LimitState, Outcome, UsageClass, UsageSource
+from router.call import Decision, LimitState, Outcome, UsageClass, UsageSource
 from router.telemetry.redaction import redact_bytes
 
 SCHEMA_VERSION: Final = 1
@@ -102,7 +102,7 @@ class UsageRecord:
     usage_classes: Annotated[
         Mapping[UsageClass, int],
         "How the tokens split, and what else is billed; classes of tokens sum to the two totals.",
-    ] = field(default_factory=lambda: NO_CLASSES)
+    ] = field(default_factory=dict)
     service_tier: Annotated[
         str | None, "The provider's tier that served the call; null is the standard one."
     ] = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any, Final
 
 from router.breaker import Unavailable
@@ -15,6 +16,7 @@ from router.limits.budgets.windows import InFlight, LostWindow, Past, Unit
 from router.records.record_types import parse_timestamp_us
 from router.store.corrections import Correction
 from router.store.failures import StoreAbsent, StoreUnavailable
+from router.store.in_flight import in_flight as read_in_flight
 from router.store.query_pool import Queries
 from router.store.record_queries import MOST_LEFT_OUT
 from router.store.record_store import RecordStore
@@ -36,7 +38,7 @@ def sum_records_of(
     settings: Settings,
     *,
     may_be_new: bool = True,
-    in_flight: ReadInFlight = lambda _organization_id, _lost: (),
+    in_flight: ReadInFlight | None = None,
 ) -> SumRecords:
     """Sums over the records of a window's period, each record once, orphans left out, and over the
     corrections by hand.
@@ -49,10 +51,11 @@ def sum_records_of(
     empty. Only a router may assume that: a command may look in the wrong place.
     """
     tail = SpoolTail(settings.data_dir, settings.spool_dir, may_be_new)
+    running = in_flight or partial(read_in_flight, settings.spool_dir)
 
     def sum_records(organization_id: str, lost: LostWindow) -> Past:
         try:
-            return queries.run(lambda store: _past(store, tail, organization_id, lost, in_flight))
+            return queries.run(lambda store: _past(store, tail, organization_id, lost, running))
         except RouterError as error:
             raise _unavailable(error.message) from None
 

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import redis as redis_library
 
 from router.store.failures import StoreError
 from tests.fakes.redis_server import BINARY, RedisServer, running
@@ -194,6 +195,38 @@ def test_what_an_outage_and_a_sigterm_left_open_is_settled_by_the_next_agent(
         await_agreement(limited)
         assert len(recorded(limited)) == IN_EACH_STAGE
         assert {one["outcome"] for one in recorded(limited).values()} == {"completed"}
+
+
+def test_an_emptied_redis_does_not_admit_the_calls_in_flight_again(
+    tmp_path: Path, redis: RedisServer
+) -> None:
+    """Must show 5, P7: FLUSHALL with calls in flight that hold all of a budget."""
+    count = 40
+    limited_keys = [key("killed", budgets=[budget("calls", "requests", count)])]
+    with limited_routers(tmp_path, redis.url, limited_keys, **PATIENT, **LONG) as limited:
+        limited.backend.set(latency_ms=6_000)
+        calls = [leave_open(limited, chat()) for _ in range(count)]
+        wait_until(lambda: len(limited.backend.requests) == count, 20.0, "all run")
+        with redis_client(redis) as client:
+            client.flushall()
+        answer = post(limited.router.port, "killed", chat(), path="/v1/chat/completions")
+        assert answer.status == 402, answer.body
+        state = limited.state("killed")
+        assert state.settled + state.reserved == count
+        for thread in calls:
+            thread.join(30)
+        wait_until(lambda: limited.state("killed").reserved == 0, 10.0, "nothing is held")
+        assert limited.state("killed").settled == count
+        assert limited.backend_calls() == count
+
+
+@contextlib.contextmanager
+def redis_client(server: RedisServer) -> Iterator[redis_library.Redis]:
+    client = redis_library.Redis(unix_socket_path=server.path)
+    try:
+        yield client
+    finally:
+        client.close()
 
 
 def test_clients_that_leave_again_and_again_use_up_their_budget(

@@ -11,7 +11,8 @@
 --
 -- Rule: a lease that exists is booked, one that is marked done is not. A missing lease was settled and
 -- then forgotten, if it is old enough for that and the epoch of Redis is the same; it is not booked
--- again. Otherwise Redis has lost it (emptied, failed over) or never had it, and it is booked.
+-- again, unless a window that was seeded meanwhile has it as a call in flight. Otherwise Redis has lost
+-- it (emptied, failed over) or never had it, and it is booked.
 -- In a lost window the amount is kept apart, as an orphan, and seed.lua adds it. A window that was
 -- seeded with the record of this lease has booked it already.
 --
@@ -28,7 +29,15 @@ local opened = KEYS[2]
 local open_since = redis.call('GET', KEYS[1])
 local known = epoch ~= '' and redis.call('HGET', opened, 'epoch') == epoch
 local forget_ms = known and reserved_at + remember_ms or now_ms + late_ms
-if open_since == 'done' or (not open_since and now_ms >= forget_ms) then
+local is_forgotten = not open_since and now_ms >= forget_ms
+if is_forgotten then
+  for i = 1, (#KEYS - 2) / 2 do
+    if redis.call('ZSCORE', KEYS[2 * i + 2], lease .. '|' .. ARGV[6 * i + 3]) then
+      is_forgotten = false
+    end
+  end
+end
+if open_since == 'done' or is_forgotten then
   return { 'done' }
 end
 
