@@ -107,6 +107,8 @@ def interrupted_record(dispatch: Dispatch) -> UsageRecord:
         usage_classes=Usage(dispatch.tokens_input, dispatch.tokens_output).classes(),
         service_tier=dispatch.service_tier,
         cost_nanos=dispatch.cost_nanos,
+        reserved_nanos=None if dispatch.reserved is None else dispatch.reserved[0],
+        reserved_tokens=None if dispatch.reserved is None else dispatch.reserved[1],
         latency_ms=0.0,
         bytes_sent=0,
         attempts=(

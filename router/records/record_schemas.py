@@ -50,6 +50,7 @@ _BY_TYPE: Final[dict[object, Schema]] = {
     Any: {},
     bool: {"type": "boolean"},
     int: _COUNT,
+    int | None: {**_COUNT, "type": ["integer", "null"]},
     float: _DURATION,
     str: {"type": "string", "minLength": 1},
     str | None: _OPTIONAL_TEXT,
@@ -67,7 +68,9 @@ _BY_TYPE: Final[dict[object, Schema]] = {
 }
 
 
-_ADDED: Final = frozenset({"usage_classes", "service_tier"})
+_ADDED: Final = frozenset(
+    {"usage_classes", "service_tier", "reserved_nanos", "reserved_tokens", "over_reservation"}
+)
 """Fields that records of earlier releases lack."""
 
 _COMMON: Final[dict[str, Schema]] = {

@@ -109,6 +109,15 @@ class UsageRecord:
     cost_nanos: Annotated[
         int | None, "Nano-USD; null when the model has no price or nothing was delivered."
     ]
+    reserved_nanos: Annotated[
+        int | None, "What the call reserved in budgets in USD, in nano-USD; null without budgets."
+    ] = None
+    reserved_tokens: Annotated[
+        int | None, "What the call reserved in budgets of tokens; null without budgets."
+    ] = None
+    over_reservation: Annotated[bool, "The call used more of a budget than it had reserved."] = (
+        False
+    )
     latency_ms: Annotated[float, "From the request's head to the moment when the record was made."]
     bytes_sent: int
     attempts: tuple[AttemptRecord, ...]
@@ -178,6 +187,9 @@ def encode_usage(record: UsageRecord) -> bytes:
             "service_tier": record.service_tier,
             "cost_nanos": record.cost_nanos,
             "cost_usd": None if record.cost_nanos is None else format_usd(record.cost_nanos),
+            "reserved_nanos": record.reserved_nanos,
+            "reserved_tokens": record.reserved_tokens,
+            "over_reservation": record.over_reservation,
             "latency_ms": record.latency_ms,
             "bytes_sent": record.bytes_sent,
             "attempts": [_attempt(attempt) for attempt in record.attempts],

@@ -50,6 +50,15 @@ def unpriced_classes(scope: Scope, usage: Usage) -> tuple[str, ...]:
     return unpriced(usage, scope.document.prices_of(scope.call.model, backend_id))
 
 
+def is_over_reservation(scope: Scope, outcome: Outcome) -> bool:
+    """Whether the call is charged more in one of its budgets than it had reserved there."""
+    admitted = scope.limits.admitted
+    if admitted is None or not admitted.reservation.windows:
+        return False
+    used = _amounts(scope, *call_usage(scope), outcome)
+    return any(used.of(held.window.unit) > held.amount for held in admitted.reservation.windows)
+
+
 @dataclass(slots=True)
 class Ending:
     """What has come of a call, once its response has closed."""

@@ -16,7 +16,12 @@ import orjson
 from router.api.endpoints import serves_calls
 from router.api.error_specs import error_spec_of
 from router.api.scope import LimitContext, Scope, new_uuid
-from router.api.steps.call_usage import call_outcome, call_usage, charge_as_recorded
+from router.api.steps.call_usage import (
+    call_outcome,
+    call_usage,
+    charge_as_recorded,
+    is_over_reservation,
+)
 from router.call import Attempt, Outcome, Usage
 from router.records.record_types import (
     AttemptRecord,
@@ -167,6 +172,7 @@ def _began_s(scope: Scope) -> float:
 def _usage(scope: Scope, outcome: Outcome, ended_s: float) -> UsageRecord:
     call, key, attempts = scope.call, scope.key, scope.attempts
     usage, cost = call_usage(scope)
+    reserved = scope.limits.amounts
     return UsageRecord(
         record_id=scope.record_id,
         request_id=scope.request_id,
@@ -190,6 +196,9 @@ def _usage(scope: Scope, outcome: Outcome, ended_s: float) -> UsageRecord:
         usage_classes=usage.classes(),
         service_tier=usage.service_tier,
         cost_nanos=cost,
+        reserved_nanos=None if reserved is None else reserved.cost_nanos,
+        reserved_tokens=None if reserved is None else reserved.tokens,
+        over_reservation=is_over_reservation(scope, outcome),
         latency_ms=round((ended_s - scope.started_s) * 1000, 3),
         bytes_sent=scope.bytes_sent,
         attempts=_attempts(attempts, usage, streamed_s(scope, ended_s)),
@@ -259,6 +268,8 @@ def _event(scope: Scope, record: UsageRecord | None) -> AuditEvent:
     context |= _limit_context(scope.limits)
     if record is not None and record.usage_source != "none":
         context["tokens"] = record.tokens_input + record.tokens_output
+    if record is not None and record.over_reservation:
+        context["over_reservation"] = True
     return _decided(scope, context)
 
 

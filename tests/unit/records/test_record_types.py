@@ -94,6 +94,9 @@ usage_records = st.builds(
         st.sampled_from((*INPUT_CLASSES, *OUTPUT_CLASSES, *UNITS)), counts
     ),
     service_tier=sometimes(texts),
+    reserved_nanos=sometimes(counts),
+    reserved_tokens=sometimes(counts),
+    over_reservation=st.booleans(),
     cost_nanos=sometimes(st.integers(-INT64, INT64)),
     latency_ms=durations,
     bytes_sent=counts,

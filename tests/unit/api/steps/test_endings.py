@@ -447,3 +447,23 @@ def test_usage_behind_the_end_of_a_stream_changes_nothing(
     monkeypatch.setattr(stand.spool, "append", report_late)
     Case(stand, api, CHAT, True).answer(api.usage(REPORTED_INPUT, REPORTED_OUTPUT))
     assert_charged(stand, ("completed", "reported", REPORTED_INPUT, REPORTED_OUTPUT))
+
+
+@pytest.mark.parametrize("is_over", [False, True])
+def test_what_was_reserved_is_in_the_record(world: World, is_over: bool) -> None:
+    """B5: and whether it was enough."""
+    stand = quick_stand(world)
+    api = OpenAI()
+    output = 50_000 if is_over else REPORTED_OUTPUT
+    Case(stand, api, CHAT, False).answer(api.usage(REPORTED_INPUT, output))
+    record, event = stand.record, stand.event
+    assert record["reserved_tokens"] >= 4_096
+    assert record["reserved_nanos"] >= 4_096 * OUTPUT_NANOS
+    assert record["over_reservation"] is is_over
+    assert event["context"].get("over_reservation", False) is is_over
+
+
+def test_without_budgets_nothing_is_reserved(stand: RouterStand) -> None:
+    """Unknown is not nothing."""
+    stand.chat()
+    assert (stand.record["reserved_nanos"], stand.record["over_reservation"]) == (None, False)
