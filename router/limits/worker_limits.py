@@ -100,10 +100,7 @@ class Limits:
                 name: all(breaker.state == "closed" for breaker in found)
                 for name, found in breakers.items()
             },
-            "dependency_away_seconds": {
-                name: sum([breaker.unavailable_s for breaker in found])
-                for name, found in breakers.items()
-            },
+            "dependency_away_seconds": self._unavailable_s(),
         }
 
     def breaker_states(self) -> dict[str, list[State]]:
@@ -115,6 +112,12 @@ class Limits:
         found = {"redis": [] if self.redis is None else self.redis.breakers()}
         if self.budget_client is not None:
             found["budget_service"] = [self.budget_client.breaker]
+        return found
+
+    def _unavailable_s(self) -> dict[str, float]:
+        found = {"redis": 0.0 if self.redis is None else self.redis.unavailable_s}
+        if self.budget_client is not None:
+            found["budget_service"] = self.budget_client.breaker.unavailable_s
         return found
 
     def _look_at(self, redis: RedisClient) -> None:

@@ -78,16 +78,7 @@ class RedisClient:
         deadline_s = time.monotonic() + self._timeout_s
         node = self._usable(calls[0].keys[0], deadline_s)
         commands = b"".join([call.by_digest() for call in calls])
-        try:
-            replies = node.ask(commands, len(calls), deadline_s)
-        except Unavailable as error:
-            if error.reason != "connect":
-                raise
-            # What was not sent may be sent to the server that has taken over.
-            failed, node = node, self._topology.successor(node, deadline_s)
-            if node is failed and error.detail != LOST:
-                raise
-            replies = node.ask(commands, len(calls), deadline_s)
+        node, replies = self._asked(node, commands, len(calls), deadline_s)
         if first_error(replies) is not None:
             recovery = Recovery(self._topology, calls, deadline_s)
             node, replies = recovery.replies(node, replies)
@@ -101,11 +92,17 @@ class RedisClient:
         """
         deadline_s = time.monotonic() + self._timeout_s
         node = self._usable(key, deadline_s)
-        [reply] = node.ask(packed(arguments), 1, deadline_s)
+        node, [reply] = self._asked(node, packed(arguments), 1, deadline_s)
         node.breaker.succeeded()
         if isinstance(reply, ResponseError):
             raise Unavailable("redis", "script", str(reply))
         return reply
+
+    @property
+    def unavailable_s(self) -> float:
+        """Seconds that servers were unavailable, all of them together."""
+        known_s = sum([breaker.unavailable_s for breaker in self.breakers()])
+        return known_s + self._topology.forgotten_s
 
     @property
     def needs_refresh(self) -> bool:
@@ -140,3 +137,18 @@ class RedisClient:
         if not node.breaker.allows():
             raise Unavailable("redis", "breaker_open")
         return node
+
+    def _asked(
+        self, node: Node, commands: bytes, count: int, deadline_s: float
+    ) -> tuple[Node, list[object]]:
+        """The replies and who gave them: ``node``, or the server that has taken over from it where
+        nothing could be sent to ``node``."""
+        try:
+            return node, node.ask(commands, count, deadline_s)
+        except Unavailable as error:
+            if error.reason != "connect":
+                raise
+            successor = self._topology.successor(node, deadline_s)
+            if successor is node and error.detail != LOST:
+                raise
+            return successor, successor.ask(commands, count, deadline_s)

@@ -95,8 +95,9 @@ class Cluster(Topology):
         except Unavailable:
             pass
         node = self._known.get(address)
-        if node is not None:  # or the map knows it no more, and the breaker is stopped
-            node.probe(self._probe_command(node), deadline_s)
+        if node is None:  # its breaker is stopped
+            raise Unavailable("redis", "topology", "the server is part of the cluster no more")
+        node.probe(self._probe_command(node), deadline_s)
 
     def _probe_command(self, node: Node) -> bytes:
         """A write to a slot of this server; PING where it owns none of those tried."""
@@ -138,6 +139,7 @@ class Cluster(Topology):
             self._forget(self._known.pop(address))
 
     def _forget(self, node: Node) -> None:
+        self.forgotten_s += node.breaker.unavailable_s
         node.close()
         if node.breaker.state != "closed":  # nobody waits for it any more
             self.on_change(node.breaker.name, "closed")

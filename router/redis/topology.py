@@ -92,6 +92,8 @@ class Topology(ABC):
         self.address = address
         self.options = options
         self.on_change = on_change
+        self.forgotten_s = 0.0
+        """How long servers were unavailable that are not known any more."""
         self.is_switching = False
         """Whether a failover is going on, so that :meth:`wait_until_settled` may take a while."""
 

@@ -66,11 +66,9 @@ class ClusterServers:
     def __init__(self, directory: Path) -> None:
         self.nodes = []
         for number in range(3):
-            (directory / f"node{number}").mkdir()
-            options = ("--cluster-enabled", "yes", "--cluster-node-timeout", "2000")
-            # The port of the cluster's bus is 10000 above; free ports begin at 32768.
-            bus = ("--cluster-port", str(free_port()), "--cluster-require-full-coverage", "no")
-            self.nodes.append(RedisServer(directory / f"node{number}", *options, *bus))
+            self.nodes.append(_cluster_node(directory / f"node{number}"))
+        self.replica = _cluster_node(directory / "replica")
+        """Not started before :meth:`add_replica`."""
 
     def start(self) -> None:
         bounds = [SLOTS * number // 3 for number in range(4)]
@@ -78,9 +76,7 @@ class ClusterServers:
             node.start()
             command(node, "CLUSTER", "ADDSLOTSRANGE", first, end - 1)
         for node in self.nodes[1:]:
-            # The third argument of MEET is the bus of the other one.
-            bus = node._command[node._command.index("--cluster-port") + 1]
-            command(self.nodes[0], "CLUSTER", "MEET", "127.0.0.1", node.port, bus)
+            _meet(self.nodes[0], node)
         for node in self.nodes:
             wait_until(lambda node=node: self._is_whole(node), "all know each other")
 
@@ -90,6 +86,31 @@ class ClusterServers:
 
     def owner_index(self, organization: str) -> int:
         return slot_of(tag(organization)) * 3 // SLOTS
+
+    def add_replica(self, index: int) -> RedisServer:
+        """A replica of one of the masters, once it follows."""
+        master, replica = self.nodes[index], self.replica
+        replica.start()
+        _meet(master, replica)
+        master_id = command(master, "CLUSTER", "MYID")
+        wait_until(lambda: master_id in command(replica, "CLUSTER", "NODES"), "they have met")
+        wait_until(
+            lambda: command(replica, "CLUSTER", "REPLICATE", master_id) == b"OK", "it is a replica"
+        )
+        wait_until(
+            lambda: b"master_link_status:up" in command(replica, "INFO", "replication"),
+            "the replica follows",
+        )
+        replica_id = command(replica, "CLUSTER", "MYID")
+        for node in self.nodes:
+            wait_until(
+                lambda node=node: any(
+                    line.startswith(replica_id) and b" slave " in line
+                    for line in command(node, "CLUSTER", "NODES").splitlines()
+                ),
+                "all know of it",
+            )
+        return replica
 
     def replace(self, index: int) -> None:
         """End a node, and start it at another port: it is the same one to the others."""
@@ -122,7 +143,7 @@ class ClusterServers:
             command(node, "CLUSTER", "SETSLOT", slot, "NODE", target_id)
 
     def close(self) -> None:
-        for node in self.nodes:
+        for node in (*self.nodes, self.replica):
             node.close()
 
     @staticmethod
@@ -130,3 +151,17 @@ class ClusterServers:
         info = command(node, "CLUSTER", "INFO")
         wanted = (b"cluster_state:ok", b"cluster_slots_ok:16384", b"cluster_known_nodes:3")
         return all(fact in info for fact in wanted)
+
+
+def _cluster_node(directory: Path) -> RedisServer:
+    directory.mkdir()
+    options = ("--cluster-enabled", "yes", "--cluster-node-timeout", "2000")
+    # The port of the cluster's bus is 10000 above; free ports begin at 32768.
+    bus = ("--cluster-port", str(free_port()), "--cluster-require-full-coverage", "no")
+    return RedisServer(directory, *options, *bus)
+
+
+def _meet(node: RedisServer, other: RedisServer) -> None:
+    # The third argument of MEET is the bus of the other one.
+    bus = other._command[other._command.index("--cluster-port") + 1]
+    command(node, "CLUSTER", "MEET", "127.0.0.1", other.port, bus)

@@ -44,6 +44,7 @@ class Redis:
     """As much of a client as the housekeeping looks at."""
 
     is_unavailable = False
+    unavailable_s = 0.0
 
     def __init__(self, *masters: Durability) -> None:
         self.masters = masters

@@ -405,6 +405,36 @@ def test_a_redirection_without_a_host_means_the_one_that_replied(
     subject.close()
 
 
+def test_a_forgotten_server_leaves_its_outage_behind(servers: list[ScriptedRedis]) -> None:
+    """D2: the time that a dependency was unavailable is counted, and a count never falls."""
+    one, other = servers
+    at = [one.port]
+    other.answer = lambda command: slots(at[0]) if command[0] == b"CLUSTER" else b":1\r\n"
+    changes: list[str] = []
+    subject = RedisClient(
+        parse_address(f"redis+cluster://127.0.0.1:{other.port}"),
+        ConnectionOptions(timeout_s=0.5),
+        on_change=lambda _name, state: changes.append(state),
+    )
+    one.close()
+    for _ in range(3):
+        with pytest.raises(Unavailable):
+            subject.run(CALL)
+    assert subject.is_unavailable
+    unavailable_s = subject.unavailable_s
+    at[0] = other.port
+    give_up_s = time.monotonic() + 5
+    while subject.is_unavailable:
+        assert time.monotonic() < give_up_s
+        time.sleep(0.01)
+    assert subject.run(CALL) == 1
+    assert subject.unavailable_s >= unavailable_s > 0
+    assert changes == ["open", "closed"]
+    [breaker] = subject.breakers()
+    assert breaker.state == "closed"
+    subject.close()
+
+
 def test_a_failure_counts_against_the_server_that_failed(servers: list[ScriptedRedis]) -> None:
     """P9: a master whose slot moves to a dead one is well, and goes on with its other slots."""
     whole, dead = servers
