@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
+from dataclasses import replace
 from typing import Final, Literal
 
 from router.breaker import NOT_SENT, Unavailable
@@ -17,6 +18,7 @@ from router.limits.budgets.windows import (
     NeedsRebuild,
     NotReserved,
     Reservation,
+    ReservedWindow,
     ThresholdEvent,
 )
 from router.limits.configured import RateSpecs
@@ -107,15 +109,24 @@ class Admission:
             return self._admit(asking)
 
     def settle(
-        self, admitted: Admitted, amounts: Amounts, reply: bytes | NotStored | None = None
+        self,
+        admitted: Admitted,
+        amounts: Amounts,
+        reply: bytes | NotStored | None = None,
+        *,
+        new_windows: Sequence[ReservedWindow] = (),
     ) -> None:
         """Charge ``amounts`` and store ``reply`` for duplicates; without one, the id is free again.
+        ``new_windows`` came into being while the call ran, and are charged as well.
 
         While nobody answers: later, and then duplicates learn only that the call was done. A call
         that has waited in vain at its beginning does not wait again.
         """
         reservation = admitted.reservation
         self.reserved_nanos -= _reserved_nanos(reservation)
+        if new_windows:
+            reservation = replace(reservation, windows=(*reservation.windows, *new_windows))
+            admitted = replace(admitted, reservation=reservation)
         if not (reservation.windows or admitted.entry or self.uses_budget_service):
             return
         stored = None if reply is None else NotStored()

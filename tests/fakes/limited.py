@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from router.config.document import Budget, BudgetPeriod, BudgetUnit, Document, Prices
+from router.config.document import Budget, BudgetPeriod, BudgetUnit, Document, KeyRecord, Prices
 from tests.fakes.router_stand import RouterStand, World
 
 
@@ -19,6 +19,14 @@ class Fixed:
 
     def document(self) -> Document:
         return self._document
+
+    def change(self, document: Document) -> None:
+        """Apply another document."""
+        self._document = document
+
+    def find_key_with_id(self, _key_id: str) -> KeyRecord | None:
+        """No key has a budget of its own here."""
+        return None
 
 
 def limited(world: World, *, parts: Any = None, **organization: Any) -> RouterStand:

@@ -11,6 +11,7 @@ from router import errors
 from router.api.bodies import is_at_hand
 from router.api.endpoints import Endpoint
 from router.api.scope import Scope
+from router.api.steps.budget_changes import new_windows
 from router.api.steps.call_usage import Ending, charged_amounts
 from router.api.steps.denials import budget_denial, rate_denial
 from router.breaker import Unavailable
@@ -111,7 +112,10 @@ def settle_limits(scope: Scope, ending: Ending) -> None:
             if reply is None and ending.outcome == "completed":
                 reply = NotStored()
             wired.limits.admission.settle(
-                admitted, used, reply if admitted.entry is not None else None
+                admitted,
+                used,
+                reply if admitted.entry is not None else None,
+                new_windows=new_windows(scope, admitted.reservation),
             )
             wired.recorder.open_calls.settled(scope.record_id)
             wired.metrics.count_settled(used.cost_nanos if admitted.reservation.windows else 0)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from router.call import Usage
-from router.config.document import Timeouts
+from router.config.document import Budget, Document, Timeouts
 from router.providers.openai_api import CompletionStream, OpenAIProvider
 from tests.fakes.backend.scripts import chunk, chunked, reply
 from tests.fakes.limited import Fixed, budget
@@ -467,3 +467,32 @@ def test_without_budgets_nothing_is_reserved(stand: RouterStand) -> None:
     """Unknown is not nothing."""
     stand.chat()
     assert (stand.record["reserved_nanos"], stand.record["over_reservation"]) == (None, False)
+
+
+@pytest.mark.parametrize("had_budgets", [False, True])
+@pytest.mark.parametrize("is_rebuilt", [False, True], ids=["after it", "while it runs"])
+def test_a_budget_that_is_added_while_a_call_runs(
+    world: World, had_budgets: bool, is_rebuilt: bool
+) -> None:
+    """B5: the call is charged there when it ends; only budgets of its beginning used to be."""
+    document = world.services.state.document()
+
+    def with_budgets(*budgets: Budget) -> Document:
+        acme = replace(document.organizations["acme"], budgets=budgets)
+        return replace(document, organizations={**document.organizations, "acme": acme})
+
+    first = (budget("requests", 100),) if had_budgets else ()
+    state = Fixed(with_budgets(*first))
+    stand = world.stand(state=state)
+    api = OpenAI()
+    ending = api.end(api.usage(REPORTED_INPUT, REPORTED_OUTPUT))
+    api.will(stand, chunked(api.begin(), ending, headers=EVENTS), ends=False)
+    opened = stand.open("POST", CHAT, json=Case(stand, api, CHAT, True).body)
+    state.change(with_budgets(*first, budget(limit=USD)))
+    if is_rebuilt:
+        stand.call("GET", "/v1/limits")
+    opened.read()
+    for _ in range(2):
+        found = stand.call("GET", "/v1/limits").json["budgets"][-1]
+        cost = REPORTED_INPUT * INPUT_NANOS + REPORTED_OUTPUT * OUTPUT_NANOS
+        assert (round(found["settled"] * USD), found["reserved"]) == (cost, 0)
