@@ -298,3 +298,12 @@ def test_all_keys_of_an_organization_share_a_tag() -> None:
 def test_names_of_parts_are_never_mixed_up(part: str, name: str) -> None:
     """What contains the separator, or looks like its quotation, stays itself."""
     assert quoted(part) == name
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
+def test_no_script_uses_a_command_with_several_keys(file: Path) -> None:
+    """R5: a master that imports a slot refuses such a command while one of the keys is not there,
+    and that in the middle of a script."""
+    several = r"'(?:MGET|MSET|MSETNX|RENAME|[SZ](?:UNION|INTER|DIFF)\w*|PF\w+|BITOP|COPY)'"
+    second_key = r"'(?:DEL|UNLINK|EXISTS|TOUCH)',[^()]*(?:\([^()]*\)[^()]*)*,"
+    assert re.findall(f"{several}|{second_key}", code(file)) == []
