@@ -154,7 +154,7 @@ class LocalLimiter:
             if entry.bucket.rate_per_s is None:
                 continue
             share = self._share(organization_id, entry.bucket, now_s)
-            floor = float("-inf") if entry.may_owe else min(share.level, 0.0)
+            floor = -share.capacity if entry.may_owe else min(share.level, 0.0)
             share.level = max(floor, min(share.capacity, share.level - entry.tokens))
             self._keep(organization_id, entry.bucket, share)
         for slot in slots:

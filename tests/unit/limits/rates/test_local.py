@@ -178,6 +178,17 @@ def test_corrections_count_here() -> None:
     assert admitted(subject, KEY, 2) == 1
 
 
+def test_a_debt_is_at_most_what_the_share_holds() -> None:
+    """As in Redis: it is paid off in the time in which the share fills, 1 s here."""
+    clock = FrozenClock()
+    subject = limiter(clock)
+    subject.take("acme", [KEY])
+    subject.finish("acme", [Correction(KEY, 10**6)])
+    assert not subject.take("acme", [KEY]).allowed
+    clock.advance(1.51)  # 2 of debt and one of its own, at 2 a second
+    assert subject.take("acme", [KEY]).allowed
+
+
 def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """P3: of many buckets, the ones not seen for longest are forgotten."""
     monkeypatch.setattr("router.limits.rates.local.MAX_REMEMBERED", 3)
