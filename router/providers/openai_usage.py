@@ -16,9 +16,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Final
 
-from router.call import OUTPUT_CLASSES, Usage, UsageClass
+from router.call import INPUT_CLASSES, OUTPUT_CLASSES, Usage, UsageClass
 from router.providers.token_counts import (
     MAX_TOKENS,
     Json,
@@ -38,6 +38,8 @@ from router.providers.usage_names import (
     TOTAL,
     Roles,
 )
+
+_CUT_ORDER: Final = (*INPUT_CLASSES, *OUTPUT_CLASSES)
 
 
 def usage_of(reply: Json, *, embeddings: bool = False) -> Usage | None:
@@ -83,6 +85,8 @@ def _read_plain(reported: Json) -> Usage | None:
             return None
     if special:
         usage.tokens_cached = special.pop("cache_read", 0)
+        if len(special) > 1:  # which of them is cut, if they are too many, is not left to chance
+            special = {name: special[name] for name in _CUT_ORDER if name in special}
         usage.special = special
     return usage
 
@@ -162,9 +166,9 @@ def _classes(reported: Json, found: dict[str, int]) -> dict[UsageClass, int]:
         "cache_write_5m": max(most("cache_write_5m", 0), written - written_1h),
         "input_audio": most("input_audio", 0) - most("cached_audio", 0),
         "input_image": most("input_image", 0) - most("cached_image", 0),
+        "output_reasoning": most("output_reasoning", 0),
         "output_audio": most("output_audio", 0),
         "output_image": most("output_image", 0),
-        "output_reasoning": most("output_reasoning", 0),
         "web_searches": most("web_searches", 0),
     }
     return {name: amount for name, amount in classes.items() if amount > 0}

@@ -232,6 +232,8 @@ DETAILS = st.none() | st.dictionaries(
 
 
 @given(st.integers(0, 50), st.integers(0, 50), DETAILS, DETAILS)
+@example(1, 1, {"audio_tokens": 1, "cache_write_tokens": 1}, None)
+@example(1, 1, None, {"audio_tokens": 1, "reasoning_tokens": 1})
 def test_a_field_that_says_nothing_changes_nothing(
     tokens_input: int, tokens_output: int, of_input: Any, of_output: Any
 ) -> None:
