@@ -244,7 +244,7 @@ def test_no_request_overspends(world: World, field: str, monkeypatch: pytest.Mon
     what is settled and what is reserved stay within the limit, with calls running and given up."""
     chance, statuses = random.Random(SEED), Counter[int]()
     running: list[OpenReply] = []
-    with GreedyApi(chance, knows_both=field != "max_tokens") as backend:
+    with GreedyApi(random.Random(SEED), knows_both=field != "max_tokens") as backend:
         stand = careful_stand(world, backend.url, field)
         budgets, watch = Budgets(stand), Watch(stand, monkeypatch)
         for _ in range(REQUESTS // 2):
