@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import cast
 
+import gevent
 from gevent import get_hub
+from gevent.monkey import is_module_patched
 from gevent.threadpool import ThreadPool
 from prometheus_client import CollectorRegistry
 
@@ -51,7 +53,7 @@ from router.redis.scripts import Runner
 from router.spool.writer import SpoolWriter
 from router.store.query_pool import Queries
 from router.store.record_store import RecordStore
-from router.store.spend import sum_records_of
+from router.store.spend import open_rebuild_queries, sum_records_of
 from router.telemetry.logs import CallLog
 from router.telemetry.metrics import Figures, Metrics
 from router.upstream.forwarder import Forwarder
@@ -71,6 +73,8 @@ class Services:
     session: BackendSession
     recorder: Recorder
     queries: Queries
+    rebuild_queries: Queries
+    """Apart from those of the API: neither keeps the other waiting."""
     watch: Watch
     history: StateHistory
     limits: Limits
@@ -121,6 +125,7 @@ class Services:
         self.recorder.close()
         self.metrics.publish_figures(_record_figures(self.recorder))
         self.queries.close()
+        self.rebuild_queries.close()
         self.state.close()
 
 
@@ -155,6 +160,7 @@ def build_services(
         RecordStore(settings.store_url, read_only=True, query_timeout_s=settings.query_timeout_s),
         timeout_s=settings.query_timeout_s,
     )
+    rebuild_queries = open_rebuild_queries(settings)
     return Services(
         settings=settings,
         clock=clock,
@@ -165,11 +171,12 @@ def build_services(
         pepper_fingerprint=pepper_fingerprint(pepper),
         recorder=Recorder(open_spool(settings, clock)),
         queries=queries,
+        rebuild_queries=rebuild_queries,
         watch=watch_host(settings, state, queries.check, clock),
         history=StateHistory(clock),
         limits=build_limits(
             settings,
-            sum_records_of(queries, settings),
+            sum_records_of(rebuild_queries, settings),
             clock=clock,
             resolve=Resolver().resolve,
             runner=runner,
@@ -205,7 +212,9 @@ def build_limits(
     rates = _rate_gate(settings, runner, retry_queue, clock)
     ledger = Ledger(runner, clock=clock, since_ms_of=since_ms_of)
     maintenance = LedgerMaintenance(runner, clock=clock, since_ms_of=since_ms_of)
-    rebuilder = Rebuilder(maintenance, sum_records)
+    rebuilder = Rebuilder(
+        maintenance, sum_records, spawn=_spawn, on_threshold=outbox.threshold_reached
+    )
     entries = Idempotency(
         runner, keep_s=settings.idempotency_keep_s, max_reply_bytes=settings.idempotency_max_bytes
     )
@@ -258,6 +267,14 @@ def build_limits(
         charge_journal=journal,
         unsettled=unsettled,
     )
+
+
+def _spawn(task: Callable[[], None]) -> None:
+    """Run a task beside the calls of a worker; where there are no greenlets, at once."""
+    if is_module_patched("threading"):
+        gevent.spawn(task)
+    else:
+        task()
 
 
 def _rate_gate(

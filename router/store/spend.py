@@ -24,6 +24,9 @@ from router.store.rows import SERVED
 from router.store.spool_tail import SpoolTail
 from router.store.usage_totals import Spend
 
+REBUILD_S: Final = 60.0
+"""How long one question of a rebuild may take. Calls do not wait that long, the rebuild does."""
+
 _TRIES: Final = 3
 _NOTHING: Final = Spend(0, 0, 0, 0)
 _REMEMBER_US: Final = int(REMEMBER_CORRECTION_S * 1_000_000)
@@ -31,6 +34,12 @@ _REMEMBER_US: Final = int(REMEMBER_CORRECTION_S * 1_000_000)
 Fields = Mapping[str, Any]
 ReadInFlight = Callable[[str, LostWindow], Iterable[InFlight]]
 """What the calls that are running on this host have reserved in a window."""
+
+
+def open_rebuild_queries(settings: Settings) -> Queries:
+    """Queries for :func:`sum_records_of`, with a deadline of their own."""
+    store = RecordStore(settings.store_url, read_only=True, query_timeout_s=REBUILD_S)
+    return Queries(store, timeout_s=REBUILD_S)
 
 
 def sum_records_of(

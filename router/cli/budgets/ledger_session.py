@@ -20,9 +20,7 @@ from router.net.resolver import system_resolve
 from router.redis.client import RedisClient
 from router.redis.connection import ConnectionOptions
 from router.redis.embedded import EmbeddedRedis, EmbeddedRedisError, redis_address
-from router.store.query_pool import Queries
-from router.store.record_store import RecordStore
-from router.store.spend import sum_records_of
+from router.store.spend import open_rebuild_queries, sum_records_of
 
 _TIMEOUT_S = 2.0
 """An operator would rather wait than hear that Redis is slow."""
@@ -85,9 +83,7 @@ def redis_client(
 @contextmanager
 def sums_of_records(settings: Settings, *, may_be_new: bool = True) -> Iterator[SumRecords]:
     """What the record store and this host's spool have of a window; see ``sum_records_of``."""
-    timeout_s = settings.query_timeout_s
-    store = RecordStore(settings.store_url, read_only=True, query_timeout_s=timeout_s)
-    queries = Queries(store, timeout_s=timeout_s)
+    queries = open_rebuild_queries(settings)
     try:
         yield sum_records_of(queries, settings, may_be_new=may_be_new)
     finally:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Final
 
 from router.breaker import Breaker, Unavailable
@@ -24,18 +26,37 @@ from router.limits.budgets.windows import (
     WindowState,
 )
 
+log = logging.getLogger("router.limits")
+
 SumRecords = Callable[[str, LostWindow], Past | int]
 """What is known of an organization's lost window, in the window's unit; raises
 :class:`Unavailable` when they cannot be read, or are known to be incomplete."""
 
 WAIT_S: Final = 2.0
-"""How long a call waits for a rebuild that another call has begun."""
+"""How long a call waits for a rebuild. The rebuild goes on without it."""
 
 _TRIES: Final = 3
 
+Spawn = Callable[[Callable[[], None]], object]
+"""Runs a task beside its caller, or before it returns."""
+ReportThreshold = Callable[[str, ThresholdEvent], None]
+
+
+@dataclass(slots=True)
+class _Running:
+    done: threading.Event = field(default_factory=threading.Event)
+    waiting: int = 0
+    """Callers that will hear of the end."""
+    reached: tuple[ThresholdEvent, ...] = ()
+    error: Unavailable | None = None
+
 
 class Rebuilder:
-    """Rebuilds the windows of an organization once, however many calls meet them lost."""
+    """Rebuilds the windows of an organization once, however many calls meet them lost.
+
+    A rebuild does not end with the call that began it: with ``spawn`` it runs beside its callers,
+    and ``on_threshold`` hears of what it found after all of them have gone.
+    """
 
     def __init__(
         self,
@@ -43,11 +64,15 @@ class Rebuilder:
         sum_records: SumRecords,
         *,
         wait_s: float = WAIT_S,
+        spawn: Spawn = lambda task: task(),
+        on_threshold: ReportThreshold = lambda _organization_id, _event: None,
     ) -> None:
         self._maintenance = maintenance
         self._sum_records = sum_records
         self._wait_s = wait_s
-        self._running: dict[str, threading.Event] = {}
+        self._spawn = spawn
+        self._on_threshold = on_threshold
+        self._running: dict[str, _Running] = {}
         self._records = Breaker("record store", failures=1)
 
     def rebuild(
@@ -58,24 +83,55 @@ class Rebuilder:
     ) -> tuple[ThresholdEvent, ...]:
         """Seed the windows, which are some of ``siblings``, and tell which thresholds they have
         reached already. A call that finds a rebuild going on waits for it instead. Raises
-        :class:`Unavailable`."""
+        :class:`Unavailable`, also when the rebuild takes longer than calls wait."""
         running = self._running.get(organization_id)
-        if running is not None:
-            running.wait(self._wait_s)
-            return ()
-        if not self._records.allows():
-            raise Unavailable("record store", "breaker_open")
-        done = self._running[organization_id] = threading.Event()
+        is_first = running is None
+        if running is None:
+            if not self._records.allows():
+                raise Unavailable("record store", "breaker_open")
+            running = self._running[organization_id] = _Running()
+        running.waiting += 1
         try:
-            return self._maintenance.rebuild(
-                organization_id,
-                windows,
-                lambda lost: self._sum(organization_id, lost),
-                siblings=siblings,
-            )
+            if is_first:
+                self._begin(running, organization_id, windows, siblings)
+            if not running.done.wait(self._wait_s):
+                raise Unavailable("ledger", "lost", "it is being rebuilt", counts=False)
         finally:
-            del self._running[organization_id]
-            done.set()
+            running.waiting -= 1
+        if running.error is not None:
+            raise running.error
+        reached, running.reached = running.reached, ()
+        return reached
+
+    def _begin(
+        self,
+        running: _Running,
+        organization_id: str,
+        windows: Sequence[WindowSpec],
+        siblings: Sequence[WindowSpec],
+    ) -> None:
+        def run() -> None:
+            try:
+                running.reached = self._maintenance.rebuild(
+                    organization_id,
+                    windows,
+                    lambda lost: self._sum(organization_id, lost),
+                    siblings=siblings,
+                )
+            except Unavailable as error:
+                running.error = error
+            except Exception as error:
+                log.exception("a budget was not rebuilt")
+                running.error = Unavailable("ledger", "script", str(error))
+            finally:
+                del self._running[organization_id]
+                running.done.set()
+                while running.reached and not running.waiting:
+                    event, *others = running.reached
+                    running.reached = tuple(others)
+                    self._on_threshold(organization_id, event)
+
+        self._spawn(run)
 
     def _sum(self, organization_id: str, lost: LostWindow) -> Past | int:
         try:
