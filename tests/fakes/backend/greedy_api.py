@@ -71,7 +71,7 @@ class GreedyApi(FakeServer):
             return 0
         limits = [call[name] for name in self._names if call.get(name) is not None]
         each = max(limits, default=ENDLESS_TOKENS)
-        each += len(json.dumps(call["prediction"])) if call.get("prediction") else 0
+        each += _content(call["prediction"]["content"]) if call.get("prediction") else 0
         prompt = call.get("prompt")
         texts = len(prompt) if isinstance(prompt, list) and not _is_ids(prompt) else 1
         return int(each * share) * max(call.get("n") or 1, call.get("best_of") or 1) * texts

@@ -264,7 +264,7 @@ def test_no_request_overspends(world: World, field: str, monkeypatch: pytest.Mon
         for ended in running:
             ended.read()
         budgets.check()
-    assert watch.check() > 0.9
+    assert watch.check() > 0.5
     assert set(statuses) <= {200, 402, 413}  # a native payload may be too large
     assert min(statuses[200], statuses[402]) > REQUESTS / 20
-    assert budgets.most["usd"] > USD_LIMIT / 2e9
+    assert budgets.most["usd"] > USD_LIMIT / 4e9
