@@ -82,6 +82,8 @@ class Call:
     output_limit: int | None = None
     """Tokens of each answer to ask of the backend where the client sets no bound, because a budget
     reserves the worst case; ``None`` leaves the client's own fields as they are."""
+    prompt: Any = field(default=None, init=False, compare=False, repr=False)
+    """What ``pricing.prompts`` has read of ``fields``, so that it reads them once."""
 
     def client_limit(self) -> int | None:
         """The larger of the bounds that the client sets for the tokens of an answer, for a backend

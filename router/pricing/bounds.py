@@ -11,7 +11,7 @@ import orjson
 from router.call import Call, UsageClass
 from router.config.document import Model, Prices
 from router.pricing.price_tables import dearest_prices
-from router.pricing.prompts import Prompt, read_prompt
+from router.pricing.prompts import Prompt, prompt_of
 from router.pricing.selection import possible_tiers, web_searches
 
 ASCII_BYTES: Final = 3
@@ -53,7 +53,7 @@ def bound_of(call: Call, model: Model) -> Bound:
     fields, body = call.fields, call.body
     if body is None:
         body = orjson.dumps(fields)
-    prompt = read_prompt(fields)
+    prompt = prompt_of(call)
     tokens_input = _input_tokens(prompt, model, len(body))
     tokens_output = max_output(call, model)
     searches = web_searches(fields)

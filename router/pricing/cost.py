@@ -15,6 +15,15 @@ def cost_nanos(usage: Usage, prices: Prices | None) -> int | None:
     if prices is None:
         return None
     rates = price_table(prices, usage.tokens_input, usage.service_tier).rates
+    if usage.special is NO_CLASSES:  # what most calls report, without a detour
+        cached = min(usage.tokens_cached, usage.tokens_input)
+        parts = (
+            (usage.tokens_input - cached) * rates["input"]
+            + cached * rates["cache_read"]
+            + usage.tokens_output * rates["output"]
+            + rates["requests"]
+        )
+        return -(-parts // RATES_PER_NANO)
     used = usage.classes()
     parts = sum([amount * rates[name] for name, amount in used.items()])
     if "requests" not in used:  # a call is one, whether or not its provider counts it

@@ -11,7 +11,7 @@ import orjson
 from router.call import Call, Usage
 from router.config.document import Model
 from router.pricing.bounds import bounded_output
-from router.pricing.prompts import Prompt, read_prompt
+from router.pricing.prompts import Prompt, prompt_of
 from router.providers.generated_bytes import utf8_bytes
 
 BYTES_PER_TOKEN: Final = 4
@@ -45,7 +45,7 @@ def estimate(call: Call, model: Model, output_bytes: int, at_start: Usage | None
 
 def estimated_input(call: Call, model: Model) -> int:
     """Tokens that the backend reads: texts, tools, schemas, pictures and whatever else there is."""
-    prompt, bounds = read_prompt(call.fields), model.input_bounds
+    prompt, bounds = prompt_of(call), model.input_bounds
     parts = (
         prompt.images * min(IMAGE_TOKENS, bounds.image_tokens)
         + prompt.audios * min(AUDIO_TOKENS, bounds.audio_tokens)

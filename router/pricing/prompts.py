@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from router.call import Call
+
 Json = dict[str, Any]
 
 _SETTINGS: Final = frozenset({"logit_bias", "metadata", "stop", "stream_options", "modalities"})
@@ -49,6 +51,14 @@ class Prompt:
     """Files, videos, and parts of any kind that is not known here."""
     media_chars: int = 0
     """Length of pictures, sound and documents within the body, in base64."""
+
+
+def prompt_of(call: Call) -> Prompt:
+    """What the call gives a provider to read; read once, for its bound and its estimate."""
+    found: Prompt | None = call.prompt
+    if found is None:
+        found = call.prompt = read_prompt(call.fields)
+    return found
 
 
 def read_prompt(fields: Json) -> Prompt:
