@@ -232,6 +232,7 @@ WINDOWS = (
     WindowSpec("counted", "usd", "total", None),
 )
 TTL_MS = 30_000
+KEEP_MS = 3 * 86_400_000
 IDLE_MS = 380 * 86_400_000
 """Whoever does not call for longer than a year is looked up in the records again."""
 
@@ -345,6 +346,7 @@ class LedgerMachine(RuleBasedStateMachine):
         else:
             assert isinstance(again, Reservation)
             assert again.reserved_at_ms == lease.reserved_ms
+            self._drop_expired()
             # Only what others left behind, expired, may have been cleared away.
             assert self._live(before) == self._live(self.redis.dump())
 
@@ -371,7 +373,7 @@ class LedgerMachine(RuleBasedStateMachine):
                 used = amounts.of(entry.window.unit)
                 if used:
                     self._book(slot).booked[lease_id] = used
-                    if slot not in self.gone:
+                    if slot not in self.gone and self._is_kept(entry.period):
                         expected |= self._threshold_events(entry.window, slot)
             lease.done_ms = self.redis.now_ms
         assert set(settlement.threshold_events) == expected
@@ -450,6 +452,7 @@ class LedgerMachine(RuleBasedStateMachine):
                 break
             assert {self._slot(window) for window in outcome.windows} == self.lost != set()
             self._rebuild(host)
+        self._drop_expired()
         refusing = [
             window for window in WINDOWS if window.enforced and self._refuses(window, amounts)
         ]
@@ -509,7 +512,27 @@ class LedgerMachine(RuleBasedStateMachine):
     def _can_be_booked(self, lease: ModelLease) -> bool:
         if lease.done_ms is not None:
             return False
-        return lease.emptied or self.redis.now_ms < lease.reserved_ms + TTL_MS + LATE_MS
+        if lease.emptied or self.redis.now_ms < lease.reserved_ms + TTL_MS + LATE_MS:
+            return True
+        # However late: a window that still has the lease shows that nobody has settled it.
+        lease_id = lease.reservation.lease_id
+        return any(
+            lease_id in self.held.get((entry.window.id, entry.period.start_ms), {})
+            and self._is_kept(entry.period)
+            for entry in lease.reservation.windows
+        )
+
+    def _is_kept(self, period: Period) -> bool:
+        """Counters go three days after their period."""
+        return period.end_ms is None or self.redis.now_ms < period.end_ms + KEEP_MS
+
+    def _drop_expired(self) -> None:
+        """Whoever reserves, or is refused, clears away what has expired in the present periods."""
+        for window in WINDOWS:
+            held = self.held.get(self._slot(window), {})
+            for lease_id, (_, until_ms) in list(held.items()):
+                if until_ms <= self.redis.now_ms:
+                    del held[lease_id]
 
     def _reserved(self, slot: Slot) -> int:
         held = self.held.get(slot, {}).values()
