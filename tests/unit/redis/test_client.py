@@ -423,11 +423,13 @@ def test_a_forgotten_server_leaves_its_outage_behind(servers: list[ScriptedRedis
     assert subject.is_unavailable
     unavailable_s = subject.unavailable_s
     at[0] = other.port
-    give_up_s = time.monotonic() + 5
-    while subject.is_unavailable:
+    give_up_s, found = time.monotonic() + 10, None
+    while found is None:  # one server may be well before the map says that it owns the slot
         assert time.monotonic() < give_up_s
         time.sleep(0.01)
-    assert subject.run(CALL) == 1
+        with contextlib.suppress(Unavailable):
+            found = subject.run(CALL)
+    assert found == 1
     assert subject.unavailable_s >= unavailable_s > 0
     assert changes == ["open", "closed"]
     [breaker] = subject.breakers()
