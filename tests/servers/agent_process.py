@@ -260,7 +260,11 @@ class AgentProcess:
 
     def segments(self) -> list[Path]:
         """What is left in the spool."""
-        return sorted((self.data_dir / "spool").glob("*/*.seg"))
+        while True:
+            try:
+                return sorted((self.data_dir / "spool").glob("*/*.seg"))
+            except FileNotFoundError:  # the agent has removed a folder meanwhile
+                continue
 
 
 def first_seen(ids: Iterable[str]) -> list[str]:
