@@ -120,7 +120,10 @@ def test_a_store_that_cannot_be_read_is_as_it_was(state: State) -> None:
     state.clock.advance(60)
     state.apply(document([SPEND]))
     assert state.added() == OF_ACME
-    data = state.reader._state_dir / "data.mdb"
-    data.write_bytes(b"")
+    damaged = state.reader._state_dir / "damaged"
+    damaged.write_bytes(b"no database")
+    # A file of its own: a mapped one that is cut would end this process.
+    damaged.replace(state.reader._state_dir / "data.mdb")
     state.reader._recheck_at_s = float("-inf")
     assert state.added() == OF_ACME
+    assert state.reader.fault is not None
