@@ -8,6 +8,9 @@ import time
 from collections.abc import Iterable
 from typing import Final
 
+NEAR_S: Final = 0.005
+"""Less than this is too little for a peer that answers at once."""
+
 LATE_S: Final = 0.02
 """For the peer's part of a step that begins when the deadline is near or over, though every step
 before it has succeeded: a busy event loop used up the time then, not the peer."""
@@ -23,7 +26,8 @@ def left_s(deadline_s: float) -> float:
 
 def next_deadline_s(deadline_s: float) -> float:
     """The deadline of one more step, after steps that have all succeeded."""
-    return max(deadline_s, time.monotonic() + LATE_S)
+    now_s = time.monotonic()
+    return deadline_s if deadline_s - now_s >= NEAR_S else now_s + LATE_S
 
 
 def connect(addresses: Iterable[str], port: int, deadline_s: float) -> socket.socket:

@@ -53,7 +53,7 @@ REDIS_TIMEOUT_S = 0.04
 takes no longer than the timeout itself."""
 WAITED_S = 0.01
 """A decision that took longer has waited for Redis in vain."""
-FIRST_SHARE = 0.9 if PROOF else 0.25
+FIRST_SHARE = 0.9 if PROOF else 0.5
 QUICK_S = 0.002
 """At most how long a decision takes once it is known that Redis is unavailable."""
 QUICK_SHARE = 0.99 if PROOF else 0.9

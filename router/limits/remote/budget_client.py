@@ -53,7 +53,7 @@ _RESERVED: Final = messages.ReserveReply()
 _DENIED: Final = messages.DeniedReply()
 _SETTLED: Final = messages.SettleReply()
 
-_MOST_STRANGERS: Final = 1000
+_MOST_UNKNOWN: Final = 1000
 """So many are logged, once each."""
 
 
@@ -84,7 +84,7 @@ class BudgetClient:
         self._calendar = Calendar(self._clock)
         self._on_threshold = on_threshold
         self._ability = ability or ServiceAbility()
-        self._strangers: set[str] = set()
+        self._unknown_organizations: set[str] = set()
         self.breaker = Breaker(NAME, probe=self._probe, on_change=on_change)
 
     def reserve(
@@ -260,8 +260,11 @@ class BudgetClient:
 
     def _unknown(self, organization_id: str, amounts: Amounts) -> Denied:
         """Refused in any case: no policy for outages lets a caller pass whom nobody knows."""
-        if organization_id not in self._strangers and len(self._strangers) < _MOST_STRANGERS:
-            self._strangers.add(organization_id)
+        if (
+            organization_id not in self._unknown_organizations
+            and len(self._unknown_organizations) < _MOST_UNKNOWN
+        ):
+            self._unknown_organizations.add(organization_id)
             log.warning(
                 "the budget service does not know this organization, or a key of it",
                 extra={"organization_id": organization_id},
