@@ -119,7 +119,7 @@ def _operations() -> list[tuple[str, str, dict[str, Any]]]:
     exhausted = {"402": _json("Reserved in no window.", "DeniedReply")}
     ended = {"409": _json("LEASE_ENDED: it was settled or released before.", "ErrorReply")}
     unknown = {"404": _json("NOT_FOUND: no such organization, or no such key of it.", "ErrorReply")}
-    unknown = {"404": _json("UNKNOWN_ORGANIZATION: it, or its key, is unknown.", "ErrorReply")}
+    refused = {"404": _json("UNKNOWN_ORGANIZATION: it, or its key, is unknown.", "ErrorReply")}
     nowhere = {"404": _json("UNKNOWN_ORGANIZATION: nothing says where to book it.", "ErrorReply")}
     windows = _operation(
         "listWindows",
@@ -133,10 +133,10 @@ def _operations() -> list[tuple[str, str, dict[str, Any]]]:
     )
     yes, no = {"200": _json("Yes.", "HealthReply")}, {"503": _json("No.", "HealthReply")}
     reserve = _post(
-        "reserve", "Reserve it in all windows, or in none.", "Reserve", exhausted | ended | unknown
+        "reserve", "Reserve it in all windows, or in none.", "Reserve", exhausted | ended | refused
     )
     return [
-        (CHECK, "post", _post("check", "Would it fit? Reserves nothing.", "Check", unknown)),
+        (CHECK, "post", _post("check", "Would it fit? Reserves nothing.", "Check", refused)),
         (RESERVE, "post", reserve),
         (
             SETTLE,
