@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import _socket
+import contextlib
 import socket
 import time
 from collections.abc import Iterable
@@ -79,6 +80,13 @@ def has_input(sock: socket.socket) -> bool:
 def at_end(sock: socket.socket) -> bool:
     """True when the other side has closed; looks without reading and without waiting."""
     return _peek(sock) == b""
+
+
+def hang_up(sock: socket.socket) -> None:
+    """End whatever another thread waits for on this socket, which stays its to close."""
+    # The lowest class again: what TLS sockets do first is no business of another thread.
+    with contextlib.suppress(OSError):
+        _socket.socket.shutdown(getattr(sock, "_sock", sock), socket.SHUT_RDWR)
 
 
 def _peek(sock: socket.socket) -> bytes | None:

@@ -16,7 +16,7 @@ from redis.retry import Retry
 
 from router.net.deadline_socket import DeadlineSocket, DeadlineTlsSocket, open_socket
 from router.net.resolver import Resolve, system_resolve
-from router.net.sockets import next_deadline_s
+from router.net.sockets import hang_up, next_deadline_s
 from router.redis.address import Credentials, HostPort
 
 NO_LOGIN: Final = Credentials()
@@ -73,7 +73,10 @@ class RedisConnection(Protocol):
         """Connect and log in."""
 
     def disconnect(self) -> None:
-        """Close the socket."""
+        """Close the socket; for the thread that uses the connection."""
+
+    def hang_up(self) -> None:
+        """Fail what the thread that uses the connection waits for, so that it disconnects."""
 
     def send_packed_command(self, command: Sequence[bytes], check_health: bool = True) -> None:
         """Write bytes that are in Redis' format already."""
@@ -95,6 +98,12 @@ class _Deadline:
         self.deadline_s = deadline_s
         if self._sock is not None:
             self._sock.deadline_s = deadline_s
+
+    def hang_up(self) -> None:
+        """As :meth:`RedisConnection.hang_up`."""
+        sock = self._sock
+        if sock is not None:
+            hang_up(sock)
 
 
 class _TcpConnection(_Deadline, Connection):

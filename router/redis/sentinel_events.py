@@ -64,7 +64,7 @@ class SentinelEvents:
         """Hang up."""
         self._stopped.set()
         for connection in list(self._connections.values()):
-            connection.disconnect()
+            connection.hang_up()
 
     def _listen(self, sentinel: HostPort) -> None:
         was_lost = False

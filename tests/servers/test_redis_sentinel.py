@@ -44,6 +44,13 @@ def watched(tmp_path: Path, min_replicas: int) -> Iterator[Watched]:
             lambda: len(command(sentinel, "SENTINEL", "REPLICAS", "mymaster")) == 1,
             "the sentinel knows the replica",
         )
+        wait_until(
+            lambda: (
+                b"slave0:" in (state := command(master, "INFO", "replication"))
+                and (not min_replicas or b"min_slaves_good_slaves:1" in state)
+            ),
+            "the master counts the replica",
+        )
         yield servers
     finally:
         for server in servers:
