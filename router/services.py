@@ -48,7 +48,7 @@ from router.readiness.watch import Observation, Watch, watch_host
 from router.records.recorder import Recorder
 from router.redis.client import RedisClient
 from router.redis.connection import ConnectionOptions
-from router.redis.embedded import redis_address
+from router.redis.embedded.embedded_redis import redis_address
 from router.redis.scripts import Runner
 from router.spool.writer import SpoolWriter
 from router.store.query_pool import Queries

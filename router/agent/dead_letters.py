@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import orjson
 
-from router.agent.decoded_frames import DecodedFrame
+from router.agent.reading.decoded_frames import DecodedFrame
 from router.clock import Clock
 from router.records.record_types import format_timestamp
 from router.spool.frames import AUDIT, USAGE

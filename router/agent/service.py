@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from router.agent.adoption.inheritance import Inheritance
+from router.agent.adoption.lease_settler import KeepCharges
 from router.agent.dead_letters import DeadLetters
-from router.agent.inheritance import Inheritance
 from router.agent.kafka.producer import KafkaConfig, limit_library_log
 from router.agent.kafka.sink import KafkaSink
-from router.agent.lease_settler import KeepCharges
-from router.agent.merge import MergedFrames
-from router.agent.read_ahead import ReadAhead
+from router.agent.reading.merge import MergedFrames
+from router.agent.reading.read_ahead import ReadAhead
 from router.agent.shipper import Shipper, sink_report
 from router.agent.sinks import LogSink, Sink, StoreSink
 from router.agent.status import write_report

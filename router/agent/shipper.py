@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from router.agent.dead_letters import DeadLetters
-from router.agent.decoded_frames import DecodedFrame
-from router.agent.merge import MergedFrames
+from router.agent.reading.decoded_frames import DecodedFrame
+from router.agent.reading.merge import MergedFrames
 from router.agent.sinks import Sink, SinkUnavailable
 from router.clock import Clock
 from router.records.record_types import format_timestamp

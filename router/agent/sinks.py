@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple, Protocol, TypeVar
 
 from router.agent.audit_log import AuditLog
-from router.agent.decoded_frames import DecodedFrame
+from router.agent.reading.decoded_frames import DecodedFrame
 from router.clock import Clock
 from router.spool.frames import AUDIT, USAGE
 from router.store.failures import StoreError, UnstorableRecord

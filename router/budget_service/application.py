@@ -26,7 +26,7 @@ from router.net.resolver import Resolver
 from router.records.recorder import Recorder
 from router.redis.client import RedisClient
 from router.redis.connection import ConnectionOptions
-from router.redis.embedded import redis_address
+from router.redis.embedded.embedded_redis import redis_address
 from router.services import open_spool
 from router.telemetry.logs import configure_logging
 

@@ -19,7 +19,7 @@ from router.config.settings import (
     SettingsError,
     load_settings,
 )
-from router.redis.embedded import EmbeddedRedis, EmbeddedRedisError, redis_address
+from router.redis.embedded.embedded_redis import EmbeddedRedis, EmbeddedRedisError, redis_address
 from router.server.hooks import HEARTBEAT_TIMEOUT_S, JsonLogger
 
 APPLICATION: Final = "router.budget_service.application:build()"

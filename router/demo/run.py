@@ -24,7 +24,7 @@ from router.config.settings import (
     load_settings,
 )
 from router.demo.claims import DemoError, claim_directory, claim_port
-from router.redis.embedded import EmbeddedRedis, EmbeddedRedisError, redis_address
+from router.redis.embedded.embedded_redis import EmbeddedRedis, EmbeddedRedisError, redis_address
 from router.server.command import gunicorn_command
 
 BACKENDS: Final = {"demo-a": "http://127.0.0.1:9101/v1", "demo-b": "http://127.0.0.1:9102/v1"}

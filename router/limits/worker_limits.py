@@ -22,7 +22,7 @@ from router.limits.settlement_wait import SettlementWait
 from router.limits.unsettled_leases import UnsettledLeases
 from router.records.recorder import Recorder
 from router.redis.client import RedisClient
-from router.redis.durability import SAFE_POLICY
+from router.redis.topologies.durability import SAFE_POLICY
 from router.telemetry.metrics import Figures
 
 log = logging.getLogger("router.limits")

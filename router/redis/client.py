@@ -11,14 +11,14 @@ from redis.exceptions import ResponseError
 
 from router.breaker import Breaker, Unavailable
 from router.redis.address import Kind, RedisAddress
-from router.redis.cluster import Cluster
 from router.redis.connection import ConnectionOptions
-from router.redis.durability import Durability
 from router.redis.pool import LOST
 from router.redis.recovery import Recovery, first_error
 from router.redis.scripts import Argument, ScriptCall, packed
-from router.redis.sentinel import SentinelMaster
-from router.redis.topology import Node, OnChange, SingleServer, Topology
+from router.redis.topologies.cluster import Cluster
+from router.redis.topologies.durability import Durability
+from router.redis.topologies.sentinel import SentinelMaster
+from router.redis.topologies.topology import Node, OnChange, SingleServer, Topology
 
 TOPOLOGIES: Final[Mapping[Kind, type[Topology]]] = {
     "server": SingleServer,

@@ -18,8 +18,8 @@ from redis.exceptions import (
 
 from router.breaker import Unavailable
 from router.redis.scripts import ScriptCall, packed
-from router.redis.slot_migration import move_keys
-from router.redis.topology import Node, Topology, server_named
+from router.redis.topologies.slot_migration import move_keys
+from router.redis.topologies.topology import Node, Topology, server_named
 
 _HOPS: Final = 3
 _ASKING: Final = packed(("ASKING",))

@@ -23,7 +23,11 @@ from router.config.settings import (
     export_metrics_dir,
     load_settings,
 )
-from router.redis.embedded import EmbeddedRedis, EmbeddedRedisError, EmbeddedSupervisor
+from router.redis.embedded.embedded_redis import (
+    EmbeddedRedis,
+    EmbeddedRedisError,
+    EmbeddedSupervisor,
+)
 from router.server.metrics_dir import prepare_metrics_dir, remove_metrics_dir
 from router.server.worker import RouterWorker, http_date
 from router.telemetry.logs import JsonFormatter

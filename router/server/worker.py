@@ -22,7 +22,7 @@ from gunicorn.workers.base_async import AsyncWorker
 from gunicorn.workers.ggevent import GeventWorker
 
 from router.agent.supervisor import AgentSupervisor
-from router.redis.embedded import EmbeddedSupervisor
+from router.redis.embedded.embedded_redis import EmbeddedSupervisor
 from router.server.corked import CorkedSocket
 from router.server.idle_wait import IdleWait
 

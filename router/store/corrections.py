@@ -10,9 +10,9 @@ import orjson
 from sqlalchemy import Connection, insert, inspect, select
 
 from router.records.record_types import parse_timestamp_us
-from router.store.rows import storable
-from router.store.sql_queries import in_period
-from router.store.sql_tables import audit, pruned_corrections
+from router.store.queries.sql_queries import in_period
+from router.store.tables.rows import storable
+from router.store.tables.sql_tables import audit, pruned_corrections
 
 ACTIONS: Final = ("BUDGET_ADJUSTED", "LIMIT_RESET")
 

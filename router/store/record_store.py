@@ -16,7 +16,8 @@ from router.records.audit_chain import newest_tips
 from router.store import trail as store_trail
 from router.store.engine import Database
 from router.store.failures import RecordKind, StoreUnavailable
-from router.store.inserts import (
+from router.store.queries.record_queries import RecordQueries
+from router.store.tables.inserts import (
     Inserted,
     Written,
     find_unstorable,
@@ -25,9 +26,8 @@ from router.store.inserts import (
     is_unstorable,
     rows_of,
 )
-from router.store.record_queries import RecordQueries
-from router.store.rows import Row
-from router.store.sql_tables import migrate
+from router.store.tables.rows import Row
+from router.store.tables.sql_tables import migrate
 
 
 class RecordStore(RecordQueries):

@@ -17,12 +17,12 @@ from router.records.record_types import parse_timestamp_us
 from router.store.corrections import Correction
 from router.store.failures import StoreAbsent, StoreUnavailable
 from router.store.in_flight import in_flight as read_in_flight
+from router.store.queries.record_queries import MOST_LEFT_OUT
+from router.store.queries.usage_totals import Spend
 from router.store.query_pool import Queries
-from router.store.record_queries import MOST_LEFT_OUT
 from router.store.record_store import RecordStore
-from router.store.rows import SERVED
 from router.store.spool_tail import SpoolTail
-from router.store.usage_totals import Spend
+from router.store.tables.rows import SERVED
 
 REBUILD_S: Final = 60.0
 """How long one question of a rebuild may take. Calls do not wait that long, the rebuild does."""

@@ -15,9 +15,9 @@ from sqlalchemy.dialects import postgresql, sqlite
 from router.exports.audit_export import ChainFault, Trail, WriterMarks
 from router.records.audit_chain import ChainTip, PrunePoint, is_signed, unseal, with_signature
 from router.store.corrections import keep_pruned
-from router.store.rows import AUDIT_COLUMNS, audit_row
-from router.store.sql_queries import in_period, micros
-from router.store.sql_tables import audit, chain_tips, prune_points
+from router.store.queries.sql_queries import in_period, micros
+from router.store.tables.rows import AUDIT_COLUMNS, audit_row
+from router.store.tables.sql_tables import audit, chain_tips, prune_points
 
 _FETCH: Final = 1000
 PRUNE_SLICE: Final = 5000

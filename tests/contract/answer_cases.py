@@ -14,7 +14,7 @@ from router.agent.status import Shipping
 from router.config.document import RateLimit
 from router.errors import NotConfigured
 from router.readiness.watch import Observation
-from router.store.usage_totals import GROUPS
+from router.store.queries.usage_totals import GROUPS
 from tests.contract.bodies import GOOD, new_request_id
 from tests.fakes.limited import budget, limited
 from tests.fakes.router_stand import FailingForwarder, RouterStand, World

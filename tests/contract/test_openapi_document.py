@@ -27,8 +27,8 @@ from router.config.settings import Settings
 from router.errors import RouterError
 from router.records.record_types import AUDIT_ACTIONS
 from router.server.worker import RouterWorker
-from router.store.record_queries import HISTORY_BYTES, HISTORY_LENGTH
-from router.store.usage_totals import GROUPS
+from router.store.queries.record_queries import HISTORY_BYTES, HISTORY_LENGTH
+from router.store.queries.usage_totals import GROUPS
 from tests.contract.checker import CONTRACTS, Contract
 from tests.fakes.router_stand import World
 

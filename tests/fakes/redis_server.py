@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from router.redis.embedded import ENGINES, server_program
+from router.redis.embedded.embedded_redis import ENGINES, server_program
 
 BINARY = next(filter(None, map(server_program, ENGINES)), None)
 """redis-server or a Valkey server; None where neither is installed."""

@@ -12,8 +12,8 @@ from router.breaker import Unavailable
 from router.limits.redis_keys import tag
 from router.redis.address import parse_address
 from router.redis.client import RedisClient
-from router.redis.cluster import slot_of
 from router.redis.connection import ConnectionOptions
+from router.redis.topologies.cluster import slot_of
 from tests.fakes.redis_server import BINARY, RedisServer, free_port
 
 SLOTS = 16384

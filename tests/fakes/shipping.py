@@ -8,7 +8,7 @@ from typing import Any
 
 import orjson
 
-from router.agent.decoded_frames import DecodedFrame, decode_frame
+from router.agent.reading.decoded_frames import DecodedFrame, decode_frame
 from router.agent.sinks import Refused, SinkUnavailable
 from router.clock import Clock, FrozenClock
 from router.records.record_types import format_timestamp

@@ -13,7 +13,7 @@ from sqlalchemy import delete, update
 from router.cli.main import cli
 from router.records.audit_chain import AuditChain, derive_audit_key
 from router.store.record_store import RecordStore
-from router.store.sql_tables import audit
+from router.store.tables.sql_tables import audit
 from tests.servers.test_store_postgres import Server, server
 from tests.unit.records import samples
 from tests.unit.records.samples import START_S

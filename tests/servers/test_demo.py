@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from router.demo.backend import DemoBackend
-from router.redis.embedded import ENGINES, EmbeddedRedis
+from router.redis.embedded.embedded_redis import ENGINES, EmbeddedRedis
 from tests.servers.router_process import (
     children,
     clean_environment,

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from router.config.settings import load_settings
-from router.redis.embedded import redis_address
+from router.redis.embedded.embedded_redis import redis_address
 from tests.fakes.redis_server import BINARY
 from tests.servers.router_process import (
     RouterProcess,

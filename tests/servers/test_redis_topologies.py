@@ -11,7 +11,7 @@ import pytest
 
 from router.breaker import Unavailable
 from router.limits.redis_keys import tag
-from router.redis.cluster import slot_of
+from router.redis.topologies.cluster import slot_of
 from tests.fakes.redis_server import BINARY
 from tests.fakes.redis_topologies import ClusterServers, command, wait_until
 from tests.servers.topology_load import RATE, Limits, Load, does

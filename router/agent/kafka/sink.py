@@ -16,8 +16,8 @@ from typing import Any, Final, NamedTuple
 
 from kafka import errors as kafka_errors
 
-from router.agent.decoded_frames import DecodedFrame
 from router.agent.kafka.producer import ClosableProducer, KafkaConfig, connect_producer, text_of
+from router.agent.reading.decoded_frames import DecodedFrame
 from router.agent.sinks import Refused, SinkUnavailable, unreadable
 from router.clock import Clock
 from router.spool.frames import AUDIT, USAGE

@@ -15,7 +15,7 @@ from router.limits.budgets.windows import MAX_AMOUNT, Amounts
 from router.pricing.cost import cost_nanos, unpriced
 from router.pricing.estimates import estimate
 from router.pricing.selection import selected_tier
-from router.store.rows import SERVED
+from router.store.tables.rows import SERVED
 
 
 def call_usage(scope: Scope) -> tuple[Usage, int | None]:

@@ -19,8 +19,8 @@ from router.api.scope import Scope, current_scope
 from router.config.schema.notation import parse_timestamp
 from router.exports.csv_cells import safe_cell
 from router.records.record_types import AUDIT_ACTIONS
+from router.store.queries.usage_totals import columns_of
 from router.store.record_store import RecordStore
-from router.store.usage_totals import columns_of
 
 blueprint: Final = Blueprint("records", __name__)
 blueprint.before_request(pipeline.enter)

@@ -19,7 +19,7 @@ from router.limits.budgets.rebuilding import SumRecords
 from router.net.resolver import system_resolve
 from router.redis.client import RedisClient
 from router.redis.connection import ConnectionOptions
-from router.redis.embedded import EmbeddedRedis, EmbeddedRedisError, redis_address
+from router.redis.embedded.embedded_redis import EmbeddedRedis, EmbeddedRedisError, redis_address
 from router.store.spend import open_rebuild_queries, sum_records_of
 
 _TIMEOUT_S = 2.0

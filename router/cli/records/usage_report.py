@@ -12,8 +12,8 @@ import click
 from router.cli import output as out
 
 if TYPE_CHECKING:
+    from router.store.queries.usage_totals import UsageTotals
     from router.store.record_store import RecordStore
-    from router.store.usage_totals import UsageTotals
 
 _COLUMNS: Final = (
     out.Column("requests", show=out.count, align="right"),
@@ -47,7 +47,7 @@ def read(
     filters: Mapping[str, str],
 ) -> Report:
     """Query the store; the total is the sum of the rows, its percentiles are those of all calls."""
-    from router.store.usage_totals import ADDITIVE
+    from router.store.queries.usage_totals import ADDITIVE
 
     from_s, to_s = period
     rows, [total] = (
@@ -64,7 +64,7 @@ def print_report(report: Report, output: str) -> None:
 
     CSV has exact integers beside decimal USD, and no total, which a sum would count.
     """
-    from router.store.usage_totals import columns_of
+    from router.store.queries.usage_totals import columns_of
 
     rows = [row.plain() for row in report.rows]
     from_time, to_time = _format(report.from_s), _format(report.to_s)

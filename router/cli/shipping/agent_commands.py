@@ -20,7 +20,7 @@ _REDIS_TIMEOUT_S = 1.0
 """Nobody waits for the agent; a slow answer is better than none."""
 
 if TYPE_CHECKING:
-    from router.agent.lease_settler import KeepCharges
+    from router.agent.adoption.lease_settler import KeepCharges
     from router.agent.service import Agent, AgentConfig
     from router.redis.client import RedisClient
 
@@ -124,7 +124,7 @@ def _open_redis(settings: Settings) -> RedisClient:
     from router.net.resolver import system_resolve
     from router.redis.client import RedisClient
     from router.redis.connection import ConnectionOptions
-    from router.redis.embedded import redis_address
+    from router.redis.embedded.embedded_redis import redis_address
 
     timeout_s = max(_REDIS_TIMEOUT_S, settings.redis_timeout_s)
     options = ConnectionOptions(timeout_s=timeout_s, resolve=system_resolve)

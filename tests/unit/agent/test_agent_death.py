@@ -12,7 +12,7 @@ import orjson
 import pytest
 
 from router.agent.dead_letters import DeadLetters
-from router.agent.merge import MergedFrames
+from router.agent.reading.merge import MergedFrames
 from router.agent.service import remove_acknowledged
 from router.agent.shipper import Shipper
 from router.agent.sinks import Sink, StoreSink

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from router.agent.dead_letters import DeadLetters
-from router.agent.merge import LISTED_EVERY_S, MergedFrames
+from router.agent.reading.merge import LISTED_EVERY_S, MergedFrames
 from router.agent.shipper import (
     LONGEST_DELAY_S,
     MAX_BATCH_BYTES,

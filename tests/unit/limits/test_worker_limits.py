@@ -19,7 +19,7 @@ from router.limits.configured import RateSpecs
 from router.limits.outcome import Request
 from router.limits.rates.decision import BucketSpec
 from router.limits.worker_limits import Limits
-from router.redis.durability import Durability
+from router.redis.topologies.durability import Durability
 from router.services import build_limits
 from tests.fakes.admitting import TAKEN
 

@@ -12,10 +12,10 @@ import pytest
 from router.breaker import Unavailable
 from router.redis.address import parse_address
 from router.redis.client import RedisClient
-from router.redis.cluster import slot_of
 from router.redis.connection import ConnectionOptions
-from router.redis.durability import Durability
 from router.redis.scripts import ScriptCall, script
+from router.redis.topologies.cluster import slot_of
+from router.redis.topologies.durability import Durability
 from tests.fakes.scripted_redis import ScriptedRedis, array, bulk
 
 CALL = ScriptCall(script("return 1"), ["{acme}k"], [])

@@ -13,9 +13,9 @@ from sqlalchemy import text
 
 from router.records.record_types import parse_timestamp_us
 from router.store.failures import UnstorableRecord
+from router.store.queries.usage_totals import Spend
 from router.store.record_store import RecordStore
-from router.store.rows import SERVED
-from router.store.usage_totals import Spend
+from router.store.tables.rows import SERVED
 from tests.unit.records import samples
 from tests.unit.records.samples import KEY, START_S
 from tests.unit.store.store_contract import behind_the_back, check_constraint

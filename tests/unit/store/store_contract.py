@@ -27,16 +27,17 @@ from router.store.failures import (
     StoreUnavailable,
     UnstorableRecord,
 )
-from router.store.record_queries import (
+from router.store.queries.record_queries import (
     HISTORY_BYTES,
     HISTORY_LENGTH,
     MOST_LEFT_OUT,
     AuditPage,
     RequestHistory,
 )
+from router.store.queries.usage_totals import GROUPS, Spend
 from router.store.record_store import RecordStore
-from router.store.rows import CLASS_COLUMNS, SERVED
-from router.store.sql_tables import (
+from router.store.tables.rows import CLASS_COLUMNS, SERVED
+from router.store.tables.sql_tables import (
     MIGRATIONS,
     _versions,
     audit,
@@ -46,7 +47,6 @@ from router.store.sql_tables import (
     prune_points,
     usage_documents,
 )
-from router.store.usage_totals import GROUPS, Spend
 from tests.unit.records import samples
 from tests.unit.records.samples import KEY, RECORD, START_S
 from tests.unit.store import store_model
@@ -851,7 +851,7 @@ def _add_migration(monkeypatch: pytest.MonkeyPatch, *statements: str) -> None:
         for statement in statements:
             connection.execute(text(statement))
 
-    monkeypatch.setattr("router.store.sql_tables.MIGRATIONS", (*MIGRATIONS, step))
+    monkeypatch.setattr("router.store.tables.sql_tables.MIGRATIONS", (*MIGRATIONS, step))
 
 
 def _drop_sequence(store: RecordStore) -> Any:

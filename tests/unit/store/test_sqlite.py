@@ -14,8 +14,8 @@ from sqlalchemy import event, text
 pytest.register_assert_rewrite("tests.unit.store.store_contract", "tests.unit.store.spend_contract")
 
 from router.store.failures import StoreInUse, StoreUnavailable  # noqa: E402
+from router.store.queries.sql_queries import cursor_after  # noqa: E402
 from router.store.record_store import RecordStore  # noqa: E402
-from router.store.sql_queries import cursor_after  # noqa: E402
 from tests.unit.records import samples  # noqa: E402
 from tests.unit.records.samples import KEY, START_S  # noqa: E402
 from tests.unit.store.spend_contract import SpendContract  # noqa: E402

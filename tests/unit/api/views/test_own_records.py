@@ -13,9 +13,9 @@ import gevent
 import pytest
 
 from router import errors
+from router.store.queries.record_queries import HISTORY_LENGTH
+from router.store.queries.usage_totals import UsageTotals
 from router.store.query_pool import MAX_WAITING, THREADS, Queries
-from router.store.record_queries import HISTORY_LENGTH
-from router.store.usage_totals import UsageTotals
 from tests.fakes.router_stand import RouterStand, World
 
 STORY = "/v1/audit/requests/"

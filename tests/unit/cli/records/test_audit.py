@@ -20,7 +20,7 @@ from router.config.state.state_writer import StateWriter
 from router.records.audit_chain import AuditChain, derive_audit_key
 from router.spool.frames import AUDIT, encode_frame, header_frame, segment_name
 from router.store.record_store import RecordStore
-from router.store.sql_tables import audit, chain_tips, prune_points
+from router.store.tables.sql_tables import audit, chain_tips, prune_points
 from tests.unit.records import samples
 from tests.unit.records.samples import START_S
 

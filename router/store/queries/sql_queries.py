@@ -11,8 +11,8 @@ from typing import Any, Final
 from sqlalchemy import ColumnElement, Select, Table, select, tuple_
 
 from router.store.failures import BadQuery, RecordKind
-from router.store.rows import storable
-from router.store.sql_tables import audit, usage, usage_documents
+from router.store.tables.rows import storable
+from router.store.tables.sql_tables import audit, usage, usage_documents
 
 Keyset = tuple[int, int]
 """A position in the order of time: microseconds since the epoch, and the row's id."""

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from router.agent.lease_settler import NAME, LeaseSettler, charges_of
+from router.agent.adoption.lease_settler import NAME, LeaseSettler, charges_of
 from router.breaker import Unavailable
 from router.clock import FrozenClock
 from router.limits.audit_outbox import AuditOutbox

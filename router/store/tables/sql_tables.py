@@ -29,8 +29,8 @@ from sqlalchemy import (
 )
 
 from router.store.failures import StoreUnavailable
-from router.store.rows import AUDIT_COLUMNS, CLASS_COLUMNS, USAGE_COLUMNS, StoredField
-from router.store.usage_sums import SUMMED, create_usage_sums
+from router.store.tables.rows import AUDIT_COLUMNS, CLASS_COLUMNS, USAGE_COLUMNS, StoredField
+from router.store.tables.usage_sums import SUMMED, create_usage_sums
 
 metadata: Final = MetaData()
 
@@ -84,7 +84,7 @@ usage_sums: Final = Table(
     ),
     sqlite_with_rowid=False,
 )
-"""Kept by :mod:`router.store.usage_sums`: of an organization ('' as the key), and of each key."""
+"""Sums of an organization ('' as the key) and of each key; :mod:`router.store.tables.usage_sums`."""
 
 usage_documents: Final = Table(
     "usage_documents",

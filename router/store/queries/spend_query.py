@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import ColumnElement, Connection, func, inspect, select
 
-from router.store.rows import storable
-from router.store.sql_tables import usage, usage_sums
-from router.store.usage_sums import HALF, QUARTER_US, SUMMED
-from router.store.usage_totals import Spend, read_spend, spend_of
+from router.store.queries.usage_totals import Spend, read_spend, spend_of
+from router.store.tables.rows import storable
+from router.store.tables.sql_tables import usage, usage_sums
+from router.store.tables.usage_sums import HALF, QUARTER_US, SUMMED
 
 
 class Span(NamedTuple):

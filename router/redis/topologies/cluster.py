@@ -13,7 +13,7 @@ from router.breaker import Breaker, Unavailable
 from router.redis.address import HostPort, RedisAddress
 from router.redis.connection import ConnectionOptions
 from router.redis.scripts import packed
-from router.redis.topology import (
+from router.redis.topologies.topology import (
     PING,
     UNKNOWN_HOSTS,
     Node,

@@ -1,4 +1,4 @@
-"""fakeredis as a process on a unix socket: ``python -m router.redis.fake_server SOCKET``.
+"""fakeredis as a process on a unix socket: ``python -m router.redis.embedded.fake_server SOCKET``.
 
 It keeps its data in memory only; TERM ends it.
 """

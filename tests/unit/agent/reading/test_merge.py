@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from router.agent.merge import (
+from router.agent.reading.merge import (
     LISTED_EVERY_S,
     LONGEST_WAIT_S,
     READ_AHEAD_BYTES,

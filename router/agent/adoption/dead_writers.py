@@ -29,7 +29,7 @@ from router.records.recorder import Recorder
 from router.spool.checkpoints import Checkpoints
 from router.spool.frames import DISPATCH, SETTLED, UNSETTLED, USAGE, Frame, Position
 from router.spool.reader import SpoolReader, WriterInfo, read_batches
-from router.store.rows import SERVED
+from router.store.tables.rows import SERVED
 
 NAME: Final = "adopted"
 _LAST_SEGMENTS: Final = 2

@@ -14,8 +14,8 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from router.agent.decoded_frames import DecodedFrame, decode_frame
-from router.agent.read_ahead import ReadAhead, Reading
+from router.agent.reading.decoded_frames import DecodedFrame, decode_frame
+from router.agent.reading.read_ahead import ReadAhead, Reading
 from router.clock import Clock
 from router.spool.frames import AGENT_ONLY, Position
 from router.spool.reader import SpoolReader, WriterInfo

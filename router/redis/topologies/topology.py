@@ -22,10 +22,10 @@ from router.redis.connection import (
     tcp_connection,
     unix_connection,
 )
-from router.redis.durability import Durability, read_durability
 from router.redis.pipelining import Pipelining
 from router.redis.pool import Pool
 from router.redis.scripts import packed
+from router.redis.topologies.durability import Durability, read_durability
 
 OnChange = Callable[[str, State], None]
 """Called with the name of the dependency and the new state of its breaker."""

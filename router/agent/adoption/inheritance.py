@@ -10,9 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from router.agent import adoption, lease_settler
-from router.agent.adoption import Adoption
-from router.agent.lease_settler import KeepCharges, LeaseSettler, charges_of
+from router.agent.adoption import dead_writers, lease_settler
+from router.agent.adoption.dead_writers import Adoption
+from router.agent.adoption.lease_settler import KeepCharges, LeaseSettler, charges_of
 from router.breaker import Unavailable
 from router.clock import Clock
 from router.limits.audit_outbox import AuditOutbox
@@ -55,7 +55,7 @@ class Inheritance:
         self._outbox = AuditOutbox(clock)
         self._adoption = Adoption(
             reader,
-            Checkpoints(checkpoint_path(data_dir, adoption.NAME)),
+            Checkpoints(checkpoint_path(data_dir, dead_writers.NAME)),
             self._open_recorder,
             self._hand_over,
             lambda: str(uuid.uuid4()),

@@ -12,7 +12,7 @@ from typing import Final
 
 from sqlalchemy import Connection
 
-from router.store.rows import SERVED
+from router.store.tables.rows import SERVED
 
 QUARTER_US: Final = 900_000_000
 HALF: Final = 1_000_000_000

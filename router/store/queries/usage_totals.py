@@ -16,10 +16,10 @@ from sqlalchemy import ColumnElement, RowMapping, Select, and_, case, func, null
 
 from router.records.record_types import format_usd
 from router.store.failures import BadQuery
-from router.store.rows import CLASS_COLUMNS, SERVED
-from router.store.sql_queries import MICROS_PER_S
-from router.store.sql_tables import usage
-from router.store.usage_sums import HALF, SUMMED
+from router.store.queries.sql_queries import MICROS_PER_S
+from router.store.tables.rows import CLASS_COLUMNS, SERVED
+from router.store.tables.sql_tables import usage
+from router.store.tables.usage_sums import HALF, SUMMED
 
 _HOUR_US: Final = 3600 * MICROS_PER_S
 _DAY_US: Final = 24 * _HOUR_US

@@ -16,8 +16,8 @@ from redis.sentinel import Sentinel
 from router.breaker import Breaker, Unavailable
 from router.redis.address import HostPort, RedisAddress
 from router.redis.connection import ConnectionOptions, library_options, tcp_connection
-from router.redis.sentinel_events import PROMOTING, SELECTED, SentinelEvents, role_of
-from router.redis.topology import Node, OnChange, Topology, write_probe
+from router.redis.topologies.sentinel_events import PROMOTING, SELECTED, SentinelEvents, role_of
+from router.redis.topologies.topology import Node, OnChange, Topology, write_probe
 
 _PROMOTION_S: Final = 10.0
 """For so long a replica may be announced that is no master yet."""

@@ -9,7 +9,7 @@ import pytest
 
 from router.redis.address import Credentials, RedisAddress
 from router.redis.connection import ConnectionOptions
-from router.redis.sentinel_events import SentinelEvents
+from router.redis.topologies.sentinel_events import SentinelEvents
 from tests.fakes.scripted_redis import ScriptedRedis
 
 

@@ -16,10 +16,8 @@ from router.store import trail as store_trail
 from router.store.corrections import Correction, stored_corrections
 from router.store.engine import Database
 from router.store.failures import RecordKind, ResultTooLarge, StoreAbsent
-from router.store.inserts import USAGE_DOCUMENTS, stored_by_id
-from router.store.rows import storable
-from router.store.spend_query import Span, spent
-from router.store.sql_queries import (
+from router.store.queries.spend_query import Span, spent
+from router.store.queries.sql_queries import (
     FILTERS,
     TABLES,
     Keyset,
@@ -32,13 +30,15 @@ from router.store.sql_queries import (
     select_documents,
     stored_up_to,
 )
-from router.store.sql_tables import audit, current_version, usage
-from router.store.usage_totals import (
+from router.store.queries.usage_totals import (
     Spend,
     UsageTotals,
     read_totals,
     usage_totals,
 )
+from router.store.tables.inserts import USAGE_DOCUMENTS, stored_by_id
+from router.store.tables.rows import storable
+from router.store.tables.sql_tables import audit, current_version, usage
 
 MAX_ROWS: Final = 10_000
 MAX_PAGE: Final = 1000

@@ -20,7 +20,7 @@ from redis.exceptions import AskError, ResponseError
 from router.breaker import Unavailable
 from router.redis.address import Credentials, HostPort
 from router.redis.scripts import Argument, packed
-from router.redis.topology import Node, server_named
+from router.redis.topologies.topology import Node, server_named
 
 PAUSE_S: Final = 0.002
 """Before a call is sent again whose keys could not be moved: the operator's tool moves them too."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from router.agent.merge import MergedFrames
-from router.agent.read_ahead import CACHE_BYTES, ReadAhead, Reading
+from router.agent.reading.merge import MergedFrames
+from router.agent.reading.read_ahead import CACHE_BYTES, ReadAhead, Reading
 from router.clock import FrozenClock
 from router.spool.frames import Position
 from router.spool.reader import Batch, SpoolReader

@@ -13,7 +13,7 @@ import pytest
 
 from router.clock import FrozenClock
 from router.config.settings import Settings
-from router.redis.embedded import (
+from router.redis.embedded.embedded_redis import (
     LONGEST_PAUSE_S,
     EmbeddedRedis,
     EmbeddedRedisError,

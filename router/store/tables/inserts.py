@@ -15,8 +15,8 @@ from sqlalchemy import Connection, Table, func, select
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError
 
 from router.store.failures import RecordKind, UnstorableRecord
-from router.store.rows import AUDIT_COLUMNS, Row, audit_row, usage_row
-from router.store.sql_tables import audit, usage, usage_documents, usage_ids
+from router.store.tables.rows import AUDIT_COLUMNS, Row, audit_row, usage_row
+from router.store.tables.sql_tables import audit, usage, usage_documents, usage_ids
 from router.store.trail import pruned_up_to
 
 _UNLESS_KNOWN: Final = {

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from router.agent.adoption import NAME, Adoption
+from router.agent.adoption.dead_writers import NAME, Adoption
 from router.agent.service import remove_acknowledged
 from router.auth.keys import generate_key
 from router.clock import FrozenClock

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from typing import Final, NamedTuple
 
-from router.agent.decoded_frames import DecodedFrame
+from router.agent.reading.decoded_frames import DecodedFrame
 from router.spool.frames import Position
 
 CACHE_BYTES: Final = 2 * 1024 * 1024

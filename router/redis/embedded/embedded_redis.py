@@ -225,7 +225,7 @@ def server_program(engine: Engine) -> str | None:
 def _command(engine: Engine, data_dir: Path) -> list[str] | None:
     if engine == "fakeredis":
         if importlib.util.find_spec("fakeredis") and importlib.util.find_spec("lupa"):
-            module = ["-m", "router.redis.fake_server"]
+            module = ["-m", "router.redis.embedded.fake_server"]
             return [sys.executable, *module, str(_socket_path(data_dir))]
         return None
     binary = server_program(engine)

@@ -1,0 +1,1 @@
+"""The private Redis of a host where none is configured: the process, its guard, a stand-in."""

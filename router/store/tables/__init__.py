@@ -1,0 +1,1 @@
+"""What the database holds: tables, rows and kept sums, and how records get into them."""
