@@ -15,6 +15,7 @@ from prometheus_client import CollectorRegistry
 from router.auth.authenticator import Authenticator
 from router.auth.nonces import NonceStore
 from router.clock import Clock
+from router.config.lease_rule import LeaseWarnings
 from router.config.pepper import load_pepper, pepper_fingerprint
 from router.config.settings import Settings, SettingsError, resolve_credential
 from router.config.state.state_reader import StateReader
@@ -82,13 +83,17 @@ class Services:
     """Tells whether the stored keys were made with the pepper that this worker checks them with."""
     metrics: Metrics
     call_log: CallLog
+    lease_warnings: LeaseWarnings
 
     def heartbeat(self) -> None:
         """Once a second: show how the worker is, also while nobody calls."""
         try:
-            revision = self.state.document().revision
+            document = self.state.document()
         except NotConfigured:
             revision = 0
+        else:
+            revision = document.revision
+            self.lease_warnings.check(document)
         self.metrics.publish(revision)
         self.metrics.publish_figures(_record_figures(self.recorder))
         self.limits.tick(self.recorder)
@@ -184,6 +189,7 @@ def build_services(
         ),
         metrics=Metrics(CollectorRegistry()),
         call_log=CallLog(),
+        lease_warnings=LeaseWarnings(settings.lease_s),
     )
 
 

@@ -54,7 +54,12 @@ def build(*, no_records: bool = False) -> Flask:
     sum_records = stack.enter_context(
         nullcontext(_nothing) if no_records else sums_of_records(settings, may_be_new=False)
     )
-    ledger = RebuildingLedger(Ledger(client), Rebuilder(LedgerMaintenance(client), sum_records))
+    state = StateReader(settings.state_dir)
+    stack.callback(state.close)
+    ledger = RebuildingLedger(
+        Ledger(client, since_ms_of=state.budgets_added_ms),
+        Rebuilder(LedgerMaintenance(client, since_ms_of=state.budgets_added_ms), sum_records),
+    )
     return create_app(
         ledger,
         LeaseFinder(ledger, client),

@@ -13,9 +13,10 @@ from router.cli.operator_audit import OperatorAuditLog, operator_audit_log, with
 from router.cli.options import Noun, output_option, warn_deprecated
 from router.cli.output import end_with_difference, print_csv, print_json
 from router.cli.prices.price_warnings import price_warnings
-from router.config.config_errors import ConfigurationError
+from router.config.config_errors import ConfigurationError, DocumentError
 from router.config.diff import ABSENT, Change, FieldChange
 from router.config.document import LoadedDocument
+from router.config.lease_rule import outlived_leases
 from router.config.loader import load_file
 from router.config.pepper import has_pepper, load_pepper, pepper_fingerprint
 from router.config.serialized import dump_yaml
@@ -51,11 +52,16 @@ def config() -> None:
 def validate(document: Path) -> None:
     """Report every mistake of DOCUMENT, one a line, as 'apply' would; change nothing.
 
-    Exits with 1 if there is a mistake. Warns of classes of usage without a price, and of prices
-    that are older than the catalogue's, where that is installed (see 'prices --help').
+    Exits with 1 if there is a mistake, or if calls may take as long as ROUTER_LEASE: so run it
+    with the router's environment. Warns of classes of usage without a price, and of prices that
+    are older than the catalogue's, where that is installed (see 'prices --help').
     """
     # Only demo secrets are hashed, and validating needs no true hash.
-    loaded = _load(document, load_settings(), lambda: b"")
+    settings = load_settings()
+    loaded = _load(document, settings, lambda: b"")
+    problems = outlived_leases(settings.lease_s, loaded.backends)
+    if problems:
+        raise DocumentError(problems)
     click.echo(f"{document} is valid: {_summary(loaded)}")
     for warning in price_warnings(loaded):
         click.echo(f"warning: {warning}", err=True)
@@ -108,6 +114,8 @@ def apply(document: Path, dry_run: bool, prune_keys: bool, reactivate_keys: bool
             loaded = _load(document, settings, lambda: _demo_pepper(settings, writer))
             fingerprint = _fingerprint(settings, loaded)
             changes = writer.changes(loaded, **rules, fingerprint=fingerprint)
+            for warning in outlived_leases(settings.lease_s, loaded.backends):
+                click.echo(f"warning: {warning}", err=True)
         except ConfigurationError as refusal:
             _note_refusal(log, document, refusal)
             raise

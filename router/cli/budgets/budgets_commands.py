@@ -10,6 +10,7 @@ from typing import Any, Final, NamedTuple, TypeVar
 import click
 
 from router.cli.budgets.budget_corrections import Correction, make_correction, parse_amount
+from router.cli.budgets.budget_rebuilds import rebuild_windows
 from router.cli.budgets.ledger_session import ledger_session
 from router.cli.options import Noun, output_option
 from router.cli.output import Column, count, print_facts, print_rows
@@ -37,6 +38,12 @@ _COLUMNS: Final = (
 _ALL_COLUMNS: Final = (
     *_COLUMNS,
     *map(Column, ("timezone", "begins", "remaining", "thresholds", "counted")),
+)
+_REBUILT_COLUMNS: Final = (
+    *map(Column, ("organization", "key", "budget", "period", "unit")),
+    Column("before", show=count, align="point"),
+    Column("settled", show=count, align="point"),
+    Column("reserved", show=count, align="point"),
 )
 _organization = click.argument("organization", metavar="ORGANIZATION")
 
@@ -93,6 +100,28 @@ def show(organization: str, key_id: str | None, output: str) -> None:
         if number:
             click.echo()
         print_facts(output, {name: value for name, value in row.items() if value is not None})
+
+
+@budgets.command("rebuild", example="routerctl budgets rebuild --organization acme")
+@click.option("--organization", metavar="ID", help="Of this one only.")
+@click.option("--only-lost", is_flag=True, help="Leave alone what is counted already.")
+@output_option()
+def rebuild(organization: str | None, only_lost: bool, output: str) -> None:
+    """Make the counters anew from the records and the corrections of their periods.
+
+    Calls go on meanwhile, and what they have reserved stays reserved. For after a restore of Redis
+    from an old copy, or before the first call after it was emptied. Shows what was settled before
+    and is now.
+    """
+    settings = load_settings()
+    configured = [(one.organization_id, one.windows) for one in _configured(settings, organization)]
+    rows = []
+    for organization_id, (before, after) in rebuild_windows(
+        settings, configured, only_lost=only_lost
+    ):
+        was = _facts(organization_id, before)["settled"]
+        rows.append({**_facts(organization_id, after), "before": was})
+    print_rows(output, _REBUILT_COLUMNS, rows, empty="no budgets to rebuild")
 
 
 def _correction(command: Function) -> Function:

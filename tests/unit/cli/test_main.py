@@ -165,6 +165,24 @@ def test_mistakes_come_one_per_line(run: Run, document: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize(("total_s", "is_refused"), [(899, False), (900, True), (1200, True)])
+def test_a_call_must_not_outlive_its_lease(
+    run: Run, document: Path, total_s: int, is_refused: bool
+) -> None:
+    """P6: its reservation would be free while it runs. Only a warning where it is applied."""
+    backend = "kind: openai, "
+    assert backend in DOCUMENT
+    text = DOCUMENT.replace(backend, f"{backend}timeouts: {{total_s: {total_s}}}, ")
+    document.write_text(text, encoding="utf-8")
+    check = run("config", "validate", str(document))
+    assert check.exit_code == int(is_refused), check.output
+    assert ("timeouts.total_s: a call may take" in check.stderr) == is_refused
+    applied = run("config", "apply", str(document))
+    assert applied.exit_code == 0
+    assert ("warning: backends." in applied.stderr) == is_refused
+    assert succeeded(run("config", "validate", str(document), ROUTER_LEASE="2000"))
+
+
 def test_a_check_of_the_demo_makes_no_pepper(run: Run, demo_file: str, data_dir: Path) -> None:
     """Demo secrets can be checked before there is anything to hash them with."""
     assert "3 keys," in succeeded(run("config", "validate", demo_file, ROUTER_DEMO="1"))

@@ -26,6 +26,7 @@ from router.redis.connection import ConnectionOptions
 from router.spool.frames import AUDIT, USAGE
 from router.spool.reader import SpoolReader
 from router.spool.writer import SpoolWriter
+from router.store.record_store import RecordStore
 from tests.fakes.redis_server import BINARY, running
 from tests.unit.records import samples
 
@@ -285,6 +286,123 @@ def test_a_lost_window_is_rebuilt_first(run: Run, client: RedisClient, tmp_path:
     text = succeeded(run("adjust", "acme", "spend", "--amount", "-1", "--reason", "r"))
     assert text.startswith("spend: settled 3.00 -> 2.00")
     assert settled(Ledger(client)) == 2 * 10**9
+
+
+# --- rebuild ----------------------------------------------------------------------------------
+
+NOW_S = Clock().now_s()
+
+
+@pytest.fixture
+def recorded(tmp_path: Path) -> Callable[..., None]:
+    """Puts a usage record of acme, of this moment, into the store and not into Redis."""
+
+    def record(cost_nanos: int, **fields: Any) -> None:
+        key = samples.KEY
+        with RecordStore(Settings(data_dir=tmp_path).store_url, audit_key=key) as store:
+            store.migrate()
+            record = {"timestamp": NOW_S, "cost_nanos": cost_nanos, "api_key_id": "batch", **fields}
+            store.write([samples.usage(**record)])
+
+    return record
+
+
+def rebuilt(result: Result) -> dict[tuple[str, str | None], tuple[Any, Any]]:
+    """Of each budget of acme: what was settled before, and after."""
+    rows = json.loads(succeeded(result))
+    assert {row["organization"] for row in rows} <= {"acme", "other"}
+    return {
+        (row["budget"], row["key"]): (row["before"], row["settled"])
+        for row in rows
+        if row["organization"] == "acme"
+    }
+
+
+def test_counters_are_made_anew_from_the_records(
+    run: Run, ledger: Ledger, recorded: Callable[..., None]
+) -> None:
+    """After a restore of Redis from an old copy: what is open is not what the records say."""
+    spend(ledger, "a", Amounts(1_000_000_000, 20))
+    held = hold(ledger, "b", Amounts(250_000_000, 5))
+    recorded(3_000_000_000, tokens_input=30, tokens_output=3)
+    found = rebuilt(run("rebuild", "-o", "json"))
+    assert found == {
+        ("spend", None): ("1.00", "3.00"),
+        ("calls", None): (None, 1),
+        ("spend", "batch"): (20, 33),
+    }
+    assert ledger.settle(held, Amounts(200_000_000, 4)).booked
+    assert settled(ledger) == 3_200_000_000
+    assert settled(ledger, OF_KEY) == 37
+
+
+def test_only_what_is_lost_is_rebuilt_on_request(
+    run: Run, ledger: Ledger, recorded: Callable[..., None]
+) -> None:
+    """Before the first call after a loss; what is counted stays as it is."""
+    spend(ledger, "a", Amounts(1_000_000_000, 20))
+    recorded(3_000_000_000)
+    assert rebuilt(run("rebuild", "--only-lost", "--organization", "acme", "-o", "json")) == {
+        ("calls", None): (None, 1)
+    }
+    assert settled(ledger) == 1_000_000_000
+    assert (
+        json.loads(succeeded(run("rebuild", "--organization", "acme", "--only-lost", "-o", "json")))
+        == []
+    )
+
+
+def test_a_rebuild_is_shown(run: Run, ledger: Ledger, recorded: Callable[..., None]) -> None:
+    """One line a budget, '-' for what was not counted."""
+    recorded(2_000_000_000)
+    lines = [line.split() for line in succeeded(run("rebuild")).splitlines()]
+    assert lines[0] == [
+        "ORGANIZATION", "KEY", "BUDGET", "PERIOD", "UNIT", "BEFORE", "SETTLED", "RESERVED"
+    ]  # fmt: skip
+    assert ["acme", "-", "spend", "monthly", "usd", "0.00", "2.00", "0.00"] in lines
+    assert ["other", "-", "spend", "daily", "usd", "-", "0.00", "0.00"] in lines
+
+
+def test_a_budget_that_was_removed_and_put_back_counts_the_calls_in_between(
+    run: Run, ledger: Ledger, recorded: Callable[..., None], tmp_path: Path
+) -> None:
+    """Five calls without the budget, of 0.50 each: they used to be free for ever."""
+    spend(ledger, "a", Amounts(1_000_000_000, 1))
+    recorded(1_000_000_000)
+    writer = StateWriter(Settings(data_dir=tmp_path).state_dir)
+    without = {**DOCUMENT, "organizations": [{"id": name} for name in ("acme", "other", "plain")]}
+    writer.apply(load_serialized(without, demo=False))
+    for _ in range(5):
+        recorded(500_000_000)
+    writer.apply(load_serialized(DOCUMENT, demo=False))
+    [row] = [
+        row
+        for row in json.loads(succeeded(run("show", "acme", "-o", "json")))
+        if (row["budget"], row["key"]) == ("spend", None)
+    ]
+    assert (row["counted"], row["settled"]) == (False, None)
+    found = rebuilt(run("rebuild", "--only-lost", "-o", "json"))
+    assert found["spend", None] == (None, "3.50")
+
+
+def test_a_correction_outlives_redis(
+    run: Run, ledger: Ledger, recorded: Callable[..., None], client: RedisClient
+) -> None:
+    """B10: adjusted by -0.5, then Redis was emptied; and its id still counts once."""
+    spend(ledger, "a", Amounts(2_000_000_000, 1))
+    recorded(2_000_000_000)
+    adjust = ("adjust", "acme", "spend", "--amount", "-0.5", "--reason", "r")
+    succeeded(run(*adjust, "--correction-id", "c1"))
+    client.command("FLUSHALL")
+    assert rebuilt(run("rebuild", "-o", "json"))["spend", None] == (None, "1.50")
+    assert "made before" in succeeded(run(*adjust, "--correction-id", "c1"))
+    assert settled(ledger) == 1_500_000_000
+
+
+def test_without_records_nothing_is_rebuilt(run: Run, ledger: Ledger) -> None:
+    """A command that looks in the wrong place must not set budgets to 0."""
+    spend(ledger, "a", Amounts(5, 1))
+    assert "record store" in refused(run("rebuild"), 3)
 
 
 @pytest.mark.parametrize(

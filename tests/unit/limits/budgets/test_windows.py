@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import datetime
 from typing import Any
 
 import pytest
@@ -251,3 +252,49 @@ def test_a_look_drops_no_lease_that_nobody_would_report(stand: Any, host: Host) 
     other = replace(SPEND, name="other")
     assert isinstance(host.reserve("a", 1, SPEND, other), NeedsRebuild)
     assert host.reserve("b", 1).dropped == ("killed",)
+
+
+# --- periods, by the calendar -----------------------------------------------------------------
+
+DAYS = [
+    # the month's last half hour in New York is the next month's in UTC
+    ("monthly", "America/New_York", "2034-02-01T04:30", "2034-01-01T05:00", "2034-02-01T05:00"),
+    # 23 and 25 hours
+    ("daily", "Europe/Berlin", "2034-03-26T12:00", "2034-03-25T23:00", "2034-03-26T22:00"),
+    ("daily", "Europe/Berlin", "2034-10-29T12:00", "2034-10-28T22:00", "2034-10-29T23:00"),
+    # a month that loses an hour
+    ("monthly", "Europe/Berlin", "2034-03-26T12:00", "2034-02-28T23:00", "2034-03-31T22:00"),
+    # leap years have the 29th
+    ("daily", "UTC", "2036-02-29T12:00", "2036-02-29T00:00", "2036-03-01T00:00"),
+    ("monthly", "UTC", "2036-02-29T12:00", "2036-02-01T00:00", "2036-03-01T00:00"),
+    ("monthly", "UTC", "2034-02-28T23:59", "2034-02-01T00:00", "2034-03-01T00:00"),
+    # quarters of an hour: 5:45 ahead, and 3:30 behind with 2:30 in summer
+    ("daily", "Asia/Kathmandu", "2034-05-10T18:14", "2034-05-09T18:15", "2034-05-10T18:15"),
+    ("daily", "America/St_Johns", "2034-03-12T12:00", "2034-03-12T03:30", "2034-03-13T02:30"),
+]
+
+
+def utc_ms(text: str) -> int:
+    return int(datetime.fromisoformat(f"{text}+00:00").timestamp() * 1000)
+
+
+@pytest.mark.parametrize(("kind", "zone", "now", "begins", "ends"), DAYS, ids=str)
+def test_a_window_is_seeded_for_its_calendar_period(
+    stand: Any, kind: Any, zone: str, now: str, begins: str, ends: str
+) -> None:
+    """B12: begins and ends were worked out by hand. The last millisecond belongs to the period, the
+    next one to a new one, which needs no records."""
+    host, window = Host(stand), WindowSpec("spend", "usd", kind, 1000, timezone=zone)
+    stand.clock.wall_s = utc_ms(now) / 1000
+    lost = host.maintenance.inspect("acme", window)
+    assert lost is not None
+    assert lost.period == (utc_ms(begins), utc_ms(ends))
+    assert all(at_ms % 900_000 == 0 for at_ms in lost.period if at_ms is not None)
+    assert host.maintenance.seed("acme", lost, 900).outcome == "seeded"
+    stand.clock.wall_s = (utc_ms(ends) - 1) / 1000
+    assert isinstance(host.reserve("a", 101, window), Denied)
+    held = host.reserve("b", 100, window)
+    stand.clock.wall_s = utc_ms(ends) / 1000
+    assert isinstance(host.reserve("c", 1000, window), Reservation)
+    host.ledger.settle(held, Amounts(100, 1))
+    assert host.figures(window) == (0, 1000)
