@@ -95,6 +95,22 @@ class OperatorAuditLog:
             ]
         )
 
+    def note_rebuild(
+        self, organization_id: str, window: WindowSpec, *, before: int | None, after: int
+    ) -> None:
+        """Put on disk that the counter of a window is made anew: what was settled, ``None`` for one
+        that was lost, and what the records say."""
+        event = self._event(
+            "BUDGET_REBUILT",
+            "budget",
+            window.id,
+            organization_id=organization_id,
+            context=_budget(window),
+            before=None if before is None else {"settled": before},
+            after={"settled": after},
+        )
+        self._write([event])
+
     def note_rate_limit_reset(
         self, organization_id: str, name: str, subject: str, *, reason: str, remaining: int
     ) -> None:

@@ -33,6 +33,7 @@ AuditAction = Literal[
     "LIMIT_UPDATE",
     "LIMIT_RESET",
     "BUDGET_ADJUSTED",
+    "BUDGET_REBUILT",
     "BUDGET_THRESHOLD",
     "BUDGET_RESERVED",
     "BUDGET_SETTLED",

@@ -12,7 +12,9 @@ import pytest
 from click.testing import CliRunner, Result
 
 from router.cli.main import cli
+from router.cli.operator_audit import OperatorAuditLog
 from router.clock import Clock
+from router.config.config_errors import StateUnavailable
 from router.config.loader import load_serialized
 from router.config.settings import Settings
 from router.config.state.state_writer import StateWriter
@@ -334,6 +336,48 @@ def test_counters_are_made_anew_from_the_records(
     assert ledger.settle(held, Amounts(200_000_000, 4)).booked
     assert settled(ledger) == 3_200_000_000
     assert settled(ledger, OF_KEY) == 37
+
+
+def test_a_rebuild_is_audited(
+    run: Run, ledger: Ledger, recorded: Callable[..., None], tmp_path: Path
+) -> None:
+    """Who, which windows, from and to which amount; null for what Redis did not know."""
+    spend(ledger, "a", Amounts(1_000_000_000, 20))
+    recorded(3_000_000_000)
+    succeeded(run("rebuild", "--organization", "acme"))
+    found = events(tmp_path)
+    assert {event["action"] for event in found} == {"BUDGET_REBUILT"}
+    assert all(event["actor"].startswith("operator:") for event in found)
+    told = {
+        (event["organization_id"], event["context"]["budget"], event["context"]["api_key_id"]): (
+            event["before"],
+            event["after"],
+        )
+        for event in found
+    }
+    tokens = samples.usage()["tokens_input"] + samples.usage()["tokens_output"]
+    assert told == {
+        ("acme", "spend", None): ({"settled": 1_000_000_000}, {"settled": 3_000_000_000}),
+        ("acme", "calls", None): (None, {"settled": 1}),
+        ("acme", "spend", "batch"): ({"settled": 20}, {"settled": tokens}),
+    }
+
+
+def test_no_trail_no_rebuild(
+    run: Run, ledger: Ledger, recorded: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A2: what cannot be written down is not done; the next call finds the window lost and seeds
+    it."""
+    spend(ledger, "a", Amounts(1_000_000_000, 20))
+    recorded(3_000_000_000)
+
+    def note(*_: Any, **__: Any) -> None:
+        raise StateUnavailable(["the audit trail cannot be written (no_space)"])
+
+    monkeypatch.setattr(OperatorAuditLog, "note_rebuild", note)
+    assert "audit trail" in refused(run("rebuild", "--organization", "acme"), 3)
+    [state] = ledger.read("acme", [SPEND])
+    assert state.lost
 
 
 def test_only_what_is_lost_is_rebuilt_on_request(
