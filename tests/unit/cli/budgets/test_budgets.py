@@ -345,8 +345,7 @@ def test_a_rebuild_is_audited(
     spend(ledger, "a", Amounts(1_000_000_000, 20))
     recorded(3_000_000_000)
     succeeded(run("rebuild", "--organization", "acme"))
-    found = events(tmp_path)
-    assert {event["action"] for event in found} == {"BUDGET_REBUILT"}
+    found = [event for event in events(tmp_path) if event["action"] == "BUDGET_REBUILT"]
     assert all(event["actor"].startswith("operator:") for event in found)
     told = {
         (event["organization_id"], event["context"]["budget"], event["context"]["api_key_id"]): (
