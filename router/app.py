@@ -24,7 +24,7 @@ from router.api.scope import Scope, current_scope, enter_scope, leave_scope, req
 from router.api.target import refuse_ambiguous
 from router.api.views import health, model_list, own_limits, own_records
 from router.call import Dialect
-from router.services import Services
+from router.services.worker_services import Services
 from router.telemetry import scrape
 from router.telemetry.traces import open_trace
 

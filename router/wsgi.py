@@ -6,7 +6,7 @@ import atexit
 
 from router.app import create_app, expose_metrics
 from router.config.settings import load_settings
-from router.services import build_services
+from router.services.worker_services import build_services
 from router.telemetry.logs import configure_logging
 
 settings = load_settings()

@@ -28,7 +28,7 @@ from router.limits.budgets.windows import Amounts
 from router.limits.configured import RateSpecs
 from router.limits.outcome import Admitted
 from router.limits.rates.decision import RateDecision
-from router.services import Services
+from router.services.worker_services import Services
 from router.telemetry.redaction import holds_secret
 from router.telemetry.traces import TraceContext
 from router.upstream.forwarder import BackendReply

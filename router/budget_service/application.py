@@ -27,7 +27,7 @@ from router.records.recorder import Recorder
 from router.redis.client import RedisClient
 from router.redis.connection import ConnectionOptions
 from router.redis.embedded.embedded_redis import redis_address
-from router.services import open_spool
+from router.services.worker_services import open_spool
 from router.telemetry.logs import configure_logging
 
 

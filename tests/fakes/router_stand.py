@@ -29,7 +29,8 @@ from router.config.loader import load_serialized
 from router.config.settings import Settings
 from router.config.state.state_writer import StateWriter
 from router.limits.worker_limits import Limits
-from router.services import Services, build_limits, build_services
+from router.services.limits_wiring import build_limits
+from router.services.worker_services import Services, build_services
 from router.telemetry.logs import CallLog
 from router.telemetry.metrics import Metrics
 from tests.contract.checker import Contract

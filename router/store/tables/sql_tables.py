@@ -84,7 +84,7 @@ usage_sums: Final = Table(
     ),
     sqlite_with_rowid=False,
 )
-"""Sums of an organization ('' as the key) and of each key; :mod:`router.store.tables.usage_sums`."""
+"""Kept by :mod:`router.store.tables.usage_sums`; a whole organization has '' as its key."""
 
 usage_documents: Final = Table(
     "usage_documents",

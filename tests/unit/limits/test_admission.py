@@ -19,7 +19,7 @@ from router.limits.idempotency.entries import Entry
 from router.limits.outcome import Admitted, Request
 from router.limits.rates.decision import BucketSpec, RateDecision
 from router.limits.worker_limits import Limits
-from router.services import build_limits
+from router.services.limits_wiring import build_limits
 from tests.fakes.frozen_redis import FrozenRedis, frozen_redis
 
 CALLS = WindowSpec("calls", "requests", "total", 2)

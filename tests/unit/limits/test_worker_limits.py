@@ -20,7 +20,7 @@ from router.limits.outcome import Request
 from router.limits.rates.decision import BucketSpec
 from router.limits.worker_limits import Limits
 from router.redis.topologies.durability import Durability
-from router.services import build_limits
+from router.services.limits_wiring import build_limits
 from tests.fakes.admitting import TAKEN
 
 SPEND = WindowSpec("spend", "usd", "daily", 1000, scope="key", subject="key-1")

@@ -20,7 +20,7 @@ from router.limits.budgets.rebuilding import Rebuilder, RebuildingLedger
 from router.limits.budgets.windows import WindowSpec
 from router.limits.remote.budget_client import BudgetClient
 from router.limits.worker_limits import Limits
-from router.services import build_limits
+from router.services.limits_wiring import build_limits
 from tests.fakes.budget_trail import Trail, audit_of
 from tests.fakes.limited import budget, limited
 from tests.fakes.router_stand import RouterStand, World, chat_body, native_body
