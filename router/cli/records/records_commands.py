@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from contextlib import ExitStack, closing
 from typing import IO, TYPE_CHECKING, Any, Final
 
@@ -24,6 +25,7 @@ from router.config.settings import Settings, load_settings
 if TYPE_CHECKING:
     from router.agent.kafka.producer import KafkaConfig
     from router.cli.records.reconcile_sources import SpoolSource
+    from router.exports.comparison import Figures, Scope
     from router.exports.reconciliation import Reconciliation
 
 _DAY_S: Final = 86_400.0
@@ -98,10 +100,9 @@ def reconcile(
     the store, Kafka or the client's file cannot be read.
     """
     from router.agent.kafka.topic_reader import TopicUnreadable
-    from router.cli.records.reconcile_sources import SpoolSource, note_refusals
-    from router.exports.client_list import ClientFileError, match_client, read_answers
-    from router.exports.comparison import KAFKA, STORE, Scope
-    from router.exports.reconciliation import DATABASE_ERRORS, Reconciliation
+    from router.exports.client_list import ClientFileError, read_answers
+    from router.exports.comparison import Scope
+    from router.exports.reconciliation import DATABASE_ERRORS
     from router.store.failures import StoreError
 
     settings = load_settings()
@@ -111,26 +112,44 @@ def reconcile(
     margin_s = 0.0 if client is None else _CLIENT_MARGIN_S
     scope = Scope(from_s, to_s, organization, key, margin_s)
     config = _kafka(settings, **kafka)
-    sinks = (STORE,) if config is None else (STORE, KAFKA)
-    spool = SpoolSource(settings, sinks)
-    with (
-        out.finding_out(StoreError, TopicUnreadable, ClientFileError, *DATABASE_ERRORS),
-        closing(Reconciliation(scope, sinks)) as records,
-    ):
-        if client is not None:
-            records.add_answers(read_answers(client, client_format))
-        topic_begins_late = _observe(records, spool, config)
-        found = records.compare(limit)
-        listed = None
-        if client is not None:
-            rows = records.by_request()
-            listed = match_client(rows, found.differences, is_complete=client_complete)
-        note_refusals(settings, found.differences.first)
-    damage = (spool.damaged, spool.missing_segments, spool.too_new)
-    answer = Answer(scope, found, listed, *damage, topic_begins_late)
+    with out.finding_out(StoreError, TopicUnreadable, ClientFileError, *DATABASE_ERRORS):
+        answers = None if client is None else read_answers(client, client_format)
+        answer = _compare(
+            settings, scope, config, answers, is_complete=client_complete, limit=limit
+        )
     reconcile_report.print_answer(answer, output)
     if not answer.agrees():
         out.end_with_difference()
+
+
+def _compare(
+    settings: Settings,
+    scope: Scope,
+    kafka: KafkaConfig | None,
+    answers: Iterable[tuple[str, Figures]] | None,
+    *,
+    is_complete: bool,
+    limit: int,
+) -> Answer:
+    """Observe every source, and the client's ``answers`` where there are some."""
+    from router.cli.records.reconcile_sources import SpoolSource, note_refusals
+    from router.exports.client_list import match_client
+    from router.exports.comparison import KAFKA, STORE
+    from router.exports.reconciliation import Reconciliation
+
+    sinks = (STORE,) if kafka is None else (STORE, KAFKA)
+    spool = SpoolSource(settings, sinks)
+    with closing(Reconciliation(scope, sinks)) as records:
+        if answers is not None:
+            records.add_answers(answers)
+        topic_begins_late = _observe(records, spool, kafka)
+        found = records.compare(limit)
+        listed = None
+        if answers is not None:
+            listed = match_client(records.by_request(), found.differences, is_complete=is_complete)
+    note_refusals(settings, found.differences.first)
+    damage = (spool.damaged, spool.missing_segments, spool.too_new)
+    return Answer(scope, found, listed, *damage, topic_begins_late)
 
 
 def _kafka(

@@ -69,8 +69,6 @@ def export(
     command continues where it stopped, and the file is the same as without the break. Parquet
     needs api-router[parquet].
     """
-    from router.exports.export_file import ExportFile, ExportRefused
-
     check_period(from_s, to_s)
     to_stdout = os.fspath(file) == "-"
     if output == "parquet":
@@ -87,25 +85,12 @@ def export(
         # Not the URL itself, which may hold a password.
         "store": hashlib.sha256(url.encode()).hexdigest(),
     }
-    if to_stdout:
-        with _reading(url) as store:
-            count = _print_all(store, request)
-        click.echo(f"{count} records", err=True)
-        return
-    with _reading(url) as store, ExportFile(file) as target:
-        try:
-            _export(store, target, request, restart=restart)
-        except ExportRefused as error:
-            raise click.ClickException(str(error)) from None
-        except OSError as error:
-            error.filename = error.filename or os.fspath(file)
-            raise
-        except KeyboardInterrupt:
-            raise click.ClickException(
-                f"broken off after {target.progress.records} records:"
-                " the same command continues from there"
-            ) from None
-        click.echo(f"{file}: {target.progress.records} records", err=True)
+    with _reading(url) as store:
+        if to_stdout:
+            click.echo(f"{_print_all(store, request)} records", err=True)
+        else:
+            count = _write_file(store, file, request, restart=restart)
+            click.echo(f"{file}: {count} records", err=True)
 
 
 @usage.command(
@@ -147,6 +132,28 @@ def report(
     with _reading(load_settings().store_url) as store:
         found = usage_report.read(store, organization, names, (from_s, to_s), _given(filters))
     usage_report.print_report(found, output)
+
+
+def _write_file(
+    store: RecordStore, path: Path, request: Mapping[str, Any], *, restart: bool
+) -> int:
+    """Export to a file, or say in one line why not; how many records it holds."""
+    from router.exports.export_file import ExportFile, ExportRefused
+
+    with ExportFile(path) as file:
+        try:
+            _export(store, file, request, restart=restart)
+        except ExportRefused as error:
+            raise click.ClickException(str(error)) from None
+        except OSError as error:
+            error.filename = error.filename or os.fspath(path)
+            raise
+        except KeyboardInterrupt:
+            raise click.ClickException(
+                f"broken off after {file.progress.records} records:"
+                " the same command continues from there"
+            ) from None
+        return file.progress.records
 
 
 def _export(
