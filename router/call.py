@@ -34,6 +34,15 @@ LimitState = Literal["WITHIN_LIMIT", "RATE_LIMITED", "BUDGET_EXCEEDED"]
 INPUT_CLASSES: Final[tuple[InputClass, ...]] = get_args(InputClass)
 OUTPUT_CLASSES: Final[tuple[OutputClass, ...]] = get_args(OutputClass)
 UNITS: Final[tuple[Unit, ...]] = get_args(Unit)
+LIMIT_FIELDS: Final[Mapping[Operation, tuple[str, ...]]] = {
+    "chat": ("max_tokens", "max_completion_tokens", "n_predict"),
+    "completions": ("max_tokens", "n_predict"),
+    "embeddings": (),
+}
+"""Fields that bound the tokens of an answer; of llama.cpp ``n_predict``, which goes before
+``max_tokens`` there."""
+CHOICE_FIELDS: Final = ("n", "best_of", "n_cmpl")
+"""Fields that ask for several answers; of llama.cpp ``n_cmpl``, which goes before ``n`` there."""
 NO_CLASSES: Final[Mapping[UsageClass, int]] = MappingProxyType({})
 
 OUTCOMES: Final[tuple[Outcome, ...]] = (
@@ -86,13 +95,14 @@ class Call:
     """What ``pricing.prompts`` has read of ``fields``, so that it reads them once."""
 
     def client_limit(self) -> int | None:
-        """The larger of the bounds that the client sets for the tokens of an answer, for a backend
-        may heed either; ``None`` where it sets none."""
-        limit: int | None = self.fields.get("max_tokens")
-        if self.operation == "chat":
-            other: int | None = self.fields.get("max_completion_tokens")
-            if limit is None or (other is not None and other > limit):
-                return other
+        """The largest of the bounds that the client sets for the tokens of an answer, for a backend
+        may heed any of them; ``None`` where it sets none."""
+        fields = self.fields
+        limit: int | None = None
+        for name in LIMIT_FIELDS[self.operation]:
+            other: int | None = fields.get(name)
+            if other is not None and (limit is None or other > limit):
+                limit = other
         return limit
 
 

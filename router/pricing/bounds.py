@@ -8,7 +8,7 @@ from typing import Final, overload
 
 import orjson
 
-from router.call import Call, UsageClass
+from router.call import CHOICE_FIELDS, Call, UsageClass
 from router.config.document import Model, Prices
 from router.pricing.price_tables import dearest_prices
 from router.pricing.prompts import Prompt, prompt_of
@@ -99,7 +99,7 @@ def _all_output(call: Call, limit: int | None) -> int | None:
 def choices(call: Call) -> int:
     """How many texts are generated."""
     fields = call.fields
-    each: int = max(fields.get("n") or 1, fields.get("best_of") or 1)
+    each: int = max([fields.get(name) or 1 for name in CHOICE_FIELDS])
     prompts = fields.get("prompt")
     if isinstance(prompts, list) and any(isinstance(part, (str, list)) for part in prompts):
         return each * len(prompts)

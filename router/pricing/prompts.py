@@ -32,6 +32,8 @@ _TEXT_PARTS: Final = frozenset(
 )
 _IMAGE_PARTS: Final = frozenset({"image_url", "image", "input_image"})
 _AUDIO_PARTS: Final = frozenset({"input_audio", "audio", "audio_url"})
+_LONGEST_ROLE: Final = 16
+"""Of a role that is only a role; some servers write any text in its place into the prompt."""
 _INLINE_MEDIA: Final = ("data:image/", "data:audio/", "data:video/", "data:application/pdf")
 _HOLDERS: Final = ("image_url", "audio_url", "video_url", "input_audio", "file", "source")
 _DATA: Final = ("url", "data", "file_data")
@@ -88,7 +90,7 @@ def _read_message(message: Any, found: Prompt, pending: list[Any]) -> None:
         pending.append(message)
         return
     for name, value in message.items():
-        if name == "role" or value is None:
+        if value is None or (name == "role" and _is_role(value)):
             continue
         if isinstance(value, str):
             found.texts.append(value)
@@ -98,6 +100,10 @@ def _read_message(message: Any, found: Prompt, pending: list[Any]) -> None:
             pending.append(value)
         else:
             found.structured.append(value)
+
+
+def _is_role(value: Any) -> bool:
+    return not isinstance(value, str) or len(value) <= _LONGEST_ROLE
 
 
 def _read_content(content: Any, found: Prompt, pending: list[Any]) -> None:
@@ -135,8 +141,10 @@ def _read_part(part: Json, found: Prompt, pending: list[Any]) -> None:
         found.documents += 1
     found.media_chars += sum(map(len, _inline_media(part)))
     source = part.get("source")
-    if isinstance(source, dict):  # a document may be made of texts and pictures
+    if isinstance(source, dict):  # a document may be a text, or made of texts and pictures
         pending.append(source.get("content"))
+        if source.get("type") == "text":
+            pending.append(source.get("data"))
 
 
 def _is_plain(part: Json) -> bool:

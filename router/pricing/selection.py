@@ -50,7 +50,8 @@ CLIENT_TOOLS: Final = frozenset({"function", "custom", "bash", "text_editor", "c
 BETA_HEADERS: Final = frozenset({"anthropic-beta", "openai-beta"})
 """What they select may have a price of its own, so that each value has to be allowed."""
 
-_SELECTING: Final = frozenset({*STANDARD, *BILLED_FIELDS, "modalities", "tools"})
+SELECTING: Final = frozenset({*STANDARD, *BILLED_FIELDS, "modalities", "tools"})
+"""All fields that can change the price."""
 _VERSION: Final = re.compile(r"_\d{6,8}$")
 _MAX_SEARCHES: Final = 1_000
 
@@ -61,7 +62,7 @@ def permitted(call: Call, allow: Collection[str]) -> Call:
     Raises ``InvalidRequest``, naming the field, for what is not allowed and cannot be left out.
     """
     fields = call.fields
-    if _SELECTING.isdisjoint(fields):
+    if SELECTING.isdisjoint(fields):
         return call
     for name in BILLED_FIELDS.intersection(fields):
         if fields[name] is not None and name not in allow:
@@ -121,7 +122,7 @@ def web_searches(fields: Json) -> int:
 
 def unbounded_field(fields: Json) -> str | None:
     """A field for which no bound is known; such a call cannot be reserved at its worst case."""
-    if _SELECTING.isdisjoint(fields):
+    if SELECTING.isdisjoint(fields):
         return None
     for name in UNBOUNDED.intersection(fields):
         if fields[name] is not None:

@@ -11,6 +11,7 @@ import orjson
 from router.api.bodies import parse_json
 from router.api.dialects.checks import (
     check_messages,
+    check_spelling,
     optional_count,
     optional_flag,
     optional_object,
@@ -26,7 +27,7 @@ from router.api.error_specs import (
 )
 from router.api.scope import Scope, new_uuid
 from router.api.steps.call_usage import call_usage
-from router.call import Call, Operation
+from router.call import LIMIT_FIELDS, Call, Operation
 from router.errors import BackendFailed, BackendRejected, BodyTooLarge, InvalidRequest
 from router.providers.sse import SseSplitter, data_of
 from router.routing.models import find_model
@@ -51,7 +52,8 @@ FIELDS: Final = frozenset(
         "hmac_signature",
     }
 )
-RESERVED_PARAMETERS: Final = ("model", "messages", "stream", "stream_options", "n")
+RESERVED_PARAMETERS: Final = ("model", "messages", "stream", "stream_options", "n", "n_cmpl")
+_COUNTS: Final = (*LIMIT_FIELDS["chat"], "best_of")
 _UUID: Final = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 
 
@@ -185,9 +187,9 @@ def _parameters(fields: dict[str, Any]) -> dict[str, Any]:
             raise InvalidRequest(
                 f"'{name}' cannot be set in 'parameters'", field=f"parameters.{name}"
             )
-    optional_count(parameters, "max_tokens")
-    optional_count(parameters, "max_completion_tokens")
-    optional_count(parameters, "best_of")
+    check_spelling(parameters, "parameters.")
+    for name in _COUNTS:
+        optional_count(parameters, name)
     return parameters
 
 

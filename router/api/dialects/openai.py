@@ -9,6 +9,7 @@ import orjson
 
 from router.api.dialects.checks import (
     check_messages,
+    check_spelling,
     optional_count,
     optional_flag,
     optional_number,
@@ -26,13 +27,14 @@ from router.api.error_specs import (
     message_of,
 )
 from router.api.scope import Scope
-from router.call import Call, Operation
+from router.call import CHOICE_FIELDS, LIMIT_FIELDS, Call, Operation
 from router.errors import BackendRejected, InvalidRequest
 from router.routing.models import find_model
 from router.upstream.forwarder import BackendReply
 from router.upstream.reply_stream import ReplyStream
 
 MAX_IDEMPOTENCY_KEY_CHARS: Final = 255
+_COUNTS: Final = (*LIMIT_FIELDS["completions"], *CHOICE_FIELDS)
 
 
 class OpenAIDialect:
@@ -46,6 +48,7 @@ class OpenAIDialect:
 
     def read(self, scope: Scope, operation: Operation, fields: dict[str, Any], body: bytes) -> Call:
         """The call as it is; raises ``InvalidRequest`` for a field that the gates cannot read."""
+        check_spelling(fields)
         name = scope.requested_model = required_name(fields, "model")
         stream, include_usage = False, False
         if operation == "chat":
@@ -132,9 +135,8 @@ def _idempotency_key(scope: Scope) -> str | None:
 
 def _check_generation(fields: dict[str, Any]) -> tuple[bool, bool]:
     """Whether to stream, and whether the client wants the usage chunk."""
-    optional_count(fields, "max_tokens")
-    optional_count(fields, "n")
-    optional_count(fields, "best_of")
+    for name in _COUNTS:
+        optional_count(fields, name)
     optional_number(fields, "temperature")
     optional_number(fields, "top_p")
     stream = optional_flag(fields, "stream")

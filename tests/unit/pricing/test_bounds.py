@@ -163,11 +163,17 @@ def test_a_translated_call_is_bounded_by_what_is_sent() -> None:
         ("chat", {"max_completion_tokens": 7}, 7),
         ("chat", {"max_tokens": 900, "max_completion_tokens": 1}, 900),
         ("chat", {"max_tokens": 1, "max_completion_tokens": 900}, 900),
+        ("chat", {"max_tokens": 1, "n_predict": 900}, 900),
+        ("chat", {"max_completion_tokens": 1, "n_predict": 900}, 900),
+        ("chat", {"max_tokens": 900, "n_predict": 1}, 900),
+        ("chat", {"n": 1, "n_cmpl": 3, "max_tokens": 7}, 21),
         ("chat", {"max_tokens": 10**18}, 10**18),
         ("chat", {"n": 3}, 1_500),
         ("chat", {"n": 3, "max_tokens": 7}, 21),
         ("completions", {"prompt": "a"}, 500),
         ("completions", {"prompt": "a", "max_completion_tokens": 1}, 500),
+        ("completions", {"prompt": "a", "max_tokens": 1, "n_predict": 900}, 900),
+        ("completions", {"prompt": "a", "n_cmpl": 4, "max_tokens": 10}, 40),
         ("completions", {"prompt": "a", "best_of": 4, "max_tokens": 10}, 40),
         ("completions", {"prompt": "a", "best_of": 4, "n": 5, "max_tokens": 10}, 50),
         ("completions", {"prompt": ["a", "b"], "max_tokens": 10}, 20),
@@ -180,7 +186,7 @@ def test_a_translated_call_is_bounded_by_what_is_sent() -> None:
     ],
 )
 def test_output(operation: Any, fields: dict[str, Any], tokens: int) -> None:
-    """P6: all choices of all prompts, at the larger of two bounds, or at the model's."""
+    """P6: all choices of all prompts, at the largest of the bounds, or at the model's."""
     assert bound_of(call(fields, operation), MODEL).tokens_output == tokens
 
 

@@ -168,6 +168,16 @@ PICTURE = {"type": "image_url", "image_url": {"url": "data:image/png;base64," + 
             chat({"content": [{"type": "file", "file": {"file_id": "f-1"}}]}), 3_000, id="a file"
         ),
         pytest.param(chat({"role": "user", "name": "Ann", "content": "1"}), 1, id="a name"),
+        pytest.param(chat({"role": "x" * 16, "content": "1"}), 1, id="a role"),
+        pytest.param(chat({"role": "x" * 4_000, "content": "1"}), 1_001, id="a text as a role"),
+        pytest.param(chat({"role": 7, "content": "1234"}), 1, id="no role"),
+        pytest.param(
+            chat(
+                {"content": [{"type": "document", "source": {"type": "text", "data": "1" * 800}}]}
+            ),
+            3_200,
+            id="a document of text",
+        ),
         pytest.param({"system": "1234", "messages": []}, 1, id="a system prompt beside messages"),
         pytest.param({"prompt": "1234567"}, 2, id="a prompt"),
         pytest.param({"prompt": ["12", "345"]}, 2, id="several prompts"),

@@ -186,6 +186,10 @@ def test_an_error_event_of_the_backend_passes_and_ends_the_stream(stand: RouterS
         (CHAT, {"max_tokens": 0}, "max_tokens"),
         (CHAT, {"max_completion_tokens": "9"}, "max_completion_tokens"),
         (CHAT, {"n": 1.5}, "n"),
+        (CHAT, {"best_of": "4"}, "best_of"),
+        (CHAT, {"n_cmpl": "4"}, "n_cmpl"),
+        (CHAT, {"n_predict": -1}, "n_predict"),
+        ("/v1/completions", {"n_predict": -1}, "n_predict"),
         (CHAT, {"temperature": "hot"}, "temperature"),
         (CHAT, {"top_p": True}, "top_p"),
         (CHAT, {"stream": 1}, "stream"),
@@ -211,6 +215,49 @@ def test_a_refusal_names_the_field(
     assert reply.status == 400
     assert (reply.json["error"]["param"], reply.json["error"]["code"]) == (param, None)
     assert stand.received() == 0
+
+
+@pytest.mark.parametrize("path", [CHAT, "/v1/completions", "/v1/embeddings"])
+@pytest.mark.parametrize(
+    ("changes", "param"),
+    [
+        ({"Model": "dear"}, "Model"),
+        ({"MODEL": None}, "MODEL"),
+        ({"Messages": []}, "Messages"),
+        ({"me\u017f\u017fages": []}, "me\u017f\u017fages"),
+        ({"max_to\u212aens": 9}, "max_to\u212aens"),
+        ({"Max_Completion_Tokens": 9}, "Max_Completion_Tokens"),
+        ({"N": 100}, "N"),
+        ({"Best_Of": 100}, "Best_Of"),
+        ({"N_Predict": 100}, "N_Predict"),
+        ({"Service_Tier": "priority"}, "Service_Tier"),
+        ({"Web_Search_Options": {}}, "Web_Search_Options"),
+        ({"Tools": []}, "Tools"),
+        ({"Stream": False}, "Stream"),
+        ({"Stream_Options": {}}, "Stream_Options"),
+        ({"tools": [{"type": "function", "Type": "web_search"}]}, "tools[0].Type"),
+        (
+            {"stream": True, "stream_options": {"Include_Usage": False}},
+            "stream_options.Include_Usage",
+        ),
+    ],
+)
+def test_a_name_in_other_letters_is_refused(
+    stand: RouterStand, path: str, changes: dict[str, Any], param: str
+) -> None:
+    """Servers in Go, such as Ollama, read ``Model`` as ``model``: a call could be paid for as one
+    model and served by another."""
+    body = chat_body() | {"prompt": "x", "input": "x"} | changes
+    reply = stand.call("POST", path, json=body)
+    assert (reply.status, reply.json["error"]["param"]) == (400, param)
+    assert stand.received() == 0
+
+
+def test_other_names_pass_in_any_letters(stand: RouterStand) -> None:
+    """What only the backend knows is its own affair; so are the names in a tool's schema."""
+    tool = {"type": "function", "function": {"name": "f", "parameters": {"ID": 1, "id": 2}}}
+    body = chat_body(topK=4, extraBody={"Model": 1}, größe=2, tools=[tool])
+    assert stand.call("POST", CHAT, json=body).status == 200
 
 
 def test_a_backends_refusal_passes_with_its_status(stand: RouterStand) -> None:
