@@ -23,9 +23,16 @@ from router.config.loader import flatten_messages
 from router.config.schema.fields import is_id
 from router.errors import NotConfigured
 from router.limits.budgets.rebuilding import RebuildingLedger
-from router.limits.budgets.windows import Closed, Denied, Settlement, ThresholdEvent, WindowSpec
+from router.limits.budgets.windows import (
+    Closed,
+    Denied,
+    ServiceReservation,
+    Settlement,
+    ThresholdEvent,
+    WindowSpec,
+)
 from router.limits.remote import contract, messages
-from router.limits.remote.message_parts import ServiceReservation, of_key
+from router.limits.remote.message_parts import of_key
 from router.limits.remote.messages import ReserveCommand, SettleCommand
 
 log = logging.getLogger(__name__)

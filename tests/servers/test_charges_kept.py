@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import json
 import os
 import signal
 import threading
@@ -14,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from router.limits.budgets.windows import WindowState
 from tests.fakes.redis_server import BINARY, RedisServer, running
 from tests.servers.limited_routers import (
     NANOS_A_TOKEN,
@@ -25,7 +27,7 @@ from tests.servers.limited_routers import (
     key,
     limited_routers,
 )
-from tests.servers.router_process import children, wait_until
+from tests.servers.router_process import children, run_routerctl, wait_until
 
 pytestmark = pytest.mark.skipif(BINARY is None, reason="REDIS-SERVER IS NOT INSTALLED")
 
@@ -168,3 +170,50 @@ def test_a_call_that_is_killed_while_it_runs_is_charged_at_the_service(
         wait_until(lambda: limited.state("kept").settled > 0, 2 * TAKEN_S, "it is booked")
         state = limited.state("kept")
         assert (state.settled, state.reserved) == (5, 0)
+
+
+@pytest.mark.parametrize("is_answered", [True, False], ids=["reserved", "unanswered"])
+def test_a_killed_call_is_charged_in_windows_that_only_the_service_knows(
+    tmp_path: Path, redis: RedisServer, is_answered: bool
+) -> None:
+    """The router has no budgets, and may never have learned that the service had reserved, which
+    stood still and reserved later. That lease used to be held until its end, for nothing."""
+    with router_and_service(tmp_path, redis, unit="tokens") as (limited, service):
+        path = limited.router.directory / "document.json"
+        of_service = {"ROUTER_DATA_DIR": str(tmp_path / "service"), "ROUTER_DEMO": "1"}
+        applied = run_routerctl("config", "apply", str(path), environment=of_service, cwd=tmp_path)
+        assert applied.returncode == 0, applied.stderr
+        document = json.loads(path.read_text())
+        seen = limited.ledger()
+        [spec] = [state.window for state in limited.states("kept", seen)]
+        del document["keys"][0]["budgets"]
+        assert limited.router.apply(document).returncode == 0
+
+        def state() -> WindowState:
+            [found] = seen.read("acme", [spec])
+            return found
+
+        limited.backend.set(tokens_output=TOKENS)
+        call(limited)
+        wait_until(lambda: state().settled > 0, TAKEN_S, "the service counts")
+        before = state().settled
+        limited.backend.set(tokens_output=TOKENS, latency_ms=60_000)
+        if not is_answered:
+            stop(service, signal.SIGSTOP)
+
+        def lose() -> None:
+            with contextlib.suppress(OSError, http.client.HTTPException):
+                call(limited)
+
+        caller = threading.Thread(target=lose)
+        caller.start()
+        wait_until(lambda: limited.backend_calls() == 2, TAKEN_S, "the call runs")
+        if not is_answered:
+            stop(service, signal.SIGCONT)
+        wait_until(lambda: state().reserved > 0, TAKEN_S, "the service has reserved")
+        for pid in limited.router.worker_pids():
+            os.kill(pid, signal.SIGKILL)
+        caller.join(10)
+        # 18 characters, 5 tokens.
+        wait_until(lambda: state().settled == before + 5, 2 * TAKEN_S, "it is booked")
+        assert state().reserved == 0

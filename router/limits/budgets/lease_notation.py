@@ -6,12 +6,20 @@ from collections.abc import Sequence
 from typing import Any
 
 from router.limits.budgets.periods import Period
-from router.limits.budgets.windows import Reservation, ReservedWindow, WindowSpec
+from router.limits.budgets.windows import (
+    Reservation,
+    ReservedWindow,
+    ServiceReservation,
+    WindowSpec,
+)
 
 
 def lease_of(reservation: Reservation, ttl_ms: int) -> tuple[Any, ...] | None:
     """The lease without its id and its organization: when it was reserved, the epoch, its lifetime
-    and its windows; ``None`` for one that holds nothing."""
+    and its windows, or the key by which a budget service finds them; ``None`` for one that holds
+    nothing."""
+    if isinstance(reservation, ServiceReservation):
+        return reservation.reserved_at_ms, reservation.epoch, ttl_ms, (), reservation.key_id
     if not reservation.windows:
         return None
     windows = tuple([_window(reserved) for reserved in reservation.windows])
@@ -20,7 +28,11 @@ def lease_of(reservation: Reservation, ttl_ms: int) -> tuple[Any, ...] | None:
 
 def reservation_of(lease_id: str, organization_id: str, lease: Sequence[Any]) -> Reservation:
     """The reservation of a lease; raises ``ValueError`` or ``TypeError``."""
-    reserved_at_ms, epoch, _, windows = lease
+    reserved_at_ms, epoch, _, windows, *key = lease
+    if key:
+        return ServiceReservation(
+            lease_id, organization_id, (), reserved_at_ms, epoch, key_id=key[0]
+        )
     return Reservation(
         lease_id,
         organization_id,

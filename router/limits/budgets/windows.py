@@ -145,6 +145,13 @@ class Reservation:
     """Why the call's id is not claimed, where it has one and goes on all the same."""
 
 
+@dataclass(slots=True)
+class ServiceReservation(Reservation):
+    """One whose windows only a budget service knows: it finds them by the key of the call."""
+
+    key_id: str | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class Denied:
     """No window was touched. ``binding`` refused: one that is spent before one that running calls

@@ -22,6 +22,7 @@ from router.limits.budgets.windows import (
     Amounts,
     Reservation,
     ReservedWindow,
+    ServiceReservation,
     ThresholdEvent,
     WindowSpec,
     WindowState,
@@ -171,13 +172,6 @@ def states_field(text: str = "All windows of the call.", **options: Any) -> Item
 def dropped_field() -> Items:
     """Ids of leases that have expired."""
     return items_field(Text(), "Leases of calls that never ended, found expired by this one.")
-
-
-@dataclass(slots=True)
-class ServiceReservation(Reservation):
-    """One whose windows only the service knows: it finds them by the key of the call."""
-
-    key_id: str | None = None
 
 
 @dataclass(slots=True)

@@ -14,7 +14,13 @@ from router.limits.audit_outbox import AuditOutbox
 from router.limits.budgets.lease_notation import lease_of
 from router.limits.budgets.ledger import Ledger
 from router.limits.budgets.maintenance import LedgerMaintenance
-from router.limits.budgets.windows import Amounts, NotReserved, Reservation, WindowSpec
+from router.limits.budgets.windows import (
+    Amounts,
+    NotReserved,
+    Reservation,
+    ServiceReservation,
+    WindowSpec,
+)
 from router.limits.unsettled_leases import UnsettledLeases
 from router.records.open_calls import Unsettled
 from router.spool.checkpoints import Checkpoints, checkpoint_path
@@ -175,3 +181,13 @@ def test_what_a_budget_service_is_told_is_what_was_left(
     ]
     assert [*charges_of(left)] == [(reservation, Amounts(120, 7, 1))]
     assert len(caplog.records) == 2
+
+
+def test_a_budget_service_is_told_whose_lease_it_is() -> None:
+    """Where it alone knows the windows, it finds them by the key; the lease used to be dropped."""
+    reservation = ServiceReservation("lease", "acme", (), 5_000, "epoch", key_id="k1")
+    lease = lease_of(reservation, 900_000)
+    assert lease is not None
+    [(told, amounts)] = charges_of([Unsettled("lease", "acme", lease, 120, 7, 1)])
+    assert (told, amounts) == (reservation, Amounts(120, 7, 1))
+    assert isinstance(told, ServiceReservation)
