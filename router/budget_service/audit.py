@@ -45,21 +45,12 @@ class BudgetAudit:
 
     def threshold_reached(self, organization_id: str, event: ThresholdEvent) -> None:
         """A rebuild has found a threshold reached, and the answer has no field for it."""
-        window = event.window
         self._note(
             "BUDGET_THRESHOLD",
             "budget",
-            window.id,
+            event.window.id,
             organization_id,
-            context={
-                "api_key_id": window.subject or None,
-                "budget": window.name,
-                "scope": window.scope,
-                "unit": window.unit,
-                "period": window.period,
-                "limit": window.limit,
-                "percent": event.percent,
-            },
+            context={**event.window.audit_context, "percent": event.percent},
         )
 
     def close(self) -> None:

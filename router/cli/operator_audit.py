@@ -88,7 +88,7 @@ class OperatorAuditLog:
                     window.id,
                     organization_id=organization_id,
                     reason=reason,
-                    context={**_budget(window), "correction_id": correction_id},
+                    context={**window.audit_context, "correction_id": correction_id},
                     before=before,
                     after=after,
                 )
@@ -105,7 +105,7 @@ class OperatorAuditLog:
             "budget",
             window.id,
             organization_id=organization_id,
-            context=_budget(window),
+            context=window.audit_context,
             before=None if before is None else {"settled": before},
             after={"settled": after},
         )
@@ -138,7 +138,7 @@ class OperatorAuditLog:
                     "budget",
                     found.window.id,
                     organization_id=organization_id,
-                    context={**_budget(found.window), "percent": found.percent},
+                    context={**found.window.audit_context, "percent": found.percent},
                 )
                 for found in reached
             ]
@@ -227,17 +227,6 @@ def _context(change: Change, revision: int) -> dict[str, Any]:
     key = {"api_key_id": change.entity} if change.section == "keys" else {}
     model = {"model": change.entity} if change.section == "models" else {}
     return {"revision": revision, **key, **model}
-
-
-def _budget(window: WindowSpec) -> dict[str, Any]:
-    return {
-        "api_key_id": window.subject or None,
-        "budget": window.name,
-        "scope": window.scope,
-        "unit": window.unit,
-        "period": window.period,
-        "limit": window.limit,
-    }
 
 
 def _user() -> str:

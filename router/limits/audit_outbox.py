@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import uuid
 from collections import deque
+from collections.abc import Mapping
 from typing import Final
 
 from router.breaker import State
@@ -41,15 +42,7 @@ class AuditOutbox:
             "budget",
             window.id,
             organization_id,
-            {
-                "api_key_id": window.subject or None,
-                "budget": window.name,
-                "scope": window.scope,
-                "unit": window.unit,
-                "period": window.period,
-                "limit": window.limit,
-                "percent": event.percent,
-            },
+            {**window.audit_context, "percent": event.percent},
         )
 
     def dependency_changed(self, name: str, state: State) -> None:
@@ -81,7 +74,7 @@ class AuditOutbox:
         entity_type: str,
         entity_id: str,
         organization_id: str | None,
-        context: dict[str, str | int | float | bool | None],
+        context: Mapping[str, str | int | None],
     ) -> None:
         self._events.append(
             AuditEvent(

@@ -34,6 +34,9 @@ NANOS_A_TOKEN = 10_000
 PATIENT: dict[str, Any] = {"ROUTER_REDIS_TIMEOUT": "5s"}
 """Where Redis is not what is tested: a busy machine is no outage."""
 
+CAREFUL: dict[str, Any] = {"reservation": {"mode": "worst_case"}}
+"""A budget that reserves what a call may use at most: never more than its limit is spent."""
+
 
 def key(id: str, organization: str = "acme", **limits: Any) -> dict[str, Any]:
     """A key that is known by its id."""

@@ -20,6 +20,7 @@ import pytest
 
 from tests.fakes.redis_server import BINARY, RedisServer, running
 from tests.servers.limited_routers import (
+    CAREFUL,
     MODEL,
     NANOS_A_TOKEN,
     PATIENT,
@@ -47,15 +48,8 @@ COST = TOKENS * NANOS_A_TOKEN
 SAMPLE_S = 0.005
 FREED_S = 1.0
 IMPATIENT = {"connect_s": 0.5, "first_byte_s": 0.6, "idle_s": 0.6, "total_s": 1.5}
-CAREFUL = {"reservation": {"mode": "worst_case"}}
 LEASE_S = 4.0
 IN_FLIGHT = 50
-
-
-@pytest.fixture
-def redis(tmp_path: Path) -> Iterator[RedisServer]:
-    with running(tmp_path / "redis", unix=True) as server:
-        yield server
 
 
 def usd(nanos: int) -> str:

@@ -25,7 +25,7 @@ from router.limits.budgets.windows import Amounts, Denied, NotReserved, Reservat
 from router.limits.remote.budget_client import BudgetClient
 from router.limits.remote.budget_session import BudgetSession
 from router.store.record_store import RecordStore
-from tests.fakes.redis_server import BINARY, RedisServer, free_port, running
+from tests.fakes.redis_server import BINARY, RedisServer, free_port
 from tests.servers.router_process import clean_environment, run_routerctl, wait_until
 
 pytestmark = pytest.mark.skipif(BINARY is None, reason="REDIS-SERVER IS NOT INSTALLED")
@@ -101,12 +101,6 @@ class Program:
         self.process.terminate()
         output, _ = self.process.communicate(timeout=15)
         return self.process.returncode, output.decode()
-
-
-@pytest.fixture
-def redis(tmp_path: Path) -> Iterator[RedisServer]:
-    with running(tmp_path / "redis") as server:
-        yield server
 
 
 @contextlib.contextmanager
@@ -234,7 +228,7 @@ AMOUNTS = '"amounts": {"cost_nanos": 100, "tokens": 1}'
 @pytest.mark.parametrize(
     "caller", ['"organization_id": "other"', '"organization_id": "acme", "key_id": "k2"']
 )
-def test_a_stranger_gets_404(tmp_path: Path, redis: RedisServer, caller: str) -> None:
+def test_an_unknown_caller_gets_404(tmp_path: Path, redis: RedisServer, caller: str) -> None:
     """An unknown organization was once reserved for, without any limit: 200. gunicorn answers."""
     StateWriter(tmp_path / "state").apply(load_serialized(DOCUMENT))
     with serving(tmp_path, redis.url, "--no-records") as program:

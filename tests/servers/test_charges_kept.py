@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from router.limits.budgets.windows import WindowState
-from tests.fakes.redis_server import BINARY, RedisServer, running
+from tests.fakes.redis_server import BINARY, RedisServer
 from tests.servers.limited_routers import (
     NANOS_A_TOKEN,
     PATIENT,
@@ -35,12 +35,6 @@ TOKENS = 5
 COST = TOKENS * NANOS_A_TOKEN
 CALLS = 6
 TAKEN_S = 30.0
-
-
-@pytest.fixture
-def redis(tmp_path: Path) -> Iterator[RedisServer]:
-    with running(tmp_path / "redis") as server:
-        yield server
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.fakes.redis_server import BINARY, RedisServer, running
+from tests.fakes.redis_server import BINARY, RedisServer
 from tests.servers.limited_routers import (
     MODEL,
     PATIENT,
@@ -42,17 +42,11 @@ KEYS = [
 
 
 @pytest.fixture(scope="module")
-def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    with running(tmp_path_factory.mktemp("redis")) as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
 def routers(
-    tmp_path_factory: pytest.TempPathFactory, redis: RedisServer
+    tmp_path_factory: pytest.TempPathFactory, shared_redis: RedisServer
 ) -> Iterator[LimitedRouters]:
     directory = tmp_path_factory.mktemp("routers")
-    with limited_routers(directory, redis.url, KEYS, instances=2, **PATIENT) as made:
+    with limited_routers(directory, shared_redis.url, KEYS, instances=2, **PATIENT) as made:
         yield made
 
 
@@ -146,11 +140,11 @@ def test_a_completed_stream_is_not_made_again(limited: LimitedRouters) -> None:
 
 @pytest.mark.parametrize("used", ["once", "free"])
 def test_the_id_of_a_killed_worker_is_usable_at_its_lease(
-    tmp_path: Path, redis: RedisServer, used: str
+    tmp_path: Path, shared_redis: RedisServer, used: str
 ) -> None:
     """Must show 6: until then 409, for the call may have been made; then it may be made again."""
     with limited_routers(
-        tmp_path, redis.url, KEYS, workers=1, ROUTER_LEASE=f"{LEASE_S:g}s", **PATIENT
+        tmp_path, shared_redis.url, KEYS, workers=1, ROUTER_LEASE=f"{LEASE_S:g}s", **PATIENT
     ) as limited:
         limited.backend.set(latency_ms=60_000)
         fields = body()

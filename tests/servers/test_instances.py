@@ -23,12 +23,12 @@ def test_two_instances_run_side_by_side(deployed: Deployment, tmp_path: Path) ->
         for router, key in ((first, deployed.key), (second, other.key)):
             reply = router.post("/v1/chat/completions", {"model": CHAT, "messages": HELLO}, key.key)
             assert reply.status == 200
-        strangers = [
+        unknown_callers = [
             first.request("GET", "/v1/models", headers={"X-API-Key": other.key.key}),
             second.request("GET", "/v1/models", headers={"X-API-Key": deployed.key.key}),
         ]
 
-        assert [reply.status for reply in strangers] == [401, 401]
+        assert [reply.status for reply in unknown_callers] == [401, 401]
         assert (first.answered_by_slot(status="200") - before).total() == 1
         assert 'backend="mock-a",error="none"} 1.0' in second.metrics()
         assert second.stop() == 0

@@ -23,7 +23,7 @@ import pytest
 import redis as redis_library
 
 from router.store.failures import StoreError
-from tests.fakes.redis_server import BINARY, RedisServer, running
+from tests.fakes.redis_server import BINARY, RedisServer
 from tests.servers.ledger import Ledger
 from tests.servers.limited_routers import (
     MODEL,
@@ -46,12 +46,6 @@ WITHIN_S = 20.0
 GUESSED_INPUT = 5  # "Tell me of the sea" at four characters a token
 LONG = {"ROUTER_LEASE": "24h"}
 """Nobody waits for a lease."""
-
-
-@pytest.fixture
-def redis(tmp_path: Path) -> Iterator[RedisServer]:
-    with running(tmp_path / "redis", unix=True) as server:
-        yield server
 
 
 def keys() -> list[dict[str, Any]]:

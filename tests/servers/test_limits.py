@@ -19,8 +19,9 @@ import pytest
 from router.redis.address import parse_address
 from router.redis.client import RedisClient
 from router.redis.connection import ConnectionOptions
-from tests.fakes.redis_server import BINARY, RedisServer, running
+from tests.fakes.redis_server import BINARY, RedisServer
 from tests.servers.limited_routers import (
+    CAREFUL,
     MODEL,
     PATIENT,
     Answer,
@@ -50,7 +51,6 @@ AUDIT_TOPIC = "audit.router"
 SHIPPED_S = 15.0
 CONTRACT = Path(__file__).parents[2] / "contracts" / "openapi.json"
 
-CAREFUL = {"reservation": {"mode": "worst_case"}}
 KEYS = [
     key("burst-key", rate_limit=rate(0.5, 5)),
     key("spent-key", budgets=[budget("spend", "usd", "0.0000001", "monthly")]),
@@ -65,12 +65,6 @@ DUO = {"id": "duo", "rate_limit": rate(1000, 1000), "budgets": [budget("all", "r
 
 
 @pytest.fixture(scope="module")
-def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    with running(tmp_path_factory.mktemp("redis")) as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
 def broker() -> Iterator[MockBroker]:
     with mock_broker() as made:
         yield made
@@ -78,11 +72,11 @@ def broker() -> Iterator[MockBroker]:
 
 @pytest.fixture(scope="module")
 def limited(
-    tmp_path_factory: pytest.TempPathFactory, redis: RedisServer, broker: MockBroker
+    tmp_path_factory: pytest.TempPathFactory, shared_redis: RedisServer, broker: MockBroker
 ) -> Iterator[LimitedRouters]:
     with limited_routers(
         tmp_path_factory.mktemp("limited"),
-        redis.url,
+        shared_redis.url,
         KEYS,
         organizations=[DUO],
         KAFKA_BROKERS=broker.address,
@@ -210,9 +204,9 @@ def test_shadow_mode_denies_nothing(limited: LimitedRouters) -> None:
     )
 
 
-def test_a_refusal_charges_nothing(limited: LimitedRouters, redis: RedisServer) -> None:
+def test_a_refusal_charges_nothing(limited: LimitedRouters, shared_redis: RedisServer) -> None:
     """P8, R2: after a refused call every counter in Redis is byte for byte what it was."""
-    address = parse_address(redis.url)
+    address = parse_address(shared_redis.url)
     client = RedisClient(address, ConnectionOptions(login=address.login, timeout_s=5.0))
 
     def contents() -> dict[bytes, Any]:
@@ -231,11 +225,11 @@ def test_a_refusal_charges_nothing(limited: LimitedRouters, redis: RedisServer) 
         client.close()
 
 
-def test_many_workers_hold_one_rate(tmp_path: Path, redis: RedisServer) -> None:
+def test_many_workers_hold_one_rate(tmp_path: Path, shared_redis: RedisServer) -> None:
     """Must show 2, P8, R1: over two instances at most burst + rate x T, and 99.9 % of it."""
     keys = [key("metered", "metered", rate_limit=rate(RATE, BURST))]
     with limited_routers(
-        tmp_path, redis.url, keys, instances=2, workers=4 if PROOF else 2, **PATIENT
+        tmp_path, shared_redis.url, keys, instances=2, workers=4 if PROOF else 2, **PATIENT
     ) as limited:
         ports = [router.port for router in limited.routers]
         deadline_s = time.monotonic() + LASTS_S

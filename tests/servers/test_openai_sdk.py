@@ -102,8 +102,11 @@ def test_unknown_fields_pass_both_ways(client: OpenAI, deployed: Deployment) -> 
 @pytest.mark.parametrize("key", ["nonsense", "rtr_live_" + "a" * 32 + "_000000", "sk-" + "x" * 40])
 def test_a_wrong_key_is_an_authentication_error(deployed: Deployment, key: str) -> None:
     """401 in OpenAI's shape; nothing reaches a backend."""
-    with connect(deployed, key) as stranger, pytest.raises(openai.AuthenticationError) as caught:
-        stranger.chat.completions.create(model=CHAT, messages=HELLO)
+    with (
+        connect(deployed, key) as unknown_caller,
+        pytest.raises(openai.AuthenticationError) as caught,
+    ):
+        unknown_caller.chat.completions.create(model=CHAT, messages=HELLO)
 
     assert caught.value.code == "invalid_api_key"
     assert len(deployed.backend.requests) == 0

@@ -789,7 +789,7 @@ def test_a_key_that_may_not_be_used_any_more(desk: Desk) -> None:
     assert event["context"]["refusal"] == "revoked"
 
 
-def test_strangers_leave_no_record(desk: Desk) -> None:
+def test_unknown_callers_leave_no_record(desk: Desk) -> None:
     """K4: whoever has no key could otherwise fill the disk; the log knows of them."""
     shape = SHAPES["chat"]
     ids = [str(uuid.uuid4()) for _ in range(3)]

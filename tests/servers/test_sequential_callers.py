@@ -13,8 +13,9 @@ from typing import Any
 
 import pytest
 
-from tests.fakes.redis_server import BINARY, RedisServer, running
+from tests.fakes.redis_server import BINARY, RedisServer
 from tests.servers.limited_routers import (
+    CAREFUL,
     MODEL,
     NANOS_A_TOKEN,
     PATIENT,
@@ -36,18 +37,11 @@ RESERVED_TOKENS = 2000
 # Room for what 1 000 calls of one token use and for one reservation, at no time for two: 1 000 +
 # 2 000 <= 3 500 < 2 * 2 000.
 LIMIT_USD = f"{3500 * NANOS_A_TOKEN / 1e9:.9f}"
-CAREFUL = {"reservation": {"mode": "worst_case"}}
 ONE_AT_ONCE = {"requests_per_second": None, "concurrent": 1}
 
 
 @pytest.fixture(scope="module")
-def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    with running(tmp_path_factory.mktemp("redis"), unix=True) as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def limited(tmp_path_factory: pytest.TempPathFactory, redis: RedisServer) -> Iterator[Any]:
+def limited(tmp_path_factory: pytest.TempPathFactory, shared_redis: RedisServer) -> Iterator[Any]:
     """Two routers of two workers each. No call waits for others to settle: the order alone has to
     do it."""
     keys = [
@@ -61,7 +55,7 @@ def limited(tmp_path_factory: pytest.TempPathFactory, redis: RedisServer) -> Ite
     ]
     settings = {**PATIENT, "ROUTER_BUDGET_WAIT": "0"}
     directory: Path = tmp_path_factory.mktemp("routers")
-    with limited_routers(directory, redis.url, keys, instances=2, **settings) as routers:
+    with limited_routers(directory, shared_redis.url, keys, instances=2, **settings) as routers:
         routers.backend.set(tokens_output=1)
         yield routers
 
@@ -109,12 +103,14 @@ def test_calls_in_a_row_that_fit_are_served(
         connection.close()
 
 
-def test_a_call_waits_for_one_of_another_router(tmp_path: Path, redis: RedisServer) -> None:
+def test_a_call_waits_for_one_of_another_router(tmp_path: Path, shared_redis: RedisServer) -> None:
     """Both fit one after the other, and not together: the second used to get 402 until the end of
     the period."""
     keys = [key("pair", organization="waiting", budgets=[budget("b", "usd", LIMIT_USD, **CAREFUL)])]
     settings = {**PATIENT, "ROUTER_BUDGET_WAIT": "5s"}
-    with limited_routers(tmp_path, redis.url, keys, instances=2, workers=1, **settings) as limited:
+    with limited_routers(
+        tmp_path, shared_redis.url, keys, instances=2, workers=1, **settings
+    ) as limited:
         limited.backend.set(tokens_output=1, latency_ms=400)
         fields = {"max_tokens": RESERVED_TOKENS}
         calls = [

@@ -33,7 +33,7 @@ class Caller:
             self.timed_out,
             self.refused_connection,
             self.unknown_model,
-            self.stranger,
+            self.unknown_caller,
             self.nonsense,
             self.unknown_path,
         )
@@ -98,7 +98,7 @@ class Caller:
         assert self._call(request_id, "nothing") == 404
         return "rejected"
 
-    def stranger(self, request_id: str) -> str:
+    def unknown_caller(self, request_id: str) -> str:
         assert self._call(request_id, CHAT, key="nobody") == 401
         return "rejected"
 

@@ -293,7 +293,7 @@ def test_a_package_file_resolves_relative_imports_from_itself() -> None:
 
 
 @pytest.mark.parametrize(
-    ("owner", "stranger", "source"),
+    ("owner", "intruder", "source"),
     [
         ("router.api.public", "router.services", "from flask import request"),
         ("router.demo", "router.routing.engine", "import flask.json"),
@@ -309,10 +309,10 @@ def test_a_package_file_resolves_relative_imports_from_itself() -> None:
         ("router.store.engine", "router.records.recorder", "import sqlite3"),
     ],
 )
-def test_a_library_away_from_home_is_found(owner: str, stranger: str, source: str) -> None:
+def test_a_library_away_from_home_is_found(owner: str, intruder: str, source: str) -> None:
     """The owner may import the library, another module may not."""
     assert ownership_violations(parsed(owner, source)) == []
-    assert len(ownership_violations(parsed(stranger, source))) == 1
+    assert len(ownership_violations(parsed(intruder, source))) == 1
 
 
 @pytest.mark.parametrize(

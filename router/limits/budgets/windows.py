@@ -80,6 +80,18 @@ class WindowSpec:
         ]
         object.__setattr__(self, "threshold_amounts", ",".join(amounts))
 
+    @property
+    def audit_context(self) -> dict[str, str | int | None]:
+        """What an audit event about the window says of it."""
+        return {
+            "api_key_id": self.subject or None,
+            "budget": self.name,
+            "scope": self.scope,
+            "unit": self.unit,
+            "period": self.period,
+            "limit": self.limit,
+        }
+
     def _check(self) -> None:
         if self.limit is not None and self.limit < 0:
             raise ValueError(f"{self.name}: a limit is not negative")

@@ -18,7 +18,7 @@ from router.spool.writer import SpoolWriter
 from router.store.record_store import RecordStore
 from tests.unit.records import samples
 
-STRANGER = "01a20b13a811-4141-23c9ccd0"
+OTHER_WRITER = "01a20b13a811-4141-23c9ccd0"
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def test_a_lock_that_is_a_directory_stops_nobody(
 ) -> None:
     """Q5, Q7: it is told once; the rest is shipped and removed, and the end is in order."""
     spool = data_dir / "spool"
-    (spool / STRANGER / "lock").mkdir(parents=True)
+    (spool / OTHER_WRITER / "lock").mkdir(parents=True)
     writer = SpoolWriter(spool, max_bytes=1 << 30, background=False)
     writer.append([(USAGE, orjson.dumps(samples.usage()))])
     writer.close()
@@ -54,12 +54,12 @@ def test_a_lock_that_is_a_directory_stops_nobody(
         assert store.count_usage() == 1
     assert not (spool / writer.writer_id).exists()
     (told,) = [one for one in caplog.records if one.message == "spool unreadable"]
-    assert told.__dict__["writer_id"] == STRANGER
+    assert told.__dict__["writer_id"] == OTHER_WRITER
     (ended,) = [one for one in caplog.records if one.message == "agent ended"]
     assert ended.__dict__["left_bytes"] == 0
     report = read_report(data_dir)
     assert report is not None
-    assert report["unreadable"] == [STRANGER]
+    assert report["unreadable"] == [OTHER_WRITER]
     assert report["sinks"]["log"]["dropped"] == 0
 
 

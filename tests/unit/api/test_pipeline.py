@@ -110,7 +110,7 @@ def test_a_key_expires_by_the_clock(stand: RouterStand) -> None:
     assert stand.call("GET", "/v1/models", key="expired").status == 401
 
 
-def test_a_stranger_is_refused_before_anything_is_read(stand: RouterStand) -> None:
+def test_an_unknown_caller_is_refused_before_anything_is_read(stand: RouterStand) -> None:
     """K4: neither the body's size nor its type matters to a request without a key."""
     headers = {"Content-Type": "text/plain", "Content-Length": "99999999999"}
     reply = stand.call("POST", "/v1/inference", key=None, headers=headers)

@@ -172,7 +172,7 @@ def test_without_windows_the_service_takes_those_it_knows(
     assert [facts[2] for facts in ledger.asked] == [(SPEND, CALLS), (SPEND,), ()]
 
 
-STRANGERS = [
+UNKNOWN_CALLERS = [
     {"organization_id": "other"},
     {"organization_id": "other", "key_id": "k1"},
     {"key_id": "k2"},
@@ -181,13 +181,13 @@ STRANGERS = [
 
 @pytest.mark.parametrize("path", ["/v1/budget/reserve", "/v1/budget/check"])
 @pytest.mark.parametrize("windows", [None, [], [WINDOW]])
-@pytest.mark.parametrize("stranger", STRANGERS)
-def test_a_stranger_is_never_allowed(
-    client: FlaskClient, ledger: Ledger, path: str, windows: Any, stranger: dict[str, str]
+@pytest.mark.parametrize("caller", UNKNOWN_CALLERS)
+def test_an_unknown_caller_is_never_allowed(
+    client: FlaskClient, ledger: Ledger, path: str, windows: Any, caller: dict[str, str]
 ) -> None:
     """An organization, or a key, that the document does not have was once reserved for, without
     any limit. Windows of the request make nobody known."""
-    answered = ask(client, path, {**BODIES[path], "windows": windows, **stranger})
+    answered = ask(client, path, {**BODIES[path], "windows": windows, **caller})
     assert (answered.status_code, answered.get_json()["code"]) == (404, "UNKNOWN_ORGANIZATION")
     assert ledger.asked == []
 
@@ -275,17 +275,19 @@ def test_a_lease_that_was_ended_before_is_not_ended_again(
     assert ledger.trail.events == []
 
 
-@pytest.mark.parametrize("stranger", [{"organization_id": "other"}, {"key_id": "k2"}])
-def test_a_strangers_lease_without_windows_is_nobodys(
-    client: FlaskClient, ledger: Ledger, stranger: dict[str, str]
+@pytest.mark.parametrize("caller", [{"organization_id": "other"}, {"key_id": "k2"}])
+def test_an_unknown_callers_lease_without_windows_is_nobodys(
+    client: FlaskClient, ledger: Ledger, caller: dict[str, str]
 ) -> None:
     """Nothing says where to book it, so it is not taken."""
     path = "/v1/budget/settle"
-    answered = ask(client, path, {**BODIES[path], "reservation": {**NO_WINDOWS, **stranger}})
+    answered = ask(client, path, {**BODIES[path], "reservation": {**NO_WINDOWS, **caller}})
     assert (answered.status_code, answered.get_json()["code"]) == (404, "UNKNOWN_ORGANIZATION")
 
 
-def test_a_strangers_lease_with_windows_is_settled(client: FlaskClient, ledger: Ledger) -> None:
+def test_an_unknown_callers_lease_with_windows_is_settled(
+    client: FlaskClient, ledger: Ledger
+) -> None:
     """An organization that was removed while its call ran has spent all the same."""
     path = "/v1/budget/settle"
     gone = {**RESERVATION, "organization_id": "other"}
@@ -391,7 +393,7 @@ def test_windows_are_shown_as_the_counters_have_them(client: FlaskClient, ledger
     ],
 )
 def test_unknown_windows_are_not_shown(client: FlaskClient, query: str, status: int) -> None:
-    """Neither of a stranger nor of a key of another organization."""
+    """Neither of an unknown caller nor of a key of another organization."""
     assert ask(client, f"/v1/budget/windows?{query}").status_code == status
 
 

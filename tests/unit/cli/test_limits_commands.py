@@ -5,31 +5,15 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import orjson
 import pytest
-from click.testing import CliRunner, Result
 
-from router.cli.main import cli
-from router.config.loader import load_serialized
-from router.config.settings import Settings
-from router.config.state.state_writer import StateWriter
 from router.limits.rates.decision import BucketSpec, RateDecision, SlotSpec, corrections
 from router.limits.rates.limiter import RateLimiter
-from router.records.audit_chain import unseal
-from router.redis.address import parse_address
 from router.redis.client import RedisClient
-from router.redis.connection import ConnectionOptions
-from router.spool.frames import AUDIT
-from router.spool.reader import SpoolReader
-from tests.fakes.redis_server import BINARY, running
-
-pytestmark = pytest.mark.skipif(BINARY is None, reason="REDIS-SERVER IS NOT INSTALLED")
-
-Run = Callable[..., Result]
+from tests.unit.cli.operator_stand import Run, events, routerctl, succeeded
 
 WHOLE = {
     "requests_per_second": 0.001,
@@ -69,36 +53,9 @@ OF_KEY = BucketSpec("key-tokens", ("batch",), 0.001, 600, cost=200, leased=True)
 SLOTS = SlotSpec("org-concurrent", (), 3)
 
 
-@pytest.fixture(scope="module")
-def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with running(tmp_path_factory.mktemp("redis"), unix=True) as server:
-        yield server.url
-
-
-@pytest.fixture
-def client(redis_url: str) -> Iterator[RedisClient]:
-    address = parse_address(redis_url)
-    made = RedisClient(address, ConnectionOptions(login=address.login, timeout_s=5.0))
-    made.command("FLUSHALL")
-    yield made
-    made.close()
-
-
 @pytest.fixture
 def run(tmp_path: Path, redis_url: str, client: RedisClient) -> Run:
-    loaded = load_serialized(DOCUMENT, demo=False)
-    StateWriter(Settings(data_dir=tmp_path).state_dir).apply(loaded)
-
-    def call(*arguments: str, **environ: str) -> Result:
-        env = {"ROUTER_DATA_DIR": str(tmp_path), "RATE_LIMIT_REDIS_ADDR": redis_url, **environ}
-        return CliRunner().invoke(cli, ["limits", *arguments], env=env, prog_name="routerctl")
-
-    return call
-
-
-def succeeded(result: Result) -> str:
-    assert (result.exit_code, result.exception) == (0, None), result.output
-    return result.stdout
+    return routerctl("limits", tmp_path, redis_url, DOCUMENT)
 
 
 def begin(client: RedisClient, lease: str) -> RateDecision:
@@ -117,16 +74,6 @@ def end(client: RedisClient, lease: str, decision: RateDecision, used: int) -> N
 def limits_of(run: Run, *arguments: str) -> dict[tuple[str, str | None], dict[str, Any]]:
     rows = json.loads(succeeded(run("show", "acme", "--output", "json", *arguments)))
     return {(row["name"], row["key"] or row["model"]): row for row in rows}
-
-
-def events(tmp_path: Path) -> list[dict[str, Any]]:
-    reader = SpoolReader(tmp_path / "spool", observe=True)
-    found = []
-    for info in reader.writers():
-        for frame in reader.read(reader.first_position(info.writer_id), 1 << 20).frames:
-            if frame.kind == AUDIT:
-                found.append(orjson.loads(unseal(frame.payload)[0]))
-    return found
 
 
 def test_the_limits_are_shown_as_redis_has_them(run: Run, client: RedisClient) -> None:

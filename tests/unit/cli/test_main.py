@@ -23,6 +23,7 @@ from router.cli.main import COMMANDS, cli
 from router.config.pepper import load_pepper
 from router.config.settings import Settings
 from router.config.state.state_reader import StateReader
+from tests.unit.cli.operator_stand import succeeded
 
 Run = Callable[..., Result]
 
@@ -70,12 +71,6 @@ def applied(run: Run, document: Path) -> Run:
 @pytest.fixture
 def demo_file() -> str:
     return str(resources.files("router.demo").joinpath("demo.yaml"))
-
-
-def succeeded(result: Result) -> str:
-    """What a successful command printed to standard output."""
-    assert (result.exit_code, result.exception) == (0, None), result.output
-    return result.stdout
 
 
 def failed(result: Result, code: int = 1) -> str:

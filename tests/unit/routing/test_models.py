@@ -84,9 +84,9 @@ def test_a_model_that_the_key_does_not_list_is_forbidden() -> None:
 
 def test_a_key_learns_of_forbidden_models_only_where_they_are_served() -> None:
     """Not found comes before forbidden: a list on a key is no way to ask what others have."""
-    stranger = Caller("other", "key-4", frozenset(), models=frozenset({"claude"}))
+    other_caller = Caller("other", "key-4", frozenset(), models=frozenset({"claude"}))
     with pytest.raises(ModelNotFound):
-        find_model(DOCUMENT, stranger, "gpt-4o")
+        find_model(DOCUMENT, other_caller, "gpt-4o")
 
 
 @pytest.mark.parametrize(

@@ -139,7 +139,7 @@ def test_the_search_finds_the_next_whole_frame_only() -> None:
 
 
 def test_names_of_segments_sort_and_parse() -> None:
-    """Only finished names count; drafts, locks and strangers do not."""
+    """Only finished names count; drafts, locks and other files do not."""
     names = [
         segment_name(10),
         segment_name(9),

@@ -212,7 +212,7 @@ def test_a_key_that_is_known_and_refused(stand: RouterStand, key: str, refusal: 
 
 
 @pytest.mark.parametrize("key", [None, "junk"])
-def test_a_stranger_leaves_nothing(stand: RouterStand, key: str | None) -> None:
+def test_an_unknown_caller_leaves_nothing(stand: RouterStand, key: str | None) -> None:
     """K4: or anyone could fill the disk."""
     headers = {"X-API-Key": key} if key else {}
     assert stand.call("POST", CHAT, key=None, headers=headers, json=chat_body()).status == 401

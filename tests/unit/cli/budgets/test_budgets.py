@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import orjson
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import Result
 
-from router.cli.main import cli
 from router.cli.operator_audit import OperatorAuditLog
 from router.clock import Clock
 from router.config.config_errors import StateUnavailable
@@ -21,20 +20,12 @@ from router.config.state.state_writer import StateWriter
 from router.limits.budgets.ledger import Ledger
 from router.limits.budgets.maintenance import LedgerMaintenance
 from router.limits.budgets.windows import Amounts, Reservation, WindowSpec
-from router.records.audit_chain import unseal
-from router.redis.address import parse_address
 from router.redis.client import RedisClient
-from router.redis.connection import ConnectionOptions
-from router.spool.frames import AUDIT, USAGE
-from router.spool.reader import SpoolReader
+from router.spool.frames import USAGE
 from router.spool.writer import SpoolWriter
 from router.store.record_store import RecordStore
-from tests.fakes.redis_server import BINARY, running
+from tests.unit.cli.operator_stand import Run, events, refused, routerctl, succeeded
 from tests.unit.records import samples
-
-pytestmark = pytest.mark.skipif(BINARY is None, reason="REDIS-SERVER IS NOT INSTALLED")
-
-Run = Callable[..., Result]
 
 DOCUMENT = {
     "version": 1,
@@ -63,21 +54,6 @@ SPEND = WindowSpec("spend", "usd", "monthly", 10 * 10**9, thresholds=(80, 95))
 OF_KEY = WindowSpec("spend", "tokens", "total", 100, scope="key", subject="batch")
 
 
-@pytest.fixture(scope="module")
-def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with running(tmp_path_factory.mktemp("redis"), unix=True) as server:
-        yield server.url
-
-
-@pytest.fixture
-def client(redis_url: str) -> Iterator[RedisClient]:
-    address = parse_address(redis_url)
-    made = RedisClient(address, ConnectionOptions(login=address.login, timeout_s=5.0))
-    made.command("FLUSHALL")
-    yield made
-    made.close()
-
-
 @pytest.fixture
 def ledger(client: RedisClient) -> Ledger:
     """With the windows of the tests open and empty."""
@@ -87,25 +63,7 @@ def ledger(client: RedisClient) -> Ledger:
 
 @pytest.fixture
 def run(tmp_path: Path, redis_url: str, client: RedisClient) -> Run:
-    loaded = load_serialized(DOCUMENT, demo=False)
-    StateWriter(Settings(data_dir=tmp_path).state_dir).apply(loaded)
-
-    def call(*arguments: str, **environ: str) -> Result:
-        env = {"ROUTER_DATA_DIR": str(tmp_path), "RATE_LIMIT_REDIS_ADDR": redis_url, **environ}
-        return CliRunner().invoke(cli, ["budgets", *arguments], env=env, prog_name="routerctl")
-
-    return call
-
-
-def succeeded(result: Result) -> str:
-    assert (result.exit_code, result.exception) == (0, None), result.output
-    return result.stdout
-
-
-def refused(result: Result, code: int = 1) -> str:
-    assert result.exit_code == code, result.output
-    assert isinstance(result.exception, SystemExit)
-    return result.stderr
+    return routerctl("budgets", tmp_path, redis_url, DOCUMENT)
 
 
 def hold(ledger: Ledger, lease: str, amounts: Amounts) -> Reservation:
@@ -116,16 +74,6 @@ def hold(ledger: Ledger, lease: str, amounts: Amounts) -> Reservation:
 
 def spend(ledger: Ledger, lease: str, amounts: Amounts) -> None:
     assert ledger.settle(hold(ledger, lease, amounts), amounts).booked
-
-
-def events(tmp_path: Path) -> list[dict[str, Any]]:
-    reader = SpoolReader(tmp_path / "spool", observe=True)
-    found = []
-    for info in reader.writers():
-        for frame in reader.read(reader.first_position(info.writer_id), 1 << 20).frames:
-            if frame.kind == AUDIT:
-                found.append(orjson.loads(unseal(frame.payload)[0]))
-    return found
 
 
 def settled(ledger: Ledger, window: WindowSpec = SPEND) -> int:

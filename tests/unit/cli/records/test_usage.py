@@ -20,6 +20,7 @@ from router.cli.records import usage_commands as command
 from router.clock import FrozenClock
 from router.records.record_types import NANOS_PER_USD, degraded_usage, format_timestamp
 from router.store.record_store import RecordStore
+from tests.unit.cli.operator_stand import succeeded
 from tests.unit.records import samples
 from tests.unit.records.samples import KEY, START_S
 
@@ -56,11 +57,6 @@ def calls(store: RecordStore) -> list[dict[str, Any]]:
     found = [odd, least, *samples.different_calls(3, 60)]
     store.write(found)
     return sorted(found, key=lambda record: record["timestamp"])
-
-
-def succeeded(result: Result) -> str:
-    assert (result.exit_code, result.exception) == (0, None), result.output
-    return result.stdout
 
 
 def rows_of(path: Path) -> list[dict[str, str]]:

@@ -525,10 +525,10 @@ def test_a_service_that_comes_back_is_found_by_the_probe(connect: Any) -> None:
 
 def test_certificates_are_verified(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Over TLS only a service that can prove its name is asked; others never hear the token."""
-    authority, stranger = trustme.CA(), trustme.CA()
+    authority, other_authority = trustme.CA(), trustme.CA()
     authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
-    for issuer, trusted in ((authority, True), (stranger, False)):
+    for issuer, trusted in ((authority, True), (other_authority, False)):
         tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         issuer.issue_cert("127.0.0.1").configure_cert(tls)
         with FakeServer(answer(GOOD), tls=tls) as server:
