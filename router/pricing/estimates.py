@@ -37,7 +37,7 @@ def estimate(call: Call, model: Model, output_bytes: int, at_start: Usage | None
     tokens_output, bound = -(-output_bytes // BYTES_PER_TOKEN), bounded_output(call)
     if bound is not None:
         tokens_output = min(tokens_output, bound)
-    if at_start is not None:
+    if at_start is not None and at_start.tokens_input:  # a backend that says 0 does not count
         tokens_output = max(tokens_output, at_start.tokens_output)
         return replace(at_start, tokens_output=tokens_output, source="estimated")
     return Usage(estimated_input(call, model), tokens_output, source="estimated")

@@ -112,7 +112,9 @@ class MessagesStream(StreamTranslator):
             "model": string(message.get("model")),
         }
         add_report(self._counts, message.get("usage"))
-        self.usage_at_start = read_usage(self._counts)
+        usage = read_usage(self._counts)
+        if usage is not None and usage.tokens_input:  # 0: it is told at the end
+            self.usage_at_start = usage
         self._counts.pop("output_tokens", None)  # those of the first token, not of the reply
         if self._chat:
             yield self._choice({"role": "assistant", "content": ""})

@@ -10,7 +10,7 @@ from tests.fakes.backend.anthropic_messages import Event, compose, encode_event,
 from tests.fakes.backend.anthropic_requests import InvalidCall, Json, check_request
 from tests.fakes.backend.received import Request
 from tests.fakes.backend.scripts import chunk, reply, serving
-from tests.fakes.backend.server import FakeServer, Peer
+from tests.fakes.backend.server import FakeServer, Peer, RawEnd
 
 API_VERSION = "2023-06-01"
 OVERLOADED = {"type": "overloaded_error", "message": "Overloaded"}
@@ -48,8 +48,8 @@ class AnthropicApi(FakeServer):
         """Break the connection in the middle of an event after so many content deltas."""
         self.raw: bytes | None = None
         """These very bytes in place of an answer."""
-        self.raw_ends = False
-        """The connection ends after them."""
+        self.raw_ends: RawEnd = None
+        """What becomes of the connection after them."""
 
     def reset(self) -> None:
         """Every switch off, nothing received."""
@@ -59,8 +59,7 @@ class AnthropicApi(FakeServer):
     def _answer(self, peer: Peer, request: Request) -> bool:
         request_id = f"request-id: req_{len(self.requests):08}"
         if self.raw is not None:
-            peer.send(self.raw)
-            return not self.raw_ends
+            return peer.say(self.raw, self.raw_ends)
         try:
             fields = self._admit(request)
         except ApiError as refusal:

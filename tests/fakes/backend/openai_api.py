@@ -12,7 +12,7 @@ from typing import Any, Literal
 from tests.fakes.backend.openai_texts import CallError, Generation, embed, generate
 from tests.fakes.backend.received import Request
 from tests.fakes.backend.scripts import chunk, chunked, reply, serving
-from tests.fakes.backend.server import FakeServer, Peer
+from tests.fakes.backend.server import FakeServer, Peer, RawEnd
 
 GARBAGE = b"\x00\x01 this is not HTTP \xff\xfe\r\n\r\n"
 # Long enough for the first half of an event to leave, and to be read, on its own.
@@ -64,8 +64,8 @@ class Behaviour:
     """Every event in two TCP writes, each an HTTP chunk of its own."""
     raw: bytes | None = None
     """These very bytes in place of an answer."""
-    raw_ends: bool = False
-    """The connection ends after them."""
+    raw_ends: RawEnd = None
+    """What becomes of the connection after them."""
 
 
 class OpenAIApi(FakeServer):
@@ -99,18 +99,19 @@ class OpenAIApi(FakeServer):
     def will_stream(self, *chunks: bytes, whole: bool = True) -> None:
         """Answer with this event stream; one that is not ``whole`` lacks its end."""
         raw = chunked(*chunks, headers=("Content-Type: text/event-stream",))
-        self.set(raw=raw if whole else raw.removesuffix(chunk(b"")), raw_ends=not whole)
+        self.set(
+            raw=raw if whole else raw.removesuffix(chunk(b"")), raw_ends=None if whole else "ends"
+        )
 
     def will_end_after(self, data: bytes) -> None:
         """Answer with these very bytes and the end of the connection."""
-        self.set(raw=data, raw_ends=True)
+        self.set(raw=data, raw_ends="ends")
 
     def _answer(self, peer: Peer, request: Request) -> bool:
         how = self._behaviour
         peer.pause(how.latency_ms / 1000)
         if how.raw is not None:
-            peer.send(how.raw)
-            return not how.raw_ends
+            return peer.say(how.raw, how.raw_ends)
         if how.failure == "close":
             return False
         if how.failure == "reset":

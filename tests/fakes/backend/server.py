@@ -15,13 +15,17 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Literal, TypeVar
 
 from tests.fakes.backend.received import Request, request_size
 
 _JOIN_S: Final = 5.0
 # Linux tells of a client that closed even while bytes of it are unread.
 _PEER_CLOSED: Final = getattr(select, "POLLRDHUP", 0) | select.POLLHUP | select.POLLERR
+
+
+RawEnd = Literal["ends", "hangs", "resets"] | None
+"""What becomes of a connection behind the bytes of an answer; ``None``: it serves on."""
 
 
 class PeerGone(Exception):
@@ -88,6 +92,15 @@ class Peer:
             self._sock.sendall(data)
         except OSError:
             self._leave()
+
+    def say(self, data: bytes, then: RawEnd) -> bool:
+        """Send these bytes; whether the connection serves on."""
+        self.send(data)
+        if then == "hangs":
+            self.wait_closed()
+        elif then == "resets":
+            self.reset()
+        return then is None
 
     def trickle(self, data: bytes, every_s: float) -> None:
         """Send one byte after the other."""

@@ -65,7 +65,8 @@ def respelled(value: Any, spell: Callable[[int], Any]) -> Any:
         return {name: respelled(inner, spell) for name, inner in value.items()}
     if isinstance(value, list):
         return [respelled(inner, spell) for inner in value]
-    return spell(value) if isinstance(value, int) else value
+    is_whole = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
+    return spell(int(value)) if is_whole else value
 
 
 # --- OpenAI and those who write as it does ---------------------------------------------------
@@ -257,7 +258,8 @@ def _bedrock_metrics(split: Counter[str]) -> Json:
 
 def _cohere(split: Counter[str]) -> Json:
     billed = {"input_tokens": float(all_input(split)), "output_tokens": float(all_output(split))}
-    return {"usage": {"billed_units": billed, "tokens": {"input_tokens": 1, "output_tokens": 1}}}
+    tokens = {name: amount + 7 for name, amount in billed.items()}  # some are not billed
+    return {"usage": {"billed_units": billed, "tokens": tokens}}
 
 
 def _cloudflare(split: Counter[str]) -> Json:

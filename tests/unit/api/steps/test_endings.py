@@ -1,373 +1,62 @@
-"""Every ending of a call, by the table in `docs/records.md`: record and budgets have one charge."""
+"""What a call is charged that ends otherwise than well: the policy for abandoned work, calls that
+were sent to more than one backend, budgets that are used up or come while it runs.
+
+All endings, with all ways to report usage, are in `test_exact_usage.py`.
+"""
 
 from __future__ import annotations
 
 import json
-import socket
-from collections.abc import Callable
-from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
 
 from router.call import Usage
-from router.config.document import Budget, Document, Timeouts
+from router.config.document import Budget, Prices
 from router.providers.openai_api import CompletionStream, OpenAIProvider
-from tests.fakes.backend.scripts import chunk, chunked, reply
-from tests.fakes.limited import Fixed, budget
-from tests.fakes.router_stand import RouterStand, World, chat_body, native_body
+from tests.fakes.backend.scripts import event_stream, reply
+from tests.fakes.backend.usage_reports import REPORTERS, Report, as_it_is
+from tests.fakes.endings import GUESSED_INPUT, Backend
+from tests.fakes.exact_money import CHAT, PROMPT, USD, Asked
+from tests.fakes.limited import budget
+from tests.fakes.priced_stand import PricedStand
+from tests.fakes.router_stand import RouterStand, World
 
-USD = 10**9
-CHAT, NATIVE = "/v1/chat/completions", "/v1/inference"
-PROMPT, SAID = "x" * 400, "y" * 8
-# Four bytes a token, by docs/records.md.
-GUESSED_INPUT, GUESSED_OUTPUT = 100, 2
-REPORTED_INPUT, REPORTED_OUTPUT = 10, 20
-# Prices of the stand's document: 2.50 and 10.00 USD for a million tokens.
 INPUT_NANOS, OUTPUT_NANOS = 2_500, 10_000
-JSON = ("Content-Type: application/json",)
-EVENTS = ("Content-Type: text/event-stream",)
-STREAM_HEAD = reply(headers=(*EVENTS, "Transfer-Encoding: chunked"), body=b"", length=False)
-SERVED = {"completed", "client_aborted", "upstream_aborted", "timeout"}
+"""Of a token."""
+PRICES = Prices(INPUT_NANOS * 10**6, OUTPUT_NANOS * 10**6)
+REPORTED_INPUT, REPORTED_OUTPUT = 10, 20
+HANGS = Backend(b"", "hangs")
 
-ERROR = {"type": "error", "error": {"type": "overloaded_error", "message": "no", "code": None}}
 
+def reported(output: int = REPORTED_OUTPUT) -> Report:
+    """A backend that counts input and output, and nothing else."""
+    [plain] = [each for each in REPORTERS if each.name == "openai, nulls"]
+    return plain.report({"input": REPORTED_INPUT, "output": output}, as_it_is)
 
-def sse(data: Any, kind: str = "") -> bytes:
-    name = f"event: {kind}\n".encode() if kind else b""
-    return name + b"data: " + json.dumps(data).encode() + b"\n\n"
 
+def streamed(report: Report) -> Backend:
+    return Backend(event_stream(*report.events))
 
-class OpenAI:
-    """What the API of OpenAI says, in bytes."""
 
-    model = "plain"
-    guessed_start = GUESSED_INPUT
+def whole(report: Report) -> bytes:
+    return reply(json.dumps(report.whole).encode(), headers=("Content-Type: application/json",))
 
-    @staticmethod
-    def usage(given: int, made: int) -> dict[str, Any]:
-        return {"prompt_tokens": given, "completion_tokens": made, "total_tokens": given + made}
 
-    def whole(self, usage: dict[str, Any] | None) -> bytes:
-        message = {"role": "assistant", "content": SAID}
-        body = {"id": "1", "object": "chat.completion", "created": 1, "model": "m",
-                "choices": [{"index": 0, "message": message, "finish_reason": "stop"}]}  # fmt: skip
-        if usage is not None:
-            body["usage"] = usage
-        return reply(json.dumps(body).encode(), headers=JSON)
-
-    def begin(self) -> bytes:
-        return sse(self._chunk({"content": SAID}))
-
-    def end(self, usage: dict[str, Any] | None) -> bytes:
-        ending = sse(self._chunk({}, "stop"))
-        if usage is not None:
-            ending += sse({**self._chunk({}), "choices": [], "usage": usage})
-        return ending + b"data: [DONE]\n\n"
-
-    @staticmethod
-    def error_event() -> bytes:
-        return sse({"error": ERROR["error"]})
-
-    @staticmethod
-    def _chunk(delta: dict[str, Any], finish: str | None = None) -> dict[str, Any]:
-        choice = {"index": 0, "delta": delta, "finish_reason": finish}
-        return {"id": "1", "object": "chat.completion.chunk", "created": 1, "model": "m",
-                "choices": [choice]}  # fmt: skip
-
-    def will(self, stand: RouterStand, raw: bytes, *, ends: bool) -> None:
-        stand.backends.plain.set(raw=raw, raw_ends=ends)
-
-    def error_status(self, stand: RouterStand, status: int) -> None:
-        self.will(stand, reply(json.dumps(ERROR).encode(), status, headers=JSON), ends=False)
-
-
-class Anthropic(OpenAI):
-    """What the API of Anthropic says, in bytes."""
-
-    model = "claude"
-    guessed_start = REPORTED_INPUT
-    """The backend tells the input at the start of a stream."""
-
-    @staticmethod
-    def usage(given: int, made: int) -> dict[str, Any]:
-        return {"input_tokens": given, "output_tokens": made}
-
-    def whole(self, usage: dict[str, Any] | None) -> bytes:
-        body = {"id": "1", "type": "message", "role": "assistant", "model": "m",
-                "content": [{"type": "text", "text": SAID}], "stop_reason": "end_turn"}  # fmt: skip
-        if usage is not None:
-            body["usage"] = usage
-        return reply(json.dumps(body).encode(), headers=JSON)
-
-    def begin(self) -> bytes:
-        message = {"id": "1", "model": "m", "usage": self.usage(REPORTED_INPUT, 1)}
-        block = {"type": "text", "text": ""}
-        delta = {"type": "text_delta", "text": SAID}
-        return b"".join([
-            sse({"type": "message_start", "message": message}, "message_start"),
-            sse({"type": "content_block_start", "index": 0, "content_block": block}),
-            sse({"type": "content_block_delta", "index": 0, "delta": delta}),
-        ])  # fmt: skip
-
-    def end(self, usage: dict[str, Any] | None) -> bytes:
-        delta: dict[str, Any] = {"type": "message_delta", "delta": {"stop_reason": "end_turn"}}
-        if usage is not None:
-            delta["usage"] = usage
-        return sse(delta) + sse({"type": "message_stop"})
-
-    @staticmethod
-    def error_event() -> bytes:
-        return sse(ERROR, "error")
-
-    def will(self, stand: RouterStand, raw: bytes, *, ends: bool) -> None:
-        stand.backends.anthropic.raw, stand.backends.anthropic.raw_ends = raw, ends
-
-
-@dataclass(frozen=True)
-class Case:
-    """One ending."""
-
-    stand: RouterStand
-    api: OpenAI
-    path: str
-    stream: bool
-
-    @property
-    def body(self) -> dict[str, Any]:
-        made = chat_body if self.path == CHAT else native_body
-        return made(self.api.model, PROMPT, stream=self.stream)
-
-    def call(self) -> None:
-        self.stand.call("POST", self.path, json=self.body, promised=False)
-
-    def answer(self, usage: dict[str, Any] | None) -> None:
-        events = self.api.begin(), self.api.end(usage)
-        whole = chunked(*events, headers=EVENTS) if self.stream else self.api.whole(usage)
-        self.api.will(self.stand, whole, ends=False)
-        self.call()
-
-    def say(self, raw: bytes, *, ends: bool = True) -> None:
-        self.api.will(self.stand, raw, ends=ends)
-        self.call()
-
-    def leave_before_the_first_byte(self) -> None:
-        self.api.will(self.stand, b"", ends=False)
-        ours, theirs = socket.socketpair()
-        theirs.close()
-        with ours:
-            opened = self.stand.open("POST", self.path, json=self.body, **{"gunicorn.socket": ours})
-            opened.close()
-
-    def leave_after(self, chunks: int) -> None:
-        whole = chunked(self.api.begin(), headers=EVENTS).removesuffix(chunk(b""))
-        self.api.will(self.stand, whole, ends=False)
-        opened = self.stand.open("POST", self.path, json=self.body)
-        for _ in range(chunks):
-            next(opened)
-        opened.close()
-
-
-Charged = tuple[str, str, int, int]
-"""Outcome, source of the usage, tokens of input and of output."""
-NOTHING = ("none", 0, 0)
-ABANDONED = ("estimated", GUESSED_INPUT, 0)
-
-
-def _reported(case: Case) -> Charged:
-    case.answer(case.api.usage(REPORTED_INPUT, REPORTED_OUTPUT))
-    return "completed", "reported", REPORTED_INPUT, REPORTED_OUTPUT
-
-
-def _over(case: Case) -> Charged:
-    case.answer(case.api.usage(REPORTED_INPUT, 50_000))
-    return "completed", "reported", REPORTED_INPUT, 50_000
-
-
-def _without_usage(case: Case) -> Charged:
-    case.answer(None)
-    given = case.api.guessed_start if case.stream else GUESSED_INPUT
-    return "completed", "estimated", given, GUESSED_OUTPUT
-
-
-def _status(status: int) -> Callable[[Case], Charged]:
-    def end(case: Case) -> Charged:
-        case.api.error_status(case.stand, status)
-        case.call()
-        return "upstream_error", *NOTHING
-
-    return end
-
-
-def _error_at_200(case: Case) -> Charged:
-    case.say(reply(json.dumps(ERROR).encode(), headers=JSON), ends=False)
-    return "upstream_aborted", *NOTHING
-
-
-def _nonsense(case: Case) -> Charged:
-    case.say(reply(b"{", headers=JSON), ends=False)
-    return "upstream_aborted", *ABANDONED
-
-
-def _reset_before_head(case: Case) -> Charged:
-    case.say(b"")
-    return "upstream_error", *ABANDONED
-
-
-def _cut_after_head(case: Case) -> Charged:
-    if case.stream:
-        case.say(STREAM_HEAD)
-    else:
-        whole = case.api.whole(None)
-        case.say(whole[: whole.index(b"\r\n\r\n") + 6])
-    return "upstream_aborted", *ABANDONED
-
-
-def _silent_before_head(case: Case) -> Charged:
-    case.say(b"", ends=False)
-    return "timeout", *ABANDONED
-
-
-def _silent_after_head(case: Case) -> Charged:
-    head = reply(headers=(*JSON, "Content-Length: 9"), body=b"", length=False)
-    case.say(STREAM_HEAD if case.stream else head, ends=False)
-    return "timeout", *ABANDONED
-
-
-def _gone_before_first_byte(case: Case) -> Charged:
-    case.leave_before_the_first_byte()
-    return "client_aborted", *ABANDONED
-
-
-def _empty_stream(case: Case) -> Charged:
-    case.say(chunked(headers=EVENTS), ends=False)
-    return "upstream_aborted", *ABANDONED
-
-
-def _error_event_first(case: Case) -> Charged:
-    case.say(chunked(case.api.error_event(), headers=EVENTS), ends=False)
-    return "upstream_aborted", *NOTHING
-
-
-def _error_event_later(case: Case) -> Charged:
-    case.say(chunked(case.api.begin(), case.api.error_event(), headers=EVENTS), ends=False)
-    return "upstream_aborted", "estimated", case.api.guessed_start, GUESSED_OUTPUT
-
-
-def _cut_midway(case: Case) -> Charged:
-    case.say(STREAM_HEAD + chunk(case.api.begin()))
-    return "upstream_aborted", "estimated", case.api.guessed_start, GUESSED_OUTPUT
-
-
-def _silent_midway(case: Case) -> Charged:
-    case.say(STREAM_HEAD + chunk(case.api.begin()), ends=False)
-    return "timeout", "estimated", case.api.guessed_start, GUESSED_OUTPUT
-
-
-def _gone_midway(case: Case) -> Charged:
-    case.leave_after(1)
-    return "client_aborted", "estimated", case.api.guessed_start, GUESSED_OUTPUT
-
-
-def _gone_unread(case: Case) -> Charged:
-    case.leave_after(0)
-    return "client_aborted", *ABANDONED
-
-
-BOTH: dict[str, Callable[[Case], Charged]] = {
-    "completed": _reported,
-    "more than reserved": _over,
-    "usage absent": _without_usage,
-    "422": _status(422),
-    "429": _status(429),
-    "500": _status(500),
-    "529": _status(529),
-    "200 with error": _error_at_200,
-    "200 with nonsense": _nonsense,
-    "reset before the head": _reset_before_head,
-    "cut after the head": _cut_after_head,
-    "silent before the head": _silent_before_head,
-    "silent after the head": _silent_after_head,
-    "client gone before the first byte": _gone_before_first_byte,
-}
-STREAMED: dict[str, Callable[[Case], Charged]] = {
-    "empty stream": _empty_stream,
-    "error event first": _error_event_first,
-    "error event later": _error_event_later,
-    "cut midway": _cut_midway,
-    "silent midway": _silent_midway,
-    "client gone midway": _gone_midway,
-    "client gone, nothing read": _gone_unread,
-}
-
-
-def quick_stand(world: World, **settings: Any) -> RouterStand:
-    """Budgets in all units, and backends that are not waited for long."""
-    document = world.services.state.document()
-    budgets = (budget(limit=100 * USD), budget("tokens", 10**7), budget("requests", 100))
-    acme = replace(document.organizations["acme"], budgets=budgets)
-    hurry = Timeouts(first_byte_s=0.4, idle_s=0.4)
-    quick = {
-        name: replace(backend, timeouts=hurry) if name in ("plain", "anthropic") else backend
-        for name, backend in document.backends.items()
-    }
-    organizations = {**document.organizations, "acme": acme}
-    changed = replace(document, organizations=organizations, backends=quick)
-    parts: dict[str, Any] = {"state": Fixed(changed)}
-    if settings:
-        parts["settings"] = replace(world.settings, **settings)
-    return world.stand(**parts)
-
-
-def booked(stand: RouterStand) -> tuple[int, int, int]:
-    """What the ledger has: nano-USD, tokens, calls; nothing is reserved."""
-    found = {entry["name"]: entry for entry in stand.call("GET", "/v1/limits").json["budgets"]}
-    assert [entry["reserved"] for entry in found.values()] == [0, 0, 0]
-    settled = [found[f"{unit}-daily"]["settled"] for unit in ("usd", "tokens", "requests")]
-    return round(settled[0] * USD), settled[1], settled[2]
-
-
-def assert_charged(stand: RouterStand, charged: Charged) -> None:
-    """The record and the ledger say so, and so does the line of the log."""
-    outcome, source, given, made = charged
-    record, line = stand.record, stand.lines[0]
-    cost = None if source == "none" else given * INPUT_NANOS + made * OUTPUT_NANOS
-    assert (record["outcome"], record["usage_source"]) == (outcome, source)
-    assert (record["tokens_input"], record["tokens_output"]) == (given, made)
-    assert record["cost_nanos"] == line.get("cost_nanos") == cost
-    assert record["attempts"][-1]["billed"] is (source != "none")
-    assert booked(stand) == (cost or 0, given + made, int(outcome in SERVED))
-    assert stand.metric("cost_nanousd_total") == (cost or 0)
-
-
-@pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
-@pytest.mark.parametrize("path", [CHAT, NATIVE])
-@pytest.mark.parametrize("api", [OpenAI(), Anthropic()], ids=["openai", "anthropic"])
-@pytest.mark.parametrize("ending", BOTH)
-def test_the_charge_of_an_ending(
-    world: World, api: OpenAI, path: str, stream: bool, ending: str
-) -> None:
-    """U9, B5: what was dispatched is charged, unless the backend says that it did nothing."""
-    stand = quick_stand(world)
-    assert_charged(stand, BOTH[ending](Case(stand, api, path, stream)))
-
-
-@pytest.mark.parametrize("path", [CHAT, NATIVE])
-@pytest.mark.parametrize("api", [OpenAI(), Anthropic()], ids=["openai", "anthropic"])
-@pytest.mark.parametrize("ending", STREAMED)
-def test_the_charge_of_a_stream(world: World, api: OpenAI, path: str, ending: str) -> None:
-    """U9, B5: a stream that ended before any data had no cost in its record, and one in the
-    budget."""
-    stand = quick_stand(world)
-    assert_charged(stand, STREAMED[ending](Case(stand, api, path, True)))
+def two_backends(world: World) -> PricedStand:
+    """A model that the backend ``plain`` serves first, and ``second`` after it."""
+    priced = PricedStand(world, prices=PRICES)
+    priced.move_backend("closed", to="plain")
+    return priced
 
 
 def test_what_never_reached_a_backend_is_free(world: World) -> None:
     """U9: nobody listens there."""
-    stand = quick_stand(world)
-    stand.chat("dead", PROMPT)
-    assert (stand.record["outcome"], stand.record["cost_nanos"]) == ("upstream_error", None)
-    assert booked(stand) == (0, 0, 0)
+    priced = PricedStand(world)
+    priced.stand.chat("dead", PROMPT)
+    record = priced.stand.record
+    assert (record["outcome"], record["cost_nanos"]) == ("upstream_error", None)
+    assert priced.booked() == (0, 0, 0)
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
@@ -384,51 +73,107 @@ def test_the_policy_for_abandoned_work(
     world: World, stream: bool, policy: str, source: str, tokens: int, cost: int | None
 ) -> None:
     """`ROUTER_ABANDONED`: what a call costs whose client left before anything had come."""
-    stand = quick_stand(world, abandoned=policy)
-    case = Case(stand, OpenAI(), CHAT, stream)
-    case.leave_before_the_first_byte()
-    record = stand.record
+    priced, asked = PricedStand(world, prices=PRICES, abandoned=policy), Asked(CHAT, stream)
+    priced.call("plain", asked, HANGS, "before")
+    record = priced.stand.record
     if cost is not None and policy == "reserved":
         # A byte a token, and 1024 that a provider may add.
-        cost += (len(json.dumps(case.body)) + 1_024) * INPUT_NANOS
+        cost += (len(json.dumps(asked.body("plain"))) + 1_024) * INPUT_NANOS
     assert record["usage_source"] == source
     assert record["tokens_input"] + record["tokens_output"] == tokens
     assert record["cost_nanos"] == cost
-    assert booked(stand) == (record["cost_nanos"] or 0, tokens, 1)
+    assert priced.booked() == (record["cost_nanos"] or 0, tokens, 1)
+
+
+def refusal(status: int) -> Backend:
+    return Backend(reply(b'{"error":{"message":"no"},"usage":{"prompt_tokens":7}}', status))
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
+@pytest.mark.parametrize("status", [401, 403, 429, 502, 503, 504, 529])
+def test_a_backend_that_refuses_costs_nothing_and_another_serves(
+    world: World, status: int, stream: bool
+) -> None:
+    """U9: only the attempt that is the last one is charged, for each before it was refused by an
+    answer of its backend."""
+    priced = two_backends(world)
+    priced.will(refusal(status))
+    priced.stand.backends.second.set(raw=streamed(reported()).raw if stream else whole(reported()))
+    assert priced.stand.chat("failover", PROMPT, stream=stream).status == 200
+    record = priced.stand.record
+    assert [each["billed"] for each in record["attempts"]] == [False, True]
+    assert [each["status"] for each in record["attempts"]] == [status, 200]
+    cost = REPORTED_INPUT * INPUT_NANOS + REPORTED_OUTPUT * OUTPUT_NANOS
+    assert record["cost_nanos"] == cost
+    assert priced.booked() == (cost, REPORTED_INPUT + REPORTED_OUTPUT, 1)
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
+@pytest.mark.parametrize(
+    ("backend", "is_charged"),
+    [
+        (Backend(b"", "ends"), True),
+        (Backend(b"", "resets"), True),
+        (HANGS, True),
+        (Backend(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n{", "ends"), True),
+        (refusal(400), False),
+        (refusal(500), False),
+    ],
+    ids=["closes", "resets", "silent", "cut", "400", "500"],
+)
+def test_no_other_backend_is_asked_where_one_may_have_worked(
+    world: World, backend: Backend, is_charged: bool, stream: bool
+) -> None:
+    """U9: so no call is charged twice, and no work that was dispatched is free."""
+    priced = two_backends(world)
+    priced.call("failover", Asked(CHAT, stream), backend)
+    assert priced.stand.backends.second.requests == []
+    record = priced.stand.record
+    assert [each["billed"] for each in record["attempts"]] == [is_charged]
+    assert (record["cost_nanos"] or 0) == is_charged * GUESSED_INPUT * INPUT_NANOS
+    assert priced.booked()[0] == is_charged * GUESSED_INPUT * INPUT_NANOS
+
+
+@pytest.mark.parametrize("first", ["nobody listens", "busy"])
+def test_the_last_backend_that_was_asked_is_abandoned(world: World, first: str) -> None:
+    """U9: a call that another had refused is charged like any other."""
+    priced = PricedStand(world, prices=PRICES) if first == "nobody listens" else two_backends(world)
+    priced.will(refusal(429))
+    priced.stand.backends.second.set(raw=b"", raw_ends="ends")
+    priced.stand.call("POST", CHAT, promised=False, json=Asked(CHAT, False).body("failover"))
+    record = priced.stand.record
+    assert [each["billed"] for each in record["attempts"]] == [False, True]
+    assert record["cost_nanos"] == GUESSED_INPUT * INPUT_NANOS
+    assert priced.booked() == (GUESSED_INPUT * INPUT_NANOS, GUESSED_INPUT, 0)
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
 def test_leaving_again_and_again_uses_up_the_budget(world: World, stream: bool) -> None:
     """B5: calls that hang up while the backend works used to be free when they were not streamed;
     now each moves the budget by its input, and then the budget refuses."""
-    document = world.services.state.document()
     each = GUESSED_INPUT * INPUT_NANOS
-    acme = replace(document.organizations["acme"], budgets=(budget(limit=3 * each),))
-    organizations = {**document.organizations, "acme": acme}
-    small = {"settings": replace(world.settings, reservation="floor")}
-    stand = world.stand(state=Fixed(replace(document, organizations=organizations)), **small)
-    case = Case(stand, OpenAI(), CHAT, stream)
+    spend = (budget(limit=3 * each),)
+    priced = PricedStand(world, prices=PRICES, budgets=spend, reservation="floor")
     for count in range(1, 4):
-        case.leave_before_the_first_byte()
-        [found] = stand.call("GET", "/v1/limits").json["budgets"]
-        assert round(found["settled"] * USD) == count * each
-    assert stand.chat("plain", PROMPT).status == 402
+        priced.call("plain", Asked(CHAT, stream), HANGS, "before")
+        assert priced.booked() == (count * each,)
+    assert priced.stand.chat("plain", PROMPT).status == 402
 
 
 def test_a_model_without_a_price_costs_the_floor_in_both_places(world: World) -> None:
     """B5: the record used to say that it cost nothing, the budget had the floor."""
-    stand = quick_stand(world)
-    stand.chat("unpriced")
-    assert stand.record["cost_nanos"] == 1_000
-    assert booked(stand) == (1_000, 2 + 4, 1)
+    priced = PricedStand(world)
+    priced.stand.chat("unpriced")
+    assert priced.stand.record["cost_nanos"] == 1_000
+    assert priced.booked() == (1_000, 2 + 4, 1)
 
 
 def test_usage_behind_the_end_of_a_stream_changes_nothing(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """B5: the record is written by then, and the ledger used to book the later figure."""
-    stand = quick_stand(world)
-    api = OpenAI()
+    priced = PricedStand(world, prices=PRICES)
+    spool = priced.stand.spool
     opened: list[CompletionStream] = []
     open_stream = OpenAIProvider.open_stream
 
@@ -437,26 +182,27 @@ def test_usage_behind_the_end_of_a_stream_changes_nothing(
         return opened[-1]
 
     monkeypatch.setattr(OpenAIProvider, "open_stream", remember)
-    append = stand.spool.append
+    append = spool.append
 
     def report_late(frames: Any) -> None:
         append(frames)
         for each in opened:
             each.usage = Usage(9_000, 9_000)
 
-    monkeypatch.setattr(stand.spool, "append", report_late)
-    Case(stand, api, CHAT, True).answer(api.usage(REPORTED_INPUT, REPORTED_OUTPUT))
-    assert_charged(stand, ("completed", "reported", REPORTED_INPUT, REPORTED_OUTPUT))
+    monkeypatch.setattr(spool, "append", report_late)
+    priced.call("plain", Asked(CHAT, stream=True), streamed(reported()))
+    cost = REPORTED_INPUT * INPUT_NANOS + REPORTED_OUTPUT * OUTPUT_NANOS
+    assert priced.stand.record["cost_nanos"] == cost
+    assert priced.booked() == (cost, REPORTED_INPUT + REPORTED_OUTPUT, 1)
 
 
 @pytest.mark.parametrize("is_over", [False, True])
 def test_what_was_reserved_is_in_the_record(world: World, is_over: bool) -> None:
     """B5: and whether it was enough."""
-    stand = quick_stand(world)
-    api = OpenAI()
-    output = 50_000 if is_over else REPORTED_OUTPUT
-    Case(stand, api, CHAT, False).answer(api.usage(REPORTED_INPUT, output))
-    record, event = stand.record, stand.event
+    priced = PricedStand(world, prices=PRICES)
+    report = reported(50_000 if is_over else REPORTED_OUTPUT)
+    priced.call("plain", Asked(CHAT, stream=True), streamed(report))
+    record, event = priced.stand.record, priced.stand.event
     assert record["reserved_tokens"] >= 4_096
     assert record["reserved_nanos"] >= 4_096 * OUTPUT_NANOS
     assert record["over_reservation"] is is_over
@@ -475,24 +221,16 @@ def test_a_budget_that_is_added_while_a_call_runs(
     world: World, had_budgets: bool, is_rebuilt: bool
 ) -> None:
     """B5: the call is charged there when it ends; only budgets of its beginning used to be."""
-    document = world.services.state.document()
-
-    def with_budgets(*budgets: Budget) -> Document:
-        acme = replace(document.organizations["acme"], budgets=budgets)
-        return replace(document, organizations={**document.organizations, "acme": acme})
-
-    first = (budget("requests", 100),) if had_budgets else ()
-    state = Fixed(with_budgets(*first))
-    stand = world.stand(state=state)
-    api = OpenAI()
-    ending = api.end(api.usage(REPORTED_INPUT, REPORTED_OUTPUT))
-    api.will(stand, chunked(api.begin(), ending, headers=EVENTS), ends=False)
-    opened = stand.open("POST", CHAT, json=Case(stand, api, CHAT, True).body)
-    state.change(with_budgets(*first, budget(limit=USD)))
+    first: tuple[Budget, ...] = (budget("requests", 100),) if had_budgets else ()
+    priced = PricedStand(world, prices=PRICES, budgets=first)
+    priced.will(streamed(reported()))
+    body = Asked(CHAT, stream=True).body("plain")
+    opened = priced.stand.open("POST", CHAT, json=body)
+    priced.change((*first, budget(limit=USD)))
     if is_rebuilt:
-        stand.call("GET", "/v1/limits")
+        priced.stand.call("GET", "/v1/limits")
     opened.read()
     for _ in range(2):
-        found = stand.call("GET", "/v1/limits").json["budgets"][-1]
+        found = priced.stand.call("GET", "/v1/limits").json["budgets"][-1]
         cost = REPORTED_INPUT * INPUT_NANOS + REPORTED_OUTPUT * OUTPUT_NANOS
         assert (round(found["settled"] * USD), found["reserved"]) == (cost, 0)

@@ -1,93 +1,89 @@
-"""What a backend reports is what its client sees, its record says and its budgets are charged.
+"""However a call ends and its backend reports what was used: what its client sees, its record says,
+its audit event has and its budgets are charged is one and the same, to the nano-USD.
 
-Every spelling of usage × kinds of number × ways to ask, each through the real application, with the
-expected cost computed from the split that the backend had in mind.
+The product of the ways to report usage, of whole and streamed answers, and of the endings, each
+through the real application; what is expected is computed from the split that the backend had in
+mind, by the table in `docs/records.md`.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import replace
 
 import pytest
 
 from router.exports.client_list import match_client
 from router.exports.comparison import STORE, Scope
 from router.exports.reconciliation import Reconciliation
-from tests.fakes.backend.scripts import chunked, reply
-from tests.fakes.backend.usage_reports import Report
-from tests.fakes.backend.usage_spellings import all_input, all_output
-from tests.fakes.exact_money import (
-    PRICES,
-    REPORTS,
-    USD,
-    WAYS,
-    check_client,
-    check_record,
-    cost_of,
-)
-from tests.fakes.limited import Fixed, budget
-from tests.fakes.router_stand import RouterStand, World
+from router.upstream import transport
+from tests.fakes.backend.usage_reports import REPORTERS, Reporter
+from tests.fakes.endings import Case, cases
+from tests.fakes.exact_money import check_client, check_record
+from tests.fakes.priced_stand import PricedStand
+from tests.fakes.router_stand import World
 
 
-def priced_stand(world: World) -> RouterStand:
-    """Every class has a price, and budgets of all units count."""
-    document = world.services.state.document()
-    budgets = (budget(limit=1000 * USD), budget("tokens", 10**9), budget("requests", 10**6))
-    acme = replace(document.organizations["acme"], budgets=budgets)
-    priced = {
-        name: replace(document.models[name], prices=PRICES)
-        if name in ("plain", "claude")
-        else model
-        for name, model in document.models.items()
-    }
-    names = {name: priced[model.id] for name, model in document.model_names.items()}
-    organizations = {**document.organizations, "acme": acme}
-    changed = replace(document, organizations=organizations, models=priced, model_names=names)
-    return world.stand(state=Fixed(changed))
+def test_the_product_is_large() -> None:
+    """It is generated, so nothing says otherwise that it is not empty."""
+    assert sum(len([*cases(reporter)]) for reporter in REPORTERS) >= 1_500
 
 
-def booked(stand: RouterStand) -> tuple[int, int, int]:
-    """What the ledger has: nano-USD, tokens, calls; nothing is reserved."""
-    found = {entry["name"]: entry for entry in stand.call("GET", "/v1/limits").json["budgets"]}
-    assert [entry["reserved"] for entry in found.values()] == [0, 0, 0]
-    settled = [found[f"{unit}-daily"]["settled"] for unit in ("usd", "tokens", "requests")]
-    return round(settled[0] * USD), settled[1], settled[2]
+@pytest.mark.parametrize("reporter", REPORTERS, ids=lambda reporter: reporter.name)
+def test_each_ending_has_one_charge(
+    world: World, reporter: Reporter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """U7, U8, U9, B5: nothing is free by accident, and nothing dearer than the provider's bill."""
+    monkeypatch.setattr(transport, "CLIENT_CHECK_S", 0.01)
+    priced = PricedStand(world)
+    made = [*cases(reporter)]
+    faults = {}
+    booked: tuple[int, ...] = (0, 0, 0)
+    for case in made:
+        try:
+            booked = check(priced, case, booked)
+        except AssertionError as fault:
+            faults[case.name] = str(fault)
+            booked = priced.booked()
+    assert not faults, "\n\n".join(f"{name}: {fault}" for name, fault in faults.items())
+    check_books(priced, made)
 
 
-@pytest.mark.parametrize("report", REPORTS, ids=lambda report: report.name)
-def test_client_record_and_ledger_have_what_was_used(world: World, report: Report) -> None:
-    """U7, U8, B5: to the nano-USD, whatever the spelling, however the call was made."""
-    stand = priced_stand(world)
-    whole = reply(json.dumps(report.whole).encode(), headers=("Content-Type: application/json",))
-    streamed = chunked(*report.events, headers=("Content-Type: text/event-stream",))
-    cost, tokens = cost_of(report.split, report.tier), all_input(report.split)
-    tokens += all_output(report.split)
-    for number, asked in enumerate(WAYS, 1):
-        raw = streamed if asked.stream else whole
-        stand.backends.plain.set(raw=raw)
-        stand.backends.anthropic.raw = raw
-        answer = stand.call("POST", asked.path, json=asked.body(report.model), promised=False)
-        check_client(report, asked, answer.body)
-        check_record(report, stand.spool.records[-1])
-        assert booked(stand) == (number * cost, number * tokens, number)
-    check_books(stand, report)
+def check(priced: PricedStand, case: Case, before: tuple[int, ...]) -> tuple[int, ...]:
+    """Make the call, and hold everything against what it is to be charged; what is booked then."""
+    charge, stand = case.charge, priced.stand
+    counted = stand.metric("cost_nanousd_total")
+    body = priced.play(case)
+    record, line = stand.spool.records[-1], stand.lines[-1]
+    booked = priced.booked()
+    pairs = zip(booked, before, strict=True)
+    assert tuple(now - then for now, then in pairs) == charge.booked
+    check_record(charge, record, stand.spool.events[-1])
+    assert line.get("cost_nanos") == record["cost_nanos"]
+    assert stand.metric("cost_nanousd_total") - counted == charge.cost_nanos
+    reserved = record["reserved_nanos"], record["reserved_tokens"]
+    is_over = charge.booked[0] > reserved[0] or charge.booked[1] > reserved[1]
+    assert record["over_reservation"] is is_over
+    assert is_over or case.ending.name != "more than reserved"
+    if charge.outcome == "completed" and body is not None:
+        check_client(case.report, case.asked, charge, body)
+    return booked
 
 
-def check_books(stand: RouterStand, report: Report) -> None:
-    """The comparison of ``records reconcile`` finds what the client lists in the records."""
-    figures = (
-        all_input(report.split),
-        all_output(report.split),
-        cost_of(report.split, report.tier),
-    )
+def check_books(priced: PricedStand, made: Sequence[Case]) -> None:
+    """The comparison of ``records reconcile`` agrees with the table, call by call."""
+    records = priced.stand.spool.records
+    assert len(records) == len(made)
     with closing(Reconciliation(Scope(), (STORE,))) as books:
-        for record in stand.spool.records:
+        for record in records:
             books.observe(json.dumps(record).encode(), STORE)
-        books.add_answers((record["request_id"], figures) for record in stand.spool.records)
+        books.add_answers(
+            (record["request_id"], (*case.charge.tokens, case.charge.recorded["cost_nanos"]))
+            for record, case in zip(records, made, strict=True)
+        )
         found = books.compare(9)
         client = match_client(books.by_request(), found.differences, is_complete=True)
     assert found.differences.counts == {}
-    assert (client.listed.records, client.unlisted.records) == (len(WAYS), 0)
-    assert found.tallies[STORE].cost_nanos == booked(stand)[0]
+    assert (client.listed.records, client.unlisted.records) == (len(made), 0)
+    assert found.tallies[STORE].cost_nanos == priced.booked()[0]
