@@ -56,5 +56,5 @@ def estimated_input(call: Call, model: Model) -> int:
 
 
 def _text_bytes(prompt: Prompt) -> int:
-    total = sum([utf8_bytes(text) for text in prompt.texts])
+    total = utf8_bytes("".join(prompt.texts))  # half as dear as one by one, where there are many
     return total + len(orjson.dumps(prompt.structured)) - 2 if prompt.structured else total

@@ -114,9 +114,20 @@ def _read_content(content: Any, found: Prompt, pending: list[Any]) -> None:
         if content and type(content[0]) is int:
             found.token_ids += len(content)
         else:
-            pending += content
+            for part in content:
+                _read_item(part, found, pending)
     elif isinstance(content, dict):
         _read_part(content, found, pending)
+
+
+def _read_item(part: Any, found: Prompt, pending: list[Any]) -> None:
+    """One of many: the plain texts among them at once, for there may be thousands in a body."""
+    if type(part) is dict and len(part) == 2 and part.get("type") == "text":
+        text = part.get("text")
+        if type(text) is str:
+            found.texts.append(text)
+            return
+    pending.append(part)
 
 
 def _read_part(part: Json, found: Prompt, pending: list[Any]) -> None:
