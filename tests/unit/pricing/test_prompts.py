@@ -24,7 +24,7 @@ PLAIN = {"type": "text", "text": "ab"}
         ({"type": "file", "text": "cd"}, ["ab"], 0, 1),
         (["cd", PLAIN], ["ab", "ab", "cd"], 0, 0),
         ("cd", ["ab", "cd"], 0, 0),
-        (7, ["ab"], 0, 0),
+        (7.5, ["ab"], 0, 0),
     ],
 )
 def test_plain_texts_hide_nothing_beside_them(
