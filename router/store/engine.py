@@ -115,9 +115,18 @@ class Database:
             if not self.read_only:
                 _make_private(path)
             # Without an isolation level the driver leaves BEGIN to us: see _begin.
-            return sqlite3.connect(
+            driver = sqlite3.connect(
                 location, uri=True, timeout=_BUSY_S, isolation_level=None, check_same_thread=False
             )
+            if not self.read_only:
+                try:
+                    _prepare_writer(driver)
+                except BaseException:
+                    # SQLAlchemy would leave it open, and the file with it, for each attempt.
+                    driver.close()
+                    raise
+                self._file = _identity(path)
+            return driver
 
         if self.read_only:
             engine = create_engine("sqlite://", creator=connect, poolclass=NullPool)
@@ -127,8 +136,6 @@ class Database:
             engine = create_engine(
                 "sqlite://", creator=connect, poolclass=QueuePool, pool_size=1, max_overflow=0
             )
-            event.listen(engine, "connect", _prepare_writer)
-            event.listen(engine, "connect", lambda *_: self._remember_file(path))
             _begin_with(engine, "BEGIN IMMEDIATE")
         return engine
 
@@ -155,9 +162,6 @@ class Database:
         if timeout_s is not None:
             event.listen(engine, "connect", limiting(timeout_s))
         return engine
-
-    def _remember_file(self, path: Path) -> None:
-        self._file = _identity(path)
 
     def _close_lost_file(self) -> None:
         """Close a file that was deleted or replaced: nobody could read what is written there."""
@@ -254,7 +258,7 @@ def _begin_with(engine: Engine, statement: str) -> None:
     event.listen(engine, "begin", lambda connection: connection.exec_driver_sql(statement))
 
 
-def _prepare_writer(driver: sqlite3.Connection, _record: object) -> None:
+def _prepare_writer(driver: sqlite3.Connection) -> None:
     driver.execute("PRAGMA journal_mode=WAL")
     # What is committed is deleted from the spool, so it must survive a loss of power.
     driver.execute("PRAGMA synchronous=FULL")

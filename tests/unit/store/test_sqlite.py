@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
+import sqlite3
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +117,30 @@ class TestSqlite(SpendContract, StoreContract):
         path.write_bytes(b"no database at all" * 100)
         with RecordStore(store_url) as store, pytest.raises(StoreUnavailable):
             store.migrate()
+
+    @pytest.mark.parametrize("read_only", [False, True])
+    def test_a_damaged_file_is_not_left_open(
+        self, path: Path, store_url: str, monkeypatch: pytest.MonkeyPatch, read_only: bool
+    ) -> None:
+        """An agent tries again each second; with SQLAlchemy 2.0 each try used to leave one open."""
+        open_now: list[sqlite3.Connection] = []
+
+        class Watched(sqlite3.Connection):
+            def __init__(self, *arguments: Any, **options: Any) -> None:
+                super().__init__(*arguments, **options)
+                open_now.append(self)
+
+            def close(self) -> None:
+                super().close()
+                open_now.remove(self)
+
+        monkeypatch.setattr(sqlite3, "connect", partial(sqlite3.connect, factory=Watched))
+        path.parent.mkdir()
+        path.write_bytes(b"no database at all" * 100)
+        with RecordStore(store_url, read_only=read_only) as store:
+            with pytest.raises(StoreUnavailable):
+                store.count_usage() if read_only else store.migrate()
+            assert open_now == []
 
     @pytest.mark.parametrize("replaced", [False, True])
     def test_a_file_that_was_taken_away_is_noticed(
