@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from functools import lru_cache
-from typing import Final, Literal, cast
+from functools import lru_cache, wraps
+from typing import Final, Literal, ParamSpec, TypeVar, cast
 
 from router.config.document import Budget, KeyRecord, Organization, RateLimit
 from router.config.settings import Settings
@@ -14,6 +14,8 @@ from router.limits.budgets.windows import Amounts, Scope, WindowSpec
 from router.limits.rates.decision import BucketSpec, SlotSpec
 
 Owner = Literal["org", "key", "model"]
+P = ParamSpec("P")
+T = TypeVar("T")
 
 _REMEMBERED: Final = 8192
 _MINUTE_S: Final = 60
@@ -39,6 +41,25 @@ class RateSpecs:
         return RateSpecs(tuple(buckets), ())
 
 
+def by_identity(make: Callable[P, T]) -> Callable[P, T]:
+    """Remembers what ``make`` makes of objects, by which objects they are: organizations and keys
+    live as long as their configuration, and hashing all that is in them takes long."""
+    known: dict[tuple[int, ...], tuple[tuple[object, ...], T]] = {}
+
+    @wraps(make)
+    def remembered(*args: P.args, **kwargs: P.kwargs) -> T:
+        ids = tuple(map(id, args))
+        found = known.get(ids)
+        if found is None:
+            if len(known) >= _REMEMBERED:
+                known.clear()
+            # With the objects themselves, so that no other can get the same address.
+            found = known[ids] = args, make(*args, **kwargs)
+        return found[1]
+
+    return remembered
+
+
 def default_rate_limit(settings: Settings) -> RateLimit:
     """What holds for an organization or key that has no ``rate_limit``."""
     return RateLimit(float(settings.rate_limit_rps), settings.rate_limit_burst)
@@ -56,6 +77,27 @@ def reservation_rule(settings: Settings) -> ReservationRule:
     )
 
 
+@by_identity
+def _fixed_rate_specs(
+    organization: Organization, key: KeyRecord, default: RateLimit, /
+) -> RateSpecs | None:
+    """The limits of a caller whose calls all have the same; ``None`` for any other."""
+    owners = _owners(organization, [key], default)
+    if organization.model_rate_limits or any(
+        limit.tokens_per_minute is not None for _, _, limit in owners
+    ):
+        return None
+    return _specs(owners, 0)
+
+
+def _owners(
+    organization: Organization, keys: Iterable[KeyRecord], default: RateLimit
+) -> list[tuple[Owner, str, RateLimit]]:
+    owners: list[tuple[Owner, str, RateLimit]] = [("org", "", organization.rate_limit or default)]
+    owners += [("key", key.id, key.rate_limit or default) for key in keys]
+    return owners
+
+
 def rate_specs(
     organization: Organization,
     key: KeyRecord,
@@ -68,10 +110,10 @@ def rate_specs(
 
     ``tokens`` is charged to the limits per minute; 0 only checks whether they are in debt.
     """
-    owners: list[tuple[Owner, str, RateLimit]] = [
-        ("org", "", organization.rate_limit or default),
-        ("key", key.id, key.rate_limit or default),
-    ]
+    fixed = _fixed_rate_specs(organization, key, default)
+    if fixed is not None:
+        return fixed
+    owners = _owners(organization, [key], default)
     if model_id is not None and model_id in organization.model_rate_limits:
         owners.append(("model", model_id, organization.model_rate_limits[model_id]))
     return _specs(owners, tokens)
@@ -81,8 +123,7 @@ def all_rate_specs(
     organization: Organization, keys: Iterable[KeyRecord], *, default: RateLimit, tokens: int = 0
 ) -> RateSpecs:
     """The limits of the organization, of these keys, and of all models that have their own."""
-    owners: list[tuple[Owner, str, RateLimit]] = [("org", "", organization.rate_limit or default)]
-    owners += [("key", key.id, key.rate_limit or default) for key in keys]
+    owners = _owners(organization, keys, default)
     models = organization.model_rate_limits.items()
     return _specs([*owners, *[("model", model_id, limit) for model_id, limit in models]], tokens)
 
@@ -99,7 +140,8 @@ def _specs(owners: Iterable[tuple[Owner, str, RateLimit]], tokens: int) -> RateS
     return RateSpecs(tuple(buckets), tuple(slots))
 
 
-def window_specs(organization: Organization, key: KeyRecord | None) -> tuple[WindowSpec, ...]:
+@by_identity
+def window_specs(organization: Organization, key: KeyRecord | None, /) -> tuple[WindowSpec, ...]:
     """The budgets of the organization, then those of the key."""
     windows = _windows("org", "", organization.budgets)
     return windows if key is None else windows + _windows("key", key.id, key.budgets)
@@ -118,17 +160,23 @@ def reserved_amounts(
 
     Raises ``reservation_rule.PriceUnknown`` where there is a budget in USD.
     """
-    budgets = organization.budgets + (() if key is None else key.budgets)
-    cost_rules, token_rules = _rules(budgets, rule)
+    cost_rules, token_rules = _rules(organization, key, rule)
     return Amounts(
         max([found.cost_nanos(most_nanos) for found in cost_rules]),
         max([found.tokens(most_tokens) for found in token_rules]),
     )
 
 
-def needs_bound(organization: Organization, key: KeyRecord, rule: ReservationRule) -> bool:
+@by_identity
+def needs_bound(organization: Organization, key: KeyRecord, rule: ReservationRule, /) -> bool:
     """Whether a budget counts on a call to use no more than its worst case."""
-    return _needs_bound(organization.budgets + key.budgets, rule)
+    return any(
+        budget.unit != "requests"
+        and budget.limit is not None
+        and not budget.shadow
+        and _rule(budget, rule).mode == "worst_case"
+        for budget in organization.budgets + key.budgets
+    )
 
 
 @lru_cache(maxsize=_REMEMBERED)
@@ -177,26 +225,16 @@ def _windows(scope: Scope, subject: str, budgets: tuple[Budget, ...]) -> tuple[W
     )
 
 
-@lru_cache(maxsize=_REMEMBERED)
+@by_identity
 def _rules(
-    budgets: tuple[Budget, ...], rule: ReservationRule
+    organization: Organization, key: KeyRecord | None, rule: ReservationRule, /
 ) -> tuple[tuple[ReservationRule, ...], tuple[ReservationRule, ...]]:
     """The rules that budgets in USD, and those that budgets in tokens, ask for."""
+    budgets = organization.budgets + (() if key is None else key.budgets)
     cost = {_rule(budget, rule) for budget in budgets if budget.unit == "usd"}
     tokens = {_rule(budget, rule) for budget in budgets if budget.unit == "tokens"}
     # Where nothing is counted in USD, nobody needs to know the price.
     return tuple(cost or {replace(rule, refuse_unknown_price=False)}), tuple(tokens or {rule})
-
-
-@lru_cache(maxsize=_REMEMBERED)
-def _needs_bound(budgets: tuple[Budget, ...], rule: ReservationRule) -> bool:
-    return any(
-        budget.unit != "requests"
-        and budget.limit is not None
-        and not budget.shadow
-        and _rule(budget, rule).mode == "worst_case"
-        for budget in budgets
-    )
 
 
 def _rule(budget: Budget, rule: ReservationRule) -> ReservationRule:

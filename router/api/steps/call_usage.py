@@ -33,11 +33,11 @@ def abandoned_charge(scope: Scope, backend_id: str) -> Charge:
     return _abandoned(scope, call, document.models[call.model], backend_id)
 
 
-def charge_as_recorded(scope: Scope, outcome: Outcome) -> Amounts:
-    """Make the charge final: the record with this outcome says so. Returns its amounts."""
+def charge_of(scope: Scope, outcome: Outcome) -> tuple[Charge, Amounts]:
+    """What a record with this outcome says that the call is charged; final once it is the charge of
+    the scope."""
     usage, cost = call_usage(scope)
-    scope.charge = Charge(usage, cost, outcome)
-    return _amounts(scope, usage, cost, outcome)
+    return Charge(usage, cost, outcome), _amounts(scope, usage, cost, outcome)
 
 
 def unpriced_classes(scope: Scope, usage: Usage) -> tuple[str, ...]:
@@ -50,13 +50,14 @@ def unpriced_classes(scope: Scope, usage: Usage) -> tuple[str, ...]:
     return unpriced(usage, scope.document.prices_of(scope.call.model, backend_id))
 
 
-def is_over_reservation(scope: Scope, outcome: Outcome) -> bool:
+def is_over_reservation(scope: Scope, used: Amounts) -> bool:
     """Whether the call is charged more in one of its budgets than it had reserved there."""
     admitted = scope.limits.admitted
-    if admitted is None or not admitted.reservation.windows:
-        return False
-    used = _amounts(scope, *call_usage(scope), outcome)
-    return any(used.of(held.window.unit) > held.amount for held in admitted.reservation.windows)
+    if admitted is not None:
+        for held in admitted.reservation.windows:
+            if used.of(held.window.unit) > held.amount:
+                return True
+    return False
 
 
 @dataclass(slots=True)

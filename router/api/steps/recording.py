@@ -15,14 +15,14 @@ import orjson
 
 from router.api.endpoints import serves_calls
 from router.api.error_specs import error_spec_of
-from router.api.scope import LimitContext, Scope, new_uuid
+from router.api.scope import Charge, LimitContext, Scope, new_uuid
 from router.api.steps.call_usage import (
     call_outcome,
-    call_usage,
-    charge_as_recorded,
+    charge_of,
     is_over_reservation,
 )
 from router.call import Attempt, Outcome, Usage
+from router.limits.budgets.windows import Amounts
 from router.records.record_types import (
     AttemptRecord,
     AuditEvent,
@@ -56,7 +56,7 @@ def record_withheld(scope: Scope, unwritten: Unwritten) -> None:
         spec = error_spec_of(unwritten.error)
         scope.code, scope.failed_outcome = spec.code, spec.outcome
         if unwritten.may_change:
-            charge_as_recorded(scope, call_outcome(scope))
+            scope.charge, _ = charge_of(scope, call_outcome(scope))
             changed = _withheld(scope, *unwritten.entry)
     finally:
         unwritten.buffer(changed)
@@ -96,12 +96,12 @@ def _record(scope: Scope, outcome: Outcome, ended_s: float) -> Unwritten | None:
     """Append the record and the event; ``None`` when they are in the spool."""
     _name_fault(scope)
     record, line = None, None
+    charge, amounts = charge_of(scope, outcome)
     if scope.key is not None:
-        record, line = _usage_line(scope, outcome, ended_s)
+        record, line = _usage_line(scope, charge, amounts, ended_s)
     event = _event_or_less(scope, record)
     # Before the append: a greenlet that is killed while the spool syncs may have written it.
-    scope.recorded = True
-    amounts = charge_as_recorded(scope, outcome)
+    scope.recorded, scope.charge = True, charge
     recorder = scope.services.recorder
     dispatch = recorder.open_calls.ended(
         scope.record_id,
@@ -146,10 +146,12 @@ def _withheld(scope: Scope, line: bytes | None, event: AuditEvent | None) -> Ent
     return line, event
 
 
-def _usage_line(scope: Scope, outcome: Outcome, ended_s: float) -> tuple[UsageRecord | None, bytes]:
+def _usage_line(
+    scope: Scope, charge: Charge, amounts: Amounts, ended_s: float
+) -> tuple[UsageRecord | None, bytes]:
     """The record, and its line; the least that can be said in a line if there is no record."""
     try:
-        record = _usage(scope, outcome, ended_s)
+        record = _usage(scope, charge, amounts, ended_s)
         return record, encode_usage(record)
     except Exception:
         log.exception("a record is degraded", extra={"request_id": scope.request_id})
@@ -169,10 +171,10 @@ def _began_s(scope: Scope) -> float:
     return scope.services.clock.now_s() - scope.elapsed_s()
 
 
-def _usage(scope: Scope, outcome: Outcome, ended_s: float) -> UsageRecord:
+def _usage(scope: Scope, charge: Charge, amounts: Amounts, ended_s: float) -> UsageRecord:
     call, key, attempts = scope.call, scope.key, scope.attempts
-    usage, cost = call_usage(scope)
-    reserved = scope.limits.amounts
+    usage, reserved = charge.usage, scope.limits.amounts
+    assert charge.outcome is not None
     return UsageRecord(
         record_id=scope.record_id,
         request_id=scope.request_id,
@@ -186,7 +188,7 @@ def _usage(scope: Scope, outcome: Outcome, ended_s: float) -> UsageRecord:
         backend_id=attempts[-1].backend_id if attempts else None,
         stream=call is not None and call.stream,
         status=scope.status,
-        outcome=outcome,
+        outcome=charge.outcome,
         limit_state=scope.limits.limit_state,
         decision_reason=_reason(scope),
         usage_source=usage.source,
@@ -195,10 +197,10 @@ def _usage(scope: Scope, outcome: Outcome, ended_s: float) -> UsageRecord:
         tokens_cached=usage.tokens_cached,
         usage_classes=usage.classes(),
         service_tier=usage.service_tier,
-        cost_nanos=cost,
+        cost_nanos=charge.cost_nanos,
         reserved_nanos=None if reserved is None else reserved.cost_nanos,
         reserved_tokens=None if reserved is None else reserved.tokens,
-        over_reservation=is_over_reservation(scope, outcome),
+        over_reservation=is_over_reservation(scope, amounts),
         latency_ms=round((ended_s - scope.started_s) * 1000, 3),
         bytes_sent=scope.bytes_sent,
         attempts=_attempts(attempts, usage, streamed_s(scope, ended_s)),
