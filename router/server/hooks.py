@@ -64,6 +64,8 @@ def configuration(settings: Settings) -> dict[str, Any]:
         "graceful_timeout": settings.drain_timeout_s,
         "worker_tmp_dir": str(shared_memory) if shared_memory.is_dir() else None,
         "forwarder_headers": "",
+        # Trust decides about the scheme alone then, which nothing depends on; this asks nothing.
+        "forwarded_allow_ips": "*",
         "control_socket_disable": True,
         "accesslog": None,
         "errorlog": "-",

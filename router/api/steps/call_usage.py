@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from router.api.scope import Charge, Scope
-from router.call import NO_USAGE, Call, Outcome, Usage
+from router.call import NO_CLASSES, NO_USAGE, Call, Outcome, Usage
 from router.config.document import Model
 from router.limits.budgets.windows import MAX_AMOUNT, Amounts
 from router.pricing.cost import cost_nanos, unpriced
@@ -42,6 +42,8 @@ def charge_of(scope: Scope, outcome: Outcome) -> tuple[Charge, Amounts]:
 
 def unpriced_classes(scope: Scope, usage: Usage) -> tuple[str, ...]:
     """The classes of ``usage`` for which the model has no price of its own."""
+    if usage.special is NO_CLASSES and usage.service_tier is None:
+        return ()
     if scope.call is None or scope.document is None or scope.limits.replay is not None:
         return ()
     if not scope.attempts:
