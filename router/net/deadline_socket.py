@@ -11,29 +11,25 @@ import socket
 import ssl
 import time
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, TypeVar
 
 from router.net.sockets import LATE_S, connect, next_deadline_s
+
+T = TypeVar("T")
 
 
 class _Deadline:
     deadline_s = 0.0
 
-    def recv_into(self: Any, *args: Any) -> int:
+    def recv(self: Any, *args: Any) -> bytes:
         """Read what there is, or wait for it until the deadline; raises ``TimeoutError``."""
+        read: Callable[..., bytes] = super().recv  # type: ignore[misc]
+        return _in_time(self, read, *args)
+
+    def recv_into(self: Any, *args: Any) -> int:
+        """As :meth:`recv`."""
         read: Callable[..., int] = super().recv_into  # type: ignore[misc]
-        try:
-            self.settimeout(max(0.0, self.deadline_s - time.monotonic()))
-            return read(*args)
-        except (TimeoutError, BlockingIOError, ssl.SSLWantReadError):
-            pass
-        # A busy event loop may come back after the deadline to bytes that came before it. The peer
-        # was not slow then.
-        try:
-            self.settimeout(0.0)
-            return read(*args)
-        except (BlockingIOError, ssl.SSLWantReadError):
-            raise TimeoutError("the deadline has passed") from None
+        return _in_time(self, read, *args)
 
     def sendall(self: Any, *args: Any) -> None:
         """Write all bytes before the deadline; raises ``TimeoutError``.
@@ -43,6 +39,21 @@ class _Deadline:
         self.deadline_s = next_deadline_s(self.deadline_s)
         self.settimeout(self.deadline_s - time.monotonic())
         super().sendall(*args)  # type: ignore[misc]
+
+
+def _in_time(sock: Any, read: Callable[..., T], *args: Any) -> T:
+    try:
+        sock.settimeout(max(0.0, sock.deadline_s - time.monotonic()))
+        return read(*args)
+    except (TimeoutError, BlockingIOError, ssl.SSLWantReadError):
+        pass
+    # A busy event loop may come back after the deadline to bytes that came before it. The peer was
+    # not slow then.
+    try:
+        sock.settimeout(0.0)
+        return read(*args)
+    except (BlockingIOError, ssl.SSLWantReadError):
+        raise TimeoutError("the deadline has passed") from None
 
 
 class DeadlineSocket(_Deadline, socket.socket):

@@ -8,9 +8,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final
 
-from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import RedisError, ResponseError
-from redis.exceptions import TimeoutError as RedisTimeoutError
+from redis.exceptions import RedisError
 
 from router.breaker import Unavailable
 from router.net.sockets import has_input
@@ -60,12 +58,11 @@ class Pool:
         complete = False
         try:
             connection.set_deadline(deadline_s)
-            connection.send_packed_command((commands,), check_health=False)
-            replies = [_read(connection) for _ in range(count)]
+            replies = connection.exchange(commands, count)
             complete = True
-        except RedisTimeoutError as error:
+        except TimeoutError as error:
             raise Unavailable("redis", "timeout", str(error)) from None
-        except RedisError as error:
+        except (RedisError, OSError) as error:
             self.was_lost = True
             raise Unavailable("redis", "lost", str(error)) from None
         finally:
@@ -145,12 +142,3 @@ class Pool:
             self._changed.notify()
         if connection is not None:
             connection.disconnect()
-
-
-def _read(connection: RedisConnection) -> object:
-    try:
-        return connection.read_response(disable_decoding=True, disconnect_on_error=False)
-    except RedisConnectionError:
-        raise
-    except ResponseError as error:
-        return error

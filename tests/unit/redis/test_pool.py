@@ -116,7 +116,7 @@ def test_an_interrupted_exchange_costs_its_connection(server: ScriptedRedis) -> 
     def interrupted(*_arguments: object, **_options: object) -> object:
         raise GeneratorExit
 
-    connection.read_response = interrupted  # type: ignore[method-assign]
+    connection.exchange = interrupted  # type: ignore[method-assign]
     with pytest.raises(GeneratorExit):
         ask(subject)
     assert subject.open == 0
