@@ -241,6 +241,7 @@ class Settings:
     reservation_floor_nanos: int = _env("ROUTER_RESERVATION_FLOOR_USD", _usd, 1_000)
     reservation_floor_tokens: int = _env("ROUTER_RESERVATION_FLOOR_TOKENS", _int(1, 9 * 10**9), 1)
     unknown_price: str = _env("ROUTER_UNKNOWN_PRICE", _one_of("floor", "refuse"), "floor")
+    token_vocabulary: Path | None = _env("ROUTER_TOKEN_VOCABULARY", Path, None)
     abandoned: str = _env("ROUTER_ABANDONED", _one_of("estimate", "reserved", "free"), "estimate")
     lease_s: float = _env("ROUTER_LEASE", _seconds(1, 86_400), 900.0)
     budget_wait_s: float = _env("ROUTER_BUDGET_WAIT", _seconds(0, 5), 0.05)

@@ -23,6 +23,7 @@ from router.config.settings import (
     export_metrics_dir,
     load_settings,
 )
+from router.pricing.token_counter import load_token_counter
 from router.redis.embedded.embedded_redis import (
     EmbeddedRedis,
     EmbeddedRedisError,
@@ -93,6 +94,12 @@ def on_starting(server: Arbiter) -> None:
     if settings.store_url.startswith("postgresql") and find_spec("psycopg") is None:
         server.log.error("ROUTER_RECORD_STORE: PostgreSQL needs the extra: api-router[postgres]")
         sys.exit(1)
+    if settings.token_vocabulary is not None:
+        try:
+            load_token_counter(settings.token_vocabulary)
+        except ValueError as error:
+            server.log.error("ROUTER_TOKEN_VOCABULARY: %s", error)
+            sys.exit(1)
     server.router_slots = {}
 
 

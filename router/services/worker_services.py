@@ -17,6 +17,7 @@ from router.config.state.state_reader import StateReader
 from router.errors import NotConfigured
 from router.limits.worker_limits import Limits
 from router.net.resolver import Resolver
+from router.pricing.token_counter import TokenCounter, load_token_counter
 from router.readiness import components
 from router.readiness.components import Component, StateHistory
 from router.readiness.watch import Observation, Watch, watch_host
@@ -56,6 +57,8 @@ class Services:
     metrics: Metrics
     call_log: CallLog
     lease_warnings: LeaseWarnings
+    token_counter: TokenCounter | None
+    """``None`` without a vocabulary."""
 
     def heartbeat(self) -> None:
         """Once a second: show how the worker is, also while nobody calls."""
@@ -113,7 +116,7 @@ def build_services(
 
     ``runner`` runs scripts in place of the Redis of ``settings``.
     """
-    clock = clock or Clock()
+    clock, vocabulary = clock or Clock(), settings.token_vocabulary
     state = StateReader(settings.state_dir)
     pepper = load_pepper(settings, create=True)
     session = BackendSession(pool_size=settings.backend_pool_size, idle_s=settings.backend_idle_s)
@@ -146,6 +149,7 @@ def build_services(
         metrics=Metrics(CollectorRegistry()),
         call_log=CallLog(),
         lease_warnings=LeaseWarnings(settings.lease_s),
+        token_counter=None if vocabulary is None else load_token_counter(vocabulary),
     )
 
 

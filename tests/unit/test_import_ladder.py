@@ -47,6 +47,7 @@ OWNERS: Mapping[str, frozenset[str]] = {
     "requests": frozenset({"router.upstream"}),
     # The budget service is asked by limits, which must not know how backends are called.
     "urllib3": frozenset({"router.limits.remote.budget_session"}),
+    "tiktoken": frozenset({"router.pricing.token_counter"}),
     # It brings pydantic and a third of a second.
     "genai_prices": frozenset({"router.cli.prices"}),
     "sqlite3": SQL_OWNERS,

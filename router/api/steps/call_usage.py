@@ -127,13 +127,15 @@ def _known_usage(scope: Scope, call: Call, model: Model) -> Usage | None:
     reply = scope.backend_reply
     if reply is None:
         return None
-    stream = reply.stream
+    stream, counter = reply.stream, scope.services.token_counter
     if stream is None:
-        return reply.usage or estimate(call, model, reply.output_bytes, reply.usage_at_start)
+        return reply.usage or estimate(
+            call, model, reply.output_bytes, reply.usage_at_start, counter
+        )
     if stream.usage is not None:
         return stream.usage
     if stream.output_bytes or stream.usage_at_start is not None or stream.is_complete:
-        return estimate(call, model, stream.output_bytes, stream.usage_at_start)
+        return estimate(call, model, stream.output_bytes, stream.usage_at_start, counter)
     return None
 
 
@@ -150,7 +152,9 @@ def _abandoned(scope: Scope, call: Call, model: Model, backend_id: str) -> Charg
         return Charge(NO_USAGE, None)
     usage = scope.input_estimate
     if usage is None:
-        usage = scope.input_estimate = estimate(call, model, 0)
+        usage = scope.input_estimate = estimate(
+            call, model, 0, counter=scope.services.token_counter
+        )
     _note_selected_tier(call, model, usage)
     if policy == "estimate" or reserved is None:
         return Charge(usage, _cost(scope, call, usage, backend_id))

@@ -46,6 +46,7 @@ from router.limits.rates.decision import (
 from router.pricing.bounds import bound_of, bounded_output
 from router.pricing.estimates import estimated_input
 from router.pricing.selection import unbounded_field
+from router.pricing.token_counter import TokenCounter
 from router.telemetry.metrics import DecisionKind
 
 
@@ -183,7 +184,8 @@ def _rate_specs(scope: Scope) -> RateSpecs:
     if call is not None:
         assert scope.document is not None
         model = scope.document.models[call.model]
-        limits.tokens = _estimated_tokens(call, model, organization, key)
+        counter = scope.services.token_counter
+        limits.tokens = _estimated_tokens(call, model, organization, key, counter)
     specs = rate_specs(
         organization,
         key,
@@ -305,7 +307,13 @@ def _entry(scope: Scope, call: Call) -> Entry | None:
     return Entry(_organization_id(scope), call.idempotency_id, mark, scope.record_id)
 
 
-def _estimated_tokens(call: Call, model: Model, organization: Organization, key: KeyRecord) -> int:
+def _estimated_tokens(
+    call: Call,
+    model: Model,
+    organization: Organization,
+    key: KeyRecord,
+    counter: TokenCounter | None,
+) -> int:
     """Estimated input, and output as far as the client bounds it; the rest is charged later."""
     limits = (
         organization.rate_limit,
@@ -314,7 +322,7 @@ def _estimated_tokens(call: Call, model: Model, organization: Organization, key:
     )
     if not any(limit is not None and limit.tokens_per_minute is not None for limit in limits):
         return 0
-    return min(estimated_input(call, model) + (bounded_output(call) or 0), MAX_TOKENS)
+    return min(estimated_input(call, model, counter) + (bounded_output(call) or 0), MAX_TOKENS)
 
 
 def _organization_id(scope: Scope) -> str:

@@ -37,6 +37,7 @@ LIMITS: list[tuple[str, str, str, Any]] = [
     ("ROUTER_RESERVATION_CAP_USD", "9000000", "reservation_cap_nanos", 9_000_000 * 10**9),
     ("ROUTER_RESERVATION_FLOOR_USD", "0", "reservation_floor_nanos", 0),
     ("ROUTER_UNKNOWN_PRICE", "refuse", "unknown_price", "refuse"),
+    ("ROUTER_TOKEN_VOCABULARY", "/v/o200k.tiktoken", "token_vocabulary", Path("/v/o200k.tiktoken")),
     ("ROUTER_ABANDONED", "reserved", "abandoned", "reserved"),
     ("ROUTER_LEASE", "2h", "lease_s", 7200.0),
     ("ROUTER_BUDGET_FALLBACK", "open", "budget_fallback", "open"),

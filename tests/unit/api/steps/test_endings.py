@@ -13,6 +13,7 @@ import pytest
 
 from router.call import Usage
 from router.config.document import Budget, Prices
+from router.pricing.token_counter import TokenCounter
 from router.providers.openai_api import CompletionStream, OpenAIProvider
 from tests.fakes.backend.scripts import event_stream, reply
 from tests.fakes.backend.usage_reports import REPORTERS, Report, as_it_is
@@ -83,6 +84,26 @@ def test_the_policy_for_abandoned_work(
     assert record["tokens_input"] + record["tokens_output"] == tokens
     assert record["cost_nanos"] == cost
     assert priced.booked() == (record["cost_nanos"] or 0, tokens, 1)
+
+
+@pytest.mark.parametrize("ending", ["abandoned", "unreported", "broken off"])
+def test_a_vocabulary_counts_prompts_that_nobody_has_reported(world: World, ending: str) -> None:
+    """Wherever an input is estimated; a letter is a token here."""
+    stand = world.stand(token_counter=TokenCounter(lambda text: [0] * len(text)))
+    backend = stand.backends.plain
+    if ending == "abandoned":
+        backend.set(failure="reset")
+    elif ending == "unreported":
+        backend.will_answer(b'{"choices":[{"index":0,"message":{"content":"The sea"}}]}')
+    else:
+        backend.will_stream(
+            b'data: {"choices":[{"index":0,"delta":{"content":"T"}}]}\n\n', whole=False
+        )
+    messages = [{"role": "user", "content": "Tell me of the sea"}]
+    stand.call(
+        "POST", CHAT, json={"model": "plain", "messages": messages, "stream": ending[0] == "b"}
+    )
+    assert (stand.record["usage_source"], stand.record["tokens_input"]) == ("estimated", 18)
 
 
 def refusal(status: int) -> Backend:

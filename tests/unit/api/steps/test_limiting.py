@@ -15,6 +15,7 @@ from router.api.endpoints import ENDPOINTS, Endpoint
 from router.clock import FrozenClock
 from router.config.document import RateLimit
 from router.limits.budgets.windows import ThresholdEvent, WindowSpec
+from router.pricing.token_counter import TokenCounter
 from tests.contract.bodies import GOOD, new_request_id
 from tests.fakes.limited import budget, limited
 from tests.fakes.router_stand import FailingForwarder, RouterStand, World, chat_body, native_body
@@ -207,6 +208,17 @@ def test_tokens_are_charged_as_they_were_used(world: World) -> None:
     assert rate_of(stand, "org-tokens")["remaining"] == 2997
     opened.read()
     assert rate_of(stand, "org-tokens")["remaining"] == 6000 - HELLO_TOKENS
+
+
+def test_a_vocabulary_counts_what_limits_of_tokens_take(world: World) -> None:
+    """A prompt of 18 letters is five tokens by its length."""
+    counter = TokenCounter(lambda text: [0] * len(text))
+    limit = RateLimit(None, tokens_per_minute=6000)
+    stand = limited(world, rate_limit=limit, parts={"token_counter": counter})
+    message = {"role": "user", "content": "Tell me of the sea"}
+    opened = stand.open("POST", CHAT, json=chat_body(stream=True, messages=[message], max_tokens=1))
+    assert rate_of(stand, "org-tokens")["remaining"] == 6000 - 18 - 1
+    opened.read()
 
 
 def test_tokens_of_a_call_that_failed_come_back(world: World) -> None:
