@@ -1,4 +1,4 @@
-"""What the calls that are running on this host have reserved, as their workers' spools tell it."""
+"""What calls of this host have reserved and not settled yet, as the spools on its disk tell it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from router.breaker import Unavailable
 from router.limits.budgets.lease_notation import reservation_of
 from router.limits.budgets.windows import InFlight, LostWindow, WindowSpec
 from router.records.dispatches import Dispatch, decode_dispatch, record_id_of
-from router.spool.frames import DISPATCH, USAGE, Position
+from router.spool.frames import DISPATCH, UNSETTLED, USAGE, Position
 from router.spool.reader import SpoolReader, read_batches
 
 _POSITIONS: Final = {"usd": 0, "tokens": 1, "requests": 2}
@@ -30,6 +30,22 @@ def in_flight(spool_dir: Path, organization_id: str, lost: LostWindow) -> list[I
                 call = _reserved(dispatch, lost)
                 if call is not None:
                     found.append(call)
+    except OSError as error:
+        raise Unavailable("record store", "lost", f"the spool: {error.strerror}") from None
+    return found
+
+
+def unsettled_calls(unsettled_dir: Path, organization_id: str) -> set[str]:
+    """The ids of an organization's calls that have ended on this host and are to be settled later,
+    some of which are settled by now. Raises :class:`Unavailable`."""
+    reader, found = SpoolReader(unsettled_dir, observe=True), set()
+    needle = organization_id.encode()
+    try:
+        for info in reader.writers():
+            for batch in read_batches(reader, info.writer_id):
+                for frame in batch.frames:
+                    if frame.kind == UNSETTLED and needle in frame.payload:
+                        found.add(record_id_of(frame.payload))
     except OSError as error:
         raise Unavailable("record store", "lost", f"the spool: {error.strerror}") from None
     return found

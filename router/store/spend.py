@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from router.breaker import Unavailable
 from router.clock import Clock
@@ -17,7 +18,8 @@ from router.records.record_types import parse_timestamp_us
 from router.store.corrections import Correction
 from router.store.failures import StoreAbsent, StoreUnavailable
 from router.store.in_flight import in_flight as read_in_flight
-from router.store.queries.record_queries import MOST_LEFT_OUT
+from router.store.in_flight import unsettled_calls
+from router.store.queries.budget_queries import MOST_LEFT_OUT
 from router.store.queries.usage_totals import Spend
 from router.store.query_pool import Queries
 from router.store.record_store import RecordStore
@@ -28,7 +30,6 @@ REBUILD_S: Final = 60.0
 """How long one question of a rebuild may take. Calls do not wait that long, the rebuild does."""
 
 _TRIES: Final = 3
-_NOTHING: Final = Spend(0, 0, 0, 0)
 _REMEMBER_US: Final = int(REMEMBER_CORRECTION_S * 1_000_000)
 
 Fields = Mapping[str, Any]
@@ -59,45 +60,51 @@ def sum_records_of(
     ``may_be_new``: a store that was not made yet, and to which this host has shipped nothing, is
     empty. Only a router may assume that: a command may look in the wrong place.
     """
-    tail = SpoolTail(settings.data_dir, settings.spool_dir, may_be_new)
-    running = in_flight or partial(read_in_flight, settings.spool_dir)
+    host = _Host(
+        SpoolTail(settings.data_dir, settings.spool_dir, may_be_new),
+        in_flight or partial(read_in_flight, settings.spool_dir),
+        partial(unsettled_calls, settings.unsettled_dir),
+    )
 
     def sum_records(organization_id: str, lost: LostWindow) -> Past:
         try:
-            return queries.run(lambda store: _past(store, tail, organization_id, lost, running))
+            return queries.run(lambda store: _past(store, host, organization_id, lost))
         except RouterError as error:
             raise _unavailable(error.message) from None
 
     return sum_records
 
 
-def _past(
-    store: RecordStore,
-    tail: SpoolTail,
-    organization_id: str,
-    lost: LostWindow,
-    in_flight: ReadInFlight,
-) -> Past:
+@dataclass(frozen=True, slots=True)
+class _Host:
+    """What the disk of this host has of an organization."""
+
+    tail: SpoolTail
+    in_flight: ReadInFlight
+    unsettled: Callable[[str], set[str]]
+    """The ids of calls that have ended and wait for their settlement."""
+
+
+def _past(store: RecordStore, host: _Host, organization_id: str, lost: LostWindow) -> Past:
     """Runs on a native thread."""
-    unstored = tail.read(organization_id, lambda record: _is_of(record, lost))
+    unstored = host.tail.read(organization_id, lambda record: _is_of(record, lost))
     left_out = unstored.records.keys() | set(lost.orphans)
     if len(left_out) > MOST_LEFT_OUT:
         raise _unavailable("too far behind the spool")
-    spend, stored = _stored(store, tail, organization_id, lost, left_out)
-    settled = _amount(spend, lost.window.unit)
-    unsettled = unstored.records.keys() - set(lost.orphans)
-    for record_id in unsettled:
+    stored = _stored(store, host, organization_id, lost, left_out)
+    settled = _amount(stored.spend, lost.window.unit)
+    for record_id in unstored.records.keys() - set(lost.orphans):
         settled += _amount(_spend(unstored.records[record_id]), lost.window.unit)
-    events = {one.event_id: one for one in stored} | unstored.corrections
+    events = {one.event_id: one for one in stored.corrections} | unstored.corrections
     corrections = made_corrections(events.values(), lost)
     oldest_us = int(Clock().now_s() * 1_000_000) - _REMEMBER_US
     # Last: a call that ends meanwhile is found by its record, or still here, or makes this stale.
-    calls = [call for call in in_flight(organization_id, lost) if call.lease_id not in left_out]
+    running = host.in_flight(organization_id, lost)
     return Past(
         max(0, settled + sum([one.amount for one in corrections])),
         tuple({one.correction_id for one in corrections if one.timestamp_us >= oldest_us}),
-        frozenset(unsettled),
-        tuple(calls),
+        frozenset((unstored.records.keys() | stored.settled_late) - set(lost.orphans)),
+        tuple([call for call in running if call.lease_id not in left_out]),
     )
 
 
@@ -127,29 +134,40 @@ def made_corrections(events: Iterable[Correction], lost: LostWindow) -> list[Cor
     return [*made, *last.values()]
 
 
+class _Stored(NamedTuple):
+    """What the store has of a window's period."""
+
+    spend: Spend
+    corrections: list[Correction]
+    settled_late: set[str]
+    """Records in ``spend`` whose calls may not be settled yet."""
+
+
 def _stored(
     store: RecordStore,
-    tail: SpoolTail,
+    host: _Host,
     organization_id: str,
     lost: LostWindow,
     without: set[str],
-) -> tuple[Spend, list[Correction]]:
+) -> _Stored:
     start_ms, end_ms = lost.period
     period = {"from_s": start_ms / 1000, "to_s": None if end_ms is None else end_ms / 1000}
+    key_id = lost.window.subject or None
+    waiting = sorted(host.unsettled(organization_id))
     for tries_left in reversed(range(_TRIES)):
         try:
-            spend = store.spend(
-                organization_id, lost.window.subject or None, without=without, **period
-            )
-            return spend, store.corrections(organization_id, **period)
+            # Before the sum: what is stored in between is in both, or in the sum alone.
+            settled_late = store.settled_late(organization_id, key_id, waiting, **period)
+            spend = store.spend(organization_id, key_id, without=without, **period)
+            return _Stored(spend, store.corrections(organization_id, **period), settled_late)
         except StoreUnavailable as error:
-            may_lack = tail.may_lack_store()
+            may_lack = host.tail.may_lack_store()
             if may_lack and store.is_new():
                 break  # a new router: nothing is recorded yet, or all of it is in the spool
             # An agent that has just begun may have made it in between: then it can be queried.
             if not tries_left or not (may_lack or isinstance(error, StoreAbsent)):
                 raise
-    return _NOTHING, []
+    return _Stored(Spend(0, 0, 0, 0), [], set())
 
 
 def _is_of(record: Fields, lost: LostWindow) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
@@ -13,10 +13,9 @@ from sqlalchemy import Connection, Select, func, select
 from router.exports.audit_export import ChainFault, Trail
 from router.records.audit_chain import ChainTip
 from router.store import trail as store_trail
-from router.store.corrections import Correction, stored_corrections
 from router.store.engine import Database
 from router.store.failures import RecordKind, ResultTooLarge, StoreAbsent
-from router.store.queries.spend_query import Span, spent
+from router.store.queries.budget_queries import BudgetQueries
 from router.store.queries.sql_queries import (
     FILTERS,
     TABLES,
@@ -24,14 +23,12 @@ from router.store.queries.sql_queries import (
     cursor_after,
     in_period,
     matching,
-    micros,
     newer_than,
     older_than,
     select_documents,
     stored_up_to,
 )
 from router.store.queries.usage_totals import (
-    Spend,
     UsageTotals,
     read_totals,
     usage_totals,
@@ -42,8 +39,6 @@ from router.store.tables.sql_tables import audit, current_version, usage
 
 MAX_ROWS: Final = 10_000
 MAX_PAGE: Final = 1000
-MOST_LEFT_OUT: Final = 20_000
-"""SQLite takes 32 766 values in a statement."""
 HISTORY_LENGTH: Final = 100
 HISTORY_BYTES: Final = 4 * 1024 * 1024
 """A request history has at most so many records, as many events, and so many bytes of each."""
@@ -72,7 +67,7 @@ class AuditPage:
     """Where the next page begins; ``None`` when this is the last."""
 
 
-class RecordQueries:
+class RecordQueries(BudgetQueries):
     """The queries; methods raise a :class:`StoreError` and nothing of the database library."""
 
     def __init__(self, database: Database) -> None:
@@ -151,30 +146,6 @@ class RecordQueries:
         if len(rows) > limit:
             raise ResultTooLarge(limit)
         return [read_totals(names, row) for row in rows]
-
-    def spend(
-        self,
-        organization_id: str,
-        api_key_id: str | None,
-        *,
-        from_s: float | None = None,
-        to_s: float | None = None,
-        without: Collection[str] = (),
-    ) -> Spend:
-        """Exact sums of an organization or of one of its keys, to rebuild a budget window from.
-
-        ``without``: ids of records to leave out, at most :data:`MOST_LEFT_OUT`.
-        """
-        span = Span(*(None if at_s is None else micros(at_s) for at_s in (from_s, to_s)))
-        with self._database.reading(snapshot=True) as connection:
-            return spent(connection, organization_id, api_key_id, span, without)
-
-    def corrections(
-        self, organization_id: str, *, from_s: float | None = None, to_s: float | None = None
-    ) -> list[Correction]:
-        """Corrections by hand of the budgets of an organization and its keys, pruned ones too."""
-        with self._database.reading(snapshot=True) as connection:
-            return stored_corrections(connection, organization_id, from_s, to_s)
 
     def is_new(self) -> bool:
         """Whether nothing was ever stored, because no agent has made the tables yet."""

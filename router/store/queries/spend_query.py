@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from sqlalchemy import ColumnElement, Connection, func, inspect, select
 
@@ -12,6 +12,12 @@ from router.store.tables.rows import storable
 from router.store.tables.sql_tables import usage, usage_sums
 from router.store.tables.usage_sums import HALF, QUARTER_US, SUMMED
 
+_NEWEST: Final = 2_000
+_NEWEST_OF_ALL: Final = 20_000
+"""So many records of all organizations are looked through for the newest ones of one."""
+_LOOKUP: Final = 500
+"""Ids in one statement."""
+
 
 class Span(NamedTuple):
     """Microseconds since the epoch, from the first up to and without the last; ``None``: no end."""
@@ -19,13 +25,13 @@ class Span(NamedTuple):
     from_us: int | None
     to_us: int | None
 
-    def conditions(self) -> list[ColumnElement[bool]]:
+    def conditions(self, columns: Any = usage.c) -> list[ColumnElement[bool]]:
         """Records of this span."""
         found = []
         if self.from_us is not None:
-            found.append(usage.c.timestamp_us >= self.from_us)
+            found.append(columns.timestamp_us >= self.from_us)
         if self.to_us is not None:
-            found.append(usage.c.timestamp_us < self.to_us)
+            found.append(columns.timestamp_us < self.to_us)
         return found
 
 
@@ -38,9 +44,7 @@ def spent(
 ) -> Spend:
     """Exact sums of an organization or of one of its keys; ``without``: ids of records to leave
     out. The connection must see one state of the database."""
-    owner = [usage.c.organization_id == storable(organization_id)]
-    if api_key_id is not None:
-        owner.append(usage.c.api_key_id == storable(api_key_id))
+    owner = _owned(usage.c, organization_id, api_key_id)
     first, last = _quarters(span)
     # The agent of the previous version may not have been replaced yet.
     if not inspect(connection).has_table(usage_sums.name) or (last is not None and first >= last):
@@ -53,6 +57,39 @@ def spent(
         left_out = usage.c.record_id.in_([storable(one) for one in without])
         total = _add(total, _scan(connection, [*owner, *span.conditions(), left_out]), -1)
     return total
+
+
+def settled_late(
+    connection: Connection,
+    organization_id: str,
+    api_key_id: str | None,
+    span: Span,
+    among: Sequence[str],
+) -> set[str]:
+    """The ids of the newest records of a span, and of those ``among`` that are stored."""
+    # Without the limit inside, SQLite would walk through the index of the organization.
+    newest = select(usage).order_by(usage.c.id.desc()).limit(_NEWEST_OF_ALL).subquery()
+    chosen = (
+        select(newest.c.record_id)
+        .where(*_owned(newest.c, organization_id, api_key_id), *span.conditions(newest.c))
+        .order_by(newest.c.id.desc())
+        .limit(_NEWEST)
+    )
+    found = set(connection.scalars(chosen))
+    ids = select(usage.c.record_id).where(
+        *_owned(usage.c, organization_id, api_key_id), *span.conditions()
+    )
+    for start in range(0, len(among), _LOOKUP):
+        part = [storable(one) for one in among[start : start + _LOOKUP]]
+        found.update(connection.scalars(ids.where(usage.c.record_id.in_(part))))
+    return found
+
+
+def _owned(columns: Any, organization_id: str, api_key_id: str | None) -> list[ColumnElement[bool]]:
+    owner = [columns.organization_id == storable(organization_id)]
+    if api_key_id is not None:
+        owner.append(columns.api_key_id == storable(api_key_id))
+    return owner
 
 
 def _quarters(span: Span) -> tuple[int, int | None]:

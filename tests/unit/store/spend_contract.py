@@ -13,6 +13,7 @@ from sqlalchemy import text
 
 from router.records.record_types import parse_timestamp_us
 from router.store.failures import UnstorableRecord
+from router.store.queries import spend_query
 from router.store.queries.usage_totals import Spend
 from router.store.record_store import RecordStore
 from router.store.tables.rows import SERVED
@@ -107,6 +108,36 @@ class SpendContract:
                 "acme", key_id, from_s=span[0], to_s=span[1], without={*left_out, "unknown"}
             )
             assert found == added_up(kept, "acme", key_id, span)
+
+    def test_the_newest_records_are_named_and_those_that_are_asked_for(
+        self, store: RecordStore, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Of one organization or key and period only, in the order in which they were stored."""
+        calls = [
+            samples.usage(
+                record_id=f"r{number}",
+                organization_id="acme" if number % 2 else "other",
+                api_key_id=f"key_{number % 3}",
+                timestamp=START_S + 100 - number,
+            )
+            for number in range(12)
+        ]
+        store.write(calls)
+
+        def named(
+            key_id: str | None = None, among: tuple[str, ...] = (), **span: float
+        ) -> set[str]:
+            return store.settled_late("acme", key_id, among, **span)
+
+        assert named() == {"r1", "r3", "r5", "r7", "r9", "r11"}
+        assert named("key_0") == {"r3", "r9"}
+        assert named(from_s=START_S + 93) == {"r1", "r3", "r5", "r7"}
+        monkeypatch.setattr(spend_query, "_NEWEST_OF_ALL", 4)
+        assert named() == {"r9", "r11"}
+        asked = ("r1", "r2", "unknown", *(f"u{number}" for number in range(1_200)), "r3")
+        assert named(among=asked) == {"r1", "r3", "r9", "r11"}
+        assert named("key_0", asked) == {"r3", "r9"}
+        assert named(among=asked, to_s=START_S + 98) == {"r3", "r9", "r11"}
 
     def test_a_record_from_before_the_epoch_counts(self, store: RecordStore) -> None:
         """Such a clock is wrong, and its call cost something all the same."""

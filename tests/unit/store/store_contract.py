@@ -27,10 +27,10 @@ from router.store.failures import (
     StoreUnavailable,
     UnstorableRecord,
 )
+from router.store.queries.budget_queries import MOST_LEFT_OUT
 from router.store.queries.record_queries import (
     HISTORY_BYTES,
     HISTORY_LENGTH,
-    MOST_LEFT_OUT,
     AuditPage,
     RequestHistory,
 )

@@ -16,13 +16,22 @@ from router.config.settings import Settings
 from router.exports.comparison import STORE
 from router.limits.budgets.periods import TOTAL, Period
 from router.limits.budgets.rebuilding import SumRecords
-from router.limits.budgets.windows import LostWindow, Past, WindowSpec
+from router.limits.budgets.windows import (
+    Amounts,
+    LostWindow,
+    Past,
+    Reservation,
+    ReservedWindow,
+    WindowSpec,
+)
+from router.limits.unsettled_leases import UnsettledLeases
 from router.records.audit_chain import AuditChain, encode_event
 from router.spool.checkpoints import Checkpoints, checkpoint_path
 from router.spool.frames import AUDIT, USAGE
 from router.spool.reader import SpoolReader
 from router.spool.writer import SpoolWriter
 from router.store import spool_tail
+from router.store.queries import spend_query
 from router.store.query_pool import Queries
 from router.store.record_store import RecordStore
 from router.store.spend import sum_records_of
@@ -164,10 +173,10 @@ def test_a_store_that_is_made_meanwhile_is_asked(
 ) -> None:
     """The first calls of a new router used to get 503 when its agent began in the same moment."""
     own = records.spooled(cost_nanos=3)
-    ask = RecordStore.spend
+    ask = RecordStore.settled_late
     asked = []
 
-    def spend(store: RecordStore, *args: Any, **options: Any) -> Any:
+    def first_question(store: RecordStore, *args: Any, **options: Any) -> Any:
         asked.append(options)
         try:
             return ask(store, *args, **options)
@@ -177,7 +186,7 @@ def test_a_store_that_is_made_meanwhile_is_asked(
                 if ships:
                     records.acknowledge()
 
-    monkeypatch.setattr(RecordStore, "spend", spend)
+    monkeypatch.setattr(RecordStore, "settled_late", first_question)
     assert records.sum("acme", lost()) == 3
     assert len(asked) == 2
 
@@ -217,7 +226,8 @@ def test_what_is_no_record_counts_nothing(records: Records) -> None:
 
 
 def test_what_may_be_settled_later_is_named(records: Records) -> None:
-    """P6: its record is in the spool, and its settlement may still be on its way."""
+    """P6: its record is in the spool or in the store, and its settlement may still be on its way.
+    Those whose records the store had acknowledged used to be booked twice."""
     stored, own = records.spooled(cost_nanos=3), records.spooled(cost_nanos=20)
     records.stored(stored)
     orphan = records.spooled(cost_nanos=5)
@@ -225,7 +235,31 @@ def test_what_may_be_settled_later_is_named(records: Records) -> None:
     assert records.past(lost(USD, orphan["record_id"])) == Past(23, unsettled=unsettled)
     records.stored(own, orphan)
     records.acknowledge()
-    assert records.past(lost(USD, orphan["record_id"])) == Past(23)
+    assert records.past(lost(USD, orphan["record_id"])) == Past(23, unsettled=unsettled)
+
+
+def test_what_waits_on_this_host_is_named_however_old_it_is(
+    records: Records, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """P6: after a long outage of Redis, calls from before it are not the newest ones any more."""
+    monkeypatch.setattr(spend_query, "_NEWEST", 1)
+    waits, other, done, newest = (records.spooled(cost_nanos=cost) for cost in (1, 20, 300, 4000))
+    records.stored(waits, done, newest)
+    records.acknowledge()
+    records.stored(other)
+    leases = UnsettledLeases(records.settings.unsettled_dir, 900.0)
+    for record in (waits, other):
+        held = ReservedWindow(USD, PERIOD, 5)
+        lease = Reservation(record["record_id"], record["organization_id"], (held,), START_MS, "e")
+        leases.put(lease, Amounts(1, 0))
+    absent = Reservation("no record", "acme", (ReservedWindow(USD, PERIOD, 5),), START_MS, "e")
+    leases.put(absent, Amounts(1, 0))
+    found = records.past(lost())
+    named = {record["record_id"] for record in (waits, other)}
+    assert found.settled == 4321
+    # "other" is the newest one, and waits as well.
+    assert found.unsettled == named
+    leases.close()
 
 
 # --- corrections by hand ----------------------------------------------------------------------
