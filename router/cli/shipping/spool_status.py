@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import click
 
+from router.agent.adoption import dead_writers, lease_settler
 from router.agent.lock import taken_over
 from router.agent.sink_set import load_sinks
 from router.agent.status import Shipping, observe_shipping, read_report
@@ -18,12 +19,16 @@ from router.spool.checkpoints import Checkpoints, checkpoint_path, sinks_with_ch
 from router.spool.frames import Position
 from router.spool.reader import SpoolReader
 
+_NO_SINKS: Final = (dead_writers.NAME, lease_settler.NAME)
+"""The agent notes there what it has done about dead workers; it ships nothing."""
+
 
 def saved_positions(data_dir: Path) -> dict[str, Mapping[str, Position]]:
     """How far each sink that ever saved its position has come."""
     return {
         sink: Checkpoints(checkpoint_path(data_dir, sink)).load()
         for sink in sinks_with_checkpoints(data_dir)
+        if sink not in _NO_SINKS
     }
 
 

@@ -176,6 +176,17 @@ def test_drain_of_an_empty_spool_needs_no_sink(run: Run, agent: AgentLock) -> No
     agent.release()
 
 
+def test_what_the_agent_notes_of_dead_workers_is_no_sink(run: Run, tmp_path: Path) -> None:
+    """Nobody ships there: ``adopted: not configured`` used to stand below every table."""
+    put(tmp_path, segment(1))
+    for name in ("store", "adopted", "leases"):
+        Checkpoints(checkpoint_path(tmp_path, name)).save({})
+    found = json.loads(run("status", "--output", "json").output)
+    assert list(found["sinks"]) == ["store"]
+    assert [list(writer["behind_bytes"]) for writer in found["writers"]] == [["store"]]
+    assert "not configured" not in run("status").output
+
+
 def test_status_says_what_fails_and_who_was_taken_over(
     run: Run, tmp_path: Path, agent: AgentLock
 ) -> None:
