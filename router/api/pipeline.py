@@ -18,7 +18,8 @@ from router.api.steps.authentication import authenticate, authorize, verify_sign
 from router.api.steps.call_usage import call_outcome, ending_of
 from router.api.steps.delivery import deliver, replay
 from router.api.steps.forwarding import forward
-from router.api.steps.limiting import admit, take_rates
+from router.api.steps.limiting import admit
+from router.api.steps.rate_limiting import take_rates
 from router.api.steps.recording import record_end
 from router.api.steps.settlement import charge_before_last_byte, settle
 

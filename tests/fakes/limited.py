@@ -51,3 +51,15 @@ def budget(
 ) -> Budget:
     """A budget called as what it counts."""
     return Budget(f"{unit}-{period}", unit, period, limit, **more)
+
+
+def limits_of(stand: RouterStand, key: str = "main") -> dict[str, Any]:
+    """What the caller sees at ``GET /v1/limits``."""
+    found: dict[str, Any] = stand.call("GET", "/v1/limits", key=key).json
+    return found
+
+
+def rate_of(stand: RouterStand, name: str) -> dict[str, Any]:
+    """One rate limit of the organization, as its caller sees it."""
+    [found] = [entry for entry in limits_of(stand)["rate_limits"] if entry["name"] == name]
+    return dict(found)

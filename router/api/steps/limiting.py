@@ -1,4 +1,5 @@
-"""The limits of one call: taken before it is served, settled when it has ended."""
+"""The limits of one call, id and budgets included: taken before it is served, settled when it has
+ended."""
 
 from __future__ import annotations
 
@@ -8,24 +9,23 @@ from typing import cast
 import orjson
 
 from router import errors
-from router.api.bodies import is_at_hand
-from router.api.endpoints import Endpoint
 from router.api.scope import Scope
 from router.api.steps.budget_changes import new_windows
 from router.api.steps.call_usage import Ending, charged_amounts
-from router.api.steps.denials import budget_denial, rate_denial
-from router.breaker import Unavailable
+from router.api.steps.denials import budget_denial
+from router.api.steps.rate_limiting import (
+    finish_rates,
+    note_rates,
+    org_and_key,
+    organization_id_of,
+    refuse_what_never_fits,
+    specs_of,
+    take_limits,
+)
 from router.call import Call
-from router.config.document import KeyRecord, Model, Organization
 from router.limits.budgets.reservation_rule import PriceUnknown
 from router.limits.budgets.windows import NOTHING, Amounts, Denied
-from router.limits.configured import (
-    RateSpecs,
-    needs_bound,
-    rate_specs,
-    reserved_amounts,
-    window_specs,
-)
+from router.limits.configured import RateSpecs, needs_bound, reserved_amounts, window_specs
 from router.limits.idempotency.entries import (
     Entry,
     InFlight,
@@ -36,36 +36,10 @@ from router.limits.idempotency.entries import (
 )
 from router.limits.outcome import Admitted, Request
 from router.limits.outcome import Outcome as LimitOutcome
-from router.limits.rates.decision import (
-    MAX_TOKENS,
-    MICRO,
-    RateDecision,
-    bucket_status,
-    corrections,
-)
-from router.pricing.bounds import bound_of, bounded_output
-from router.pricing.estimates import estimated_input
+from router.limits.rates.decision import RateDecision
+from router.pricing.bounds import bound_of
 from router.pricing.selection import unbounded_field
-from router.pricing.token_counter import TokenCounter
 from router.telemetry.metrics import DecisionKind
-
-
-def org_and_key(scope: Scope) -> tuple[Organization, KeyRecord]:
-    """The caller's organization and key as the document has them."""
-    assert scope.key is not None and scope.document is not None
-    return scope.document.organizations[scope.key.organization_id], scope.key
-
-
-def take_rates(scope: Scope, endpoint: Endpoint) -> None:
-    """Charge the rate limits of a caller whose body is not there yet; raises ``RateLimited`` or
-    ``LimitsUnavailable``.
-
-    Where a limit depends on the call, the body comes first. A body that is short and there costs
-    nothing to read: then :func:`admit` takes the rates.
-    """
-    if endpoint.read is None or _needs_call(scope) or is_at_hand(scope.request.environ):
-        return
-    _take_rates(scope, _rate_specs(scope))
 
 
 def admit(scope: Scope) -> None:
@@ -81,12 +55,12 @@ def admit(scope: Scope) -> None:
     except Exception:
         # A body that is no call counts for the rates like one.
         if limits.rate_decision is None:
-            _take_rates(scope, _rate_specs(scope))
+            take_limits(scope, specs_of(scope))
         raise
     asks_more = bool(request.windows or entry or admission.uses_budget_service)
-    specs = _rate_specs(scope) if limits.rate_decision is None else None
+    specs = specs_of(scope) if limits.rate_decision is None else None
     if specs is not None:
-        _refuse_what_never_fits(scope, specs)
+        refuse_what_never_fits(scope, specs)
     rates: RateSpecs | RateDecision = specs or cast(RateDecision, limits.rate_decision)
     began_s = time.monotonic()
     outcome = admission.admit(rates, request, entry)
@@ -94,7 +68,7 @@ def admit(scope: Scope) -> None:
         kind: DecisionKind = "rate" if not asks_more else "budget" if specs is None else "joint"
         scope.services.metrics.count_decision(kind, time.monotonic() - began_s)
     if specs is not None:
-        _note_rates(scope, specs, outcome.rates)
+        note_rates(scope, specs, outcome.rates)
     _note_result(scope, request, outcome)
 
 
@@ -121,98 +95,8 @@ def settle_limits(scope: Scope, ending: Ending) -> None:
             wired.recorder.open_calls.settled(scope.record_id)
             wired.metrics.count_settled(used.cost_nanos if admitted.reservation.windows else 0)
     finally:  # a greenlet that is killed while it settles holds slots and estimates, too
-        _finish_rates(scope, used.tokens)
+        finish_rates(scope, used.tokens)
     wired.limits.audit_outbox.flush(wired.recorder)
-
-
-def _finish_rates(scope: Scope, tokens: int) -> None:
-    """Correct what the limits of tokens were charged for a call that used ``tokens``, and give back
-    its slots."""
-    specs, decision = scope.limits.rate_specs, scope.limits.rate_decision
-    if specs is None or decision is None or decision.source == "open":
-        return
-    wrong = corrections(specs.buckets, decision, tokens)
-    if wrong or specs.slots:
-        scope.services.limits.rate_gate.finish(
-            _organization_id(scope), wrong, specs.slots, lease_id=scope.record_id
-        )
-
-
-def _needs_call(scope: Scope) -> bool:
-    """Whether a rate limit of the caller depends on what it asks, so that the body comes first."""
-    organization, key = org_and_key(scope)
-    default = scope.services.limits.default_rate
-    return bool(organization.model_rate_limits) or any(
-        limit.tokens_per_minute is not None or limit.concurrent is not None
-        for limit in (organization.rate_limit or default, key.rate_limit or default)
-    )
-
-
-def _refuse_what_never_fits(scope: Scope, specs: RateSpecs) -> None:
-    """Raises ``TokensAboveLimit`` for a call that is larger than a limit of tokens; it counts as a
-    request like one that is no call, and takes no tokens from anybody."""
-    bucket = specs.too_small()
-    if bucket is None:
-        return
-    _take_rates(scope, specs.of_no_call())
-    full = bucket_status(bucket, level_micro=bucket.burst * MICRO, passed=True)
-    decision = scope.limits.rate_decision
-    known = () if decision is None else decision.statuses
-    status = next((each for each in known if each.name == bucket.name), full)
-    scope.services.metrics.count_rate_denial(bucket.name)
-    scope.limits.denial = rate_denial(status, scope.limits.tokens)
-    raise errors.TokensAboveLimit(scope.limits.denial)
-
-
-def _take_rates(scope: Scope, specs: RateSpecs) -> None:
-    wired = scope.services
-    began_s = time.monotonic()
-    try:
-        decision = wired.limits.admission.take_rates(
-            _organization_id(scope), specs, scope.record_id
-        )
-    except Unavailable:
-        raise errors.LimitsUnavailable from None
-    wired.metrics.count_decision("rate", time.monotonic() - began_s)
-    _note_rates(scope, specs, decision)
-
-
-def _rate_specs(scope: Scope) -> RateSpecs:
-    """The caller's rate limits, those of its call too when that is known already."""
-    organization, key = org_and_key(scope)
-    call, limits = scope.call, scope.limits
-    if call is not None:
-        assert scope.document is not None
-        model = scope.document.models[call.model]
-        counter = scope.services.token_counter
-        limits.tokens = _estimated_tokens(call, model, organization, key, counter)
-    specs = rate_specs(
-        organization,
-        key,
-        None if call is None else call.model,
-        default=scope.services.limits.default_rate,
-        tokens=limits.tokens,
-    )
-    # Only a call that runs holds a slot.
-    return specs if call is not None or not specs.slots else RateSpecs(specs.buckets, ())
-
-
-def _note_rates(scope: Scope, specs: RateSpecs, decision: RateDecision | None) -> None:
-    """Note what the rate limits say; raises ``RateLimited`` or ``LimitsUnavailable``."""
-    if decision is None:
-        raise errors.LimitsUnavailable
-    limits, metrics = scope.limits, scope.services.metrics
-    limits.rate_decision = decision
-    limits.shadow_denied += [status.name for status in decision.shadow_denied]
-    for _ in decision.shadow_denied:
-        metrics.count_shadow_denial("rate_limit")
-    if decision.allowed:
-        limits.rate_specs = specs
-        return
-    assert decision.binding is not None
-    metrics.count_rate_denial(decision.binding.name)
-    limits.denial = rate_denial(decision.binding, limits.tokens)
-    raise errors.RateLimited(limits.denial)
 
 
 def _note_result(scope: Scope, request: Request, outcome: LimitOutcome) -> None:
@@ -304,27 +188,4 @@ def _entry(scope: Scope, call: Call) -> Entry | None:
     if body is None:  # translated: the same call may have been signed anew
         body = orjson.dumps([call.fields, call.metadata], option=orjson.OPT_SORT_KEYS)
     mark = fingerprint(scope.endpoint.encode(), body)
-    return Entry(_organization_id(scope), call.idempotency_id, mark, scope.record_id)
-
-
-def _estimated_tokens(
-    call: Call,
-    model: Model,
-    organization: Organization,
-    key: KeyRecord,
-    counter: TokenCounter | None,
-) -> int:
-    """Estimated input, and output as far as the client bounds it; the rest is charged later."""
-    limits = (
-        organization.rate_limit,
-        key.rate_limit,
-        organization.model_rate_limits.get(call.model),
-    )
-    if not any(limit is not None and limit.tokens_per_minute is not None for limit in limits):
-        return 0
-    return min(estimated_input(call, model, counter) + (bounded_output(call) or 0), MAX_TOKENS)
-
-
-def _organization_id(scope: Scope) -> str:
-    assert scope.key is not None
-    return scope.key.organization_id
+    return Entry(organization_id_of(scope), call.idempotency_id, mark, scope.record_id)

@@ -12,7 +12,7 @@ from router.api.endpoints import ENDPOINTS, Endpoint
 from router.api.error_specs import shown_amount, shown_timestamp
 from router.api.replies import json_reply
 from router.api.scope import Scope, current_scope
-from router.api.steps.limiting import org_and_key
+from router.api.steps.rate_limiting import org_and_key
 from router.breaker import Unavailable
 from router.errors import BudgetUnavailable, InvalidRequest
 from router.limits.budgets.windows import WindowState
