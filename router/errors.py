@@ -203,7 +203,7 @@ class UnsupportedMediaType(RouterError):
     """The body is not declared as JSON."""
 
     def __init__(self, content_type: str | None) -> None:
-        super().__init__("Content-Type must be application/json")
+        super().__init__("the body must be application/json, and not compressed")
         self.content_type = content_type
 
 
