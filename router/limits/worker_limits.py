@@ -14,6 +14,7 @@ from router.limits.admission import Admission
 from router.limits.audit_outbox import AuditOutbox
 from router.limits.budgets.reservation_rule import ReservationRule
 from router.limits.budgets.windows import WindowSpec, WindowState
+from router.limits.held_leases import HeldLeases
 from router.limits.rates.gate import RateGate
 from router.limits.remote.budget_client import BudgetClient
 from router.limits.remote.charge_journal import ChargeJournal
@@ -56,6 +57,8 @@ class Limits:
     """Leases that another process has to settle if this one cannot."""
     charge_journal: ChargeJournal | None = None
     """What the budget service has not taken; ``None`` without one."""
+    held_leases: HeldLeases | None = None
+    """``None`` where no other host has a part in the budgets."""
     _may_evict: bool = field(default=False, init=False)
     _may_lose_writes: bool = field(default=False, init=False)
 
@@ -66,6 +69,8 @@ class Limits:
             gevent.spawn(self.retry_queue.run)
         if self.charge_journal is not None:
             gevent.spawn(self.charge_journal.run)
+        if self.held_leases is not None:
+            gevent.spawn(self.held_leases.hold_again, recorder.open_calls.running())
         redis = self.redis
         if redis is not None and redis.needs_refresh and not redis.is_unavailable:
             gevent.spawn(self._look_at, redis)

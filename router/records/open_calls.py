@@ -90,6 +90,10 @@ class OpenCalls:
         self._is_marked = True
         return True
 
+    def running(self) -> list[Dispatch]:
+        """The calls that have not ended."""
+        return [call for call in self._calls.values() if isinstance(call, Dispatch)]
+
     def frames(self) -> Iterator[tuple[int, bytes]]:
         """What a new segment begins with."""
         for call in self._calls.values():

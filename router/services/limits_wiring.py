@@ -20,6 +20,7 @@ from router.limits.budgets.maintenance import LedgerMaintenance
 from router.limits.budgets.rebuilding import Rebuilder, RebuildingLedger, SumRecords
 from router.limits.budgets.windows import Amounts, Reservation, WindowSpec, WindowState
 from router.limits.configured import default_rate_limit, reservation_rule
+from router.limits.held_leases import HeldLeases
 from router.limits.idempotency.entries import Idempotency
 from router.limits.rates.gate import OnUnavailable as RatesOnUnavailable
 from router.limits.rates.gate import RateGate
@@ -118,6 +119,7 @@ def build_limits(
         budget_client=client,
         charge_journal=budgets.journal,
         unsettled=unsettled,
+        held_leases=HeldLeases(maintenance) if client is None and settings.instances > 1 else None,
     )
 
 

@@ -1,15 +1,17 @@
-"""Settlements that wait in a worker's memory while Redis is emptied and its budgets are rebuilt."""
+"""What only the memory of a worker knows while Redis is emptied: settlements and reservations."""
 
 from __future__ import annotations
 
 import os
 import signal
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+import redis as redis_library
 
 from router.store.failures import StoreError
 from router.store.record_store import RecordStore
@@ -83,6 +85,20 @@ def standing_still(router: RouterProcess) -> Iterator[None]:
             os.kill(pid, signal.SIGCONT)
 
 
+def start(router: RouterProcess, fields: dict[str, Any]) -> threading.Thread:
+    """A call in a thread of its own."""
+    thread = threading.Thread(target=lambda: post(router.port, "late", fields), daemon=True)
+    thread.start()
+    return thread
+
+
+def reserved(limited: LimitedRouters) -> int:
+    """What running calls hold, also while the counter itself is lost."""
+    with closing(redis_library.Redis(unix_socket_path=limited.redis_url[7:])) as client:
+        names = [*client.scan_iter(match="*:leases")]
+        return sum(client.zcard(name) for name in names)
+
+
 def is_done(router: RouterProcess) -> bool:
     """Whether no worker has anything in its memory that is to be settled."""
     return gauge(router.metrics(), "api_router_limits_deferred") == 0
@@ -132,3 +148,23 @@ def test_what_waits_in_the_memory_of_another_host_is_not_booked_beside_its_recor
         wait_until(lambda: is_done(first), WITHIN_S, "all is settled")
         state = limited.state("late")
         assert (state.settled, state.reserved) == (CALLS + 1, 0)
+
+
+def test_what_another_host_has_in_flight_is_not_admitted_again(
+    tmp_path: Path, redis: RedisServer
+) -> None:
+    """P7: calls of one host hold all of a budget, Redis is emptied, and the other host is asked. It
+    used to admit as many calls again until those of the first host had ended."""
+    keys = [key("late", budgets=[budget("calls", "requests", CALLS)])]
+    with limited_routers(tmp_path, redis.url, keys, instances=2, **SETTINGS) as limited:
+        first, second = limited.routers
+        limited.backend.set(latency_ms=8_000)
+        running = [start(first, body()) for _ in range(CALLS)]
+        wait_until(lambda: len(limited.backend.requests) == CALLS, WITHIN_S, "all run")
+        empty(redis)
+        wait_until(lambda: reserved(limited) == CALLS, 5.0, "the first host has said so")
+        assert post(second.port, "late", body()).status == 402
+        for thread in running:
+            thread.join(WITHIN_S)
+        wait_until(lambda: reserved(limited) == 0, WITHIN_S, "nothing is held")
+        assert limited.state("late").settled == limited.backend_calls() == CALLS

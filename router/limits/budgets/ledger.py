@@ -11,6 +11,7 @@ from router.clock import Clock
 from router.limits.budgets.periods import Calendar
 from router.limits.budgets.window_keys import (
     gone_ms,
+    lease_key,
     opened_periods_key,
     read_threshold_events,
     window_keys,
@@ -30,7 +31,7 @@ from router.limits.budgets.windows import (
     WindowSpec,
     WindowState,
 )
-from router.limits.redis_keys import quoted, tag
+from router.limits.redis_keys import tag
 from router.redis.scripts import Argument, Loader, Runner, ScriptCall, load_script
 
 REMEMBER_S: Final = 120.0
@@ -163,7 +164,7 @@ class Ledger:
     def plan_settle(self, reservation: Reservation, amounts: Amounts) -> ScriptCall:
         """What :meth:`settle` would send."""
         prefix = tag(reservation.organization_id)
-        keys = [_lease_key(prefix, reservation.lease_id), opened_periods_key(prefix)]
+        keys = [lease_key(prefix, reservation.lease_id), opened_periods_key(prefix)]
         at_ms = reservation.reserved_at_ms
         arguments: list[Argument] = [reservation.lease_id, "" if at_ms is None else at_ms]
         arguments += (reservation.epoch, self._remember_ms, self._late_ms)
@@ -229,7 +230,7 @@ class Ledger:
         ttl_ms: int,
     ) -> ScriptCall:
         prefix = tag(organization_id)
-        keys = [_lease_key(prefix, lease_id), opened_periods_key(prefix)]
+        keys = [lease_key(prefix, lease_id), opened_periods_key(prefix)]
         arguments: list[Argument] = [mode, lease_id, ttl_ms, self._late_ms, len(reserved)]
         arguments.append(self._since_ms_of(organization_id))
         for entry in reserved:
@@ -247,10 +248,6 @@ class Ledger:
 def clock_trouble() -> Unavailable:
     """Redis' clock jumped out of a period again while its periods were looked up."""
     return Unavailable("ledger", "script", "the clock of Redis does not stand still")
-
-
-def _lease_key(prefix: str, lease_id: str) -> str:
-    return f"{prefix}lease:{quoted(lease_id)}"
 
 
 def _states(reserved: Sequence[ReservedWindow], rows: list[bytes]) -> tuple[WindowState, ...]:

@@ -10,6 +10,8 @@ from router.clock import Clock
 from router.limits.budgets.ledger import SinceMsOf, clock_trouble, never_added
 from router.limits.budgets.periods import Calendar
 from router.limits.budgets.window_keys import (
+    gone_ms,
+    lease_key,
     opened_periods_key,
     read_threshold_events,
     window_keys,
@@ -20,6 +22,7 @@ from router.limits.budgets.windows import (
     Adjustment,
     LostWindow,
     Past,
+    Reservation,
     Seeding,
     SeedOutcome,
     ThresholdEvent,
@@ -53,6 +56,7 @@ class LedgerMaintenance:
         self._calendar = Calendar(clock or Clock())
         self._seed = load("budgets/window.lua", "budgets/seed.lua")
         self._adjust = load("budgets/window.lua", "budgets/adjust.lua")
+        self._hold_again = load("budgets/window.lua", "budgets/hold_again.lua")
 
     def rebuild(
         self,
@@ -108,6 +112,20 @@ class LedgerMaintenance:
         status, *crossed = self._ask_seed("seed", organization_id, lost, past)
         outcome = cast(SeedOutcome, status.decode())
         return Seeding(outcome, read_threshold_events([lost.window], crossed))
+
+    def hold_again(self, reservation: Reservation, *, ttl_ms: int) -> bool:
+        """Reserve what a running call had reserved before Redis was emptied; false if Redis was not
+        emptied since. However often it is said, it is reserved once."""
+        assert reservation.reserved_at_ms is not None
+        prefix = tag(reservation.organization_id)
+        keys = [lease_key(prefix, reservation.lease_id), opened_periods_key(prefix)]
+        arguments: list[Argument] = [reservation.lease_id, reservation.epoch]
+        arguments.append(reservation.reserved_at_ms + ttl_ms)
+        for held in reservation.windows:
+            keys += window_keys(prefix, held.window, held.period)
+            arguments += (held.window.identity, held.period.start_ms, gone_ms(held.period))
+            arguments.append(held.amount)
+        return bool(self._redis.run(ScriptCall(self._hold_again, keys, arguments)))
 
     def adjust(
         self,

@@ -7,6 +7,7 @@ from typing import Final
 
 from router.limits.budgets.periods import Period
 from router.limits.budgets.windows import ThresholdEvent, WindowSpec
+from router.limits.redis_keys import quoted
 from router.redis.scripts import Argument
 
 KEEP_S: Final = 3 * 86_400.0
@@ -16,6 +17,11 @@ KEEP_S: Final = 3 * 86_400.0
 def opened_periods_key(prefix: str) -> str:
     """The hash of an organization's opened periods; ``prefix`` is its :func:`redis_keys.tag`."""
     return prefix + "marks"
+
+
+def lease_key(prefix: str, lease_id: str) -> str:
+    """What is there from a reservation until it is settled and forgotten."""
+    return f"{prefix}lease:{quoted(lease_id)}"
 
 
 def window_keys(prefix: str, window: WindowSpec, period: Period) -> tuple[str, str]:

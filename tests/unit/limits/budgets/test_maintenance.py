@@ -230,3 +230,38 @@ def test_more_orphans_than_lua_can_unpack(stand: Any) -> None:
     assert len(lost.orphans) == 20_001
     maintenance.seed("acme", lost, 5)
     assert figures(stand) == (20_006, 0)
+
+
+def test_a_running_call_holds_again_what_was_lost(stand: Any) -> None:
+    """P7: by hand, 300 of 1000 in both orders of seed and reservation, however often it is said."""
+    for is_seeded_first in (True, False):
+        stand.client.execute_command("FLUSHALL")
+        maintenance = stand.maintenance()
+        maintenance.rebuild("acme", [SPEND, CALLS], lambda _lost: 0)
+        held = reserve(stand, "a", 300, SPEND, CALLS)
+        assert not maintenance.hold_again(held, ttl_ms=TTL_MS), "nothing was lost"
+        assert figures(stand) == (0, 300)
+        stand.client.execute_command("FLUSHALL")
+        if is_seeded_first:
+            maintenance.rebuild("acme", [SPEND, CALLS], lambda _lost: 50)
+        for _ in range(2):
+            assert maintenance.hold_again(held, ttl_ms=TTL_MS)
+        if not is_seeded_first:
+            maintenance.rebuild("acme", [SPEND, CALLS], lambda _lost: 50)
+        assert (figures(stand), figures(stand, CALLS)) == ((50, 300), (50, 1))
+        assert reserve(stand, "b", 651).this_request == 651
+        assert stand.ledger().settle(held, Amounts(200, 0)).booked
+        assert maintenance.hold_again(held, ttl_ms=TTL_MS)
+        assert (figures(stand), figures(stand, CALLS)) == ((250, 0), (51, 0))
+
+
+def test_a_lease_that_has_ended_is_not_held_again(stand: Any) -> None:
+    """P6: its amount has been free since, and would be held until nobody knows when."""
+    maintenance = stand.maintenance()
+    maintenance.rebuild("acme", [SPEND], lambda _lost: 0)
+    held = reserve(stand, "a", 300)
+    stand.client.execute_command("FLUSHALL")
+    maintenance.rebuild("acme", [SPEND], lambda _lost: 0)
+    stand.clock.advance(TTL_MS / 1000)
+    assert maintenance.hold_again(held, ttl_ms=TTL_MS)
+    assert figures(stand) == (0, 0)
