@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from router.agent.adoption.inheritance import Inheritance
 from router.agent.adoption.lease_settler import KeepCharges
+from router.agent.adoption.unsent_reservations import WindowsOf
 from router.agent.dead_letters import DeadLetters
 from router.agent.kafka.producer import KafkaConfig, limit_library_log
 from router.agent.kafka.sink import KafkaSink
@@ -61,6 +62,8 @@ class AgentConfig:
     keep_charges: KeepCharges | None = None
     """Where a budget service has the leases: has workers tell it of those that were left open."""
     lease_s: float = 900.0
+    windows_of: WindowsOf = lambda _organization_id, _key_id: ()
+    """The budgets in which calls may have been killed before they were sent."""
 
 
 class Agent:
@@ -84,6 +87,7 @@ class Agent:
             keep_charges=config.keep_charges,
             lease_s=config.lease_s,
             clock=self._clock,
+            windows_of=config.windows_of,
         )
         self._troubles: set[str] = set()
         self._logged_unreadable: set[str] = set()

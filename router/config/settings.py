@@ -275,6 +275,11 @@ class Settings:
         return self.data_dir / "unsettled"
 
     @property
+    def unsent_dir(self) -> Path:
+        """Where workers note what calls reserve that they have not sent yet."""
+        return self.data_dir / "unsent"
+
+    @property
     def redis_dir(self) -> Path:
         """Where an embedded Redis keeps its data."""
         return self.data_dir / "redis"

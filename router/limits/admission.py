@@ -31,6 +31,7 @@ from router.limits.redis_exchange import RedisExchange
 from router.limits.remote.service_exchange import ServiceExchange
 from router.limits.retry_queue import RetryQueue
 from router.limits.settlement_wait import SettlementWait
+from router.limits.unsent_calls import UnsentCalls
 
 OnUnavailable = Literal["closed", "open"]
 
@@ -66,9 +67,10 @@ class Admission:
         on_threshold: Callable[[str, ThresholdEvent], None] = lambda _organization_id, _event: None,
         on_unresolved: Callable[[str, tuple[str, ...]], None] = lambda _organization_id, _ids: None,
         on_unsettled: Callable[[Reservation, Amounts], None] = lambda _reservation, _amounts: None,
+        unsent: UnsentCalls | None = None,
     ) -> None:
         """``on_unsettled`` hears of each lease that has to be settled later, so that it can be even
-        if this process dies before."""
+        if this process dies before; ``unsent`` of each call until it is sent or given up."""
         self._rates = rates
         self._exchange = exchange
         self._rebuilder = rebuilder
@@ -79,6 +81,7 @@ class Admission:
         self._on_threshold = on_threshold
         self._on_unresolved = on_unresolved
         self._on_unsettled = on_unsettled
+        self._unsent = UnsentCalls(None) if unsent is None else unsent
         self.uses_budget_service: Final = exchange.uses_budget_service
         """Whether there may be budgets that the document does not know of."""
         self.decisions: Final[Counter[str]] = Counter()
@@ -105,8 +108,21 @@ class Admission:
         tell of.
         """
         asking = _Asking(self._give_back, rates, request, entry)
-        with asking:
-            return self._admit(asking)
+        admitted = False
+        if request.windows and not self.uses_budget_service:
+            self._unsent.begin(request)
+        try:
+            with asking:
+                outcome = self._admit(asking)
+                admitted = isinstance(outcome.result, Admitted)
+                return outcome
+        finally:
+            if not admitted:
+                self._unsent.end(request.lease_id)
+
+    def sent(self, lease_id: str) -> None:
+        """The call is being sent, and the disk knows what it has reserved."""
+        self._unsent.end(lease_id)
 
     def settle(
         self,
@@ -143,6 +159,7 @@ class Admission:
             ):
                 self._retry_queue.later(lambda: self._end(admitted, amounts, stored))
                 self._on_unsettled(reservation, amounts)
+            self._unsent.end(reservation.lease_id)
 
     def _take(self, asking: _Asking, specs: RateSpecs) -> RateDecision:
         request = asking.request

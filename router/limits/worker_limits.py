@@ -20,6 +20,7 @@ from router.limits.remote.budget_client import BudgetClient
 from router.limits.remote.charge_journal import ChargeJournal
 from router.limits.retry_queue import RetryQueue
 from router.limits.settlement_wait import SettlementWait
+from router.limits.unsent_calls import UnsentCalls
 from router.limits.unsettled_leases import UnsettledLeases
 from router.records.recorder import Recorder
 from router.redis.client import RedisClient
@@ -55,6 +56,8 @@ class Limits:
     """``None`` without a budget service."""
     unsettled: UnsettledLeases
     """Leases that another process has to settle if this one cannot."""
+    unsent: UnsentCalls
+    """What calls have reserved that are not sent yet."""
     charge_journal: ChargeJournal | None = None
     """What the budget service has not taken; ``None`` without one."""
     held_leases: HeldLeases | None = None
@@ -79,6 +82,7 @@ class Limits:
         """Do what was queued, if that is possible now, and close connections."""
         self.retry_queue.run()
         self.unsettled.close()
+        self.unsent.close()
         if self.charge_journal is not None:
             self.charge_journal.close()
         self.audit_outbox.flush(recorder)

@@ -34,6 +34,7 @@ from router.limits.remote.service_ability import Mode, ServiceAbility, service_d
 from router.limits.remote.service_exchange import ServiceExchange
 from router.limits.retry_queue import RetryQueue
 from router.limits.settlement_wait import SettlementWait
+from router.limits.unsent_calls import UnsentCalls
 from router.limits.unsettled_leases import UnsettledLeases
 from router.limits.worker_limits import Limits, ReadWindows
 from router.net.resolver import Resolve, system_resolve
@@ -61,9 +62,11 @@ def build_limits(
     resolve: Resolve = system_resolve,
     runner: Runner | None = None,
     since_ms_of: SinceMsOf = never_added,
+    writer_id: str | None = None,
 ) -> Limits:
     """Wire a worker's limits; connects when first used. ``runner`` is used in place of the Redis of
-    ``settings``.
+    ``settings``. ``writer_id`` names the spool of this process, whose agent gives back what it
+    leaves reserved if it is killed.
 
     Raises ``SettingsError`` when the address of Redis cannot be understood.
     """
@@ -93,6 +96,7 @@ def build_limits(
         budgets = _budgets_of_service(settings, client, entries, retry_queue, outbox)
     rates = _rate_gate(settings, runner, retry_queue, clock)
     settlement_wait = SettlementWait(settings.budget_wait_s)
+    unsent = UnsentCalls(None if writer_id is None else settings.unsent_dir / writer_id, clock)
     admission = Admission(
         rates,
         budgets.exchange,
@@ -104,6 +108,7 @@ def build_limits(
         on_threshold=outbox.threshold_reached,
         on_unresolved=outbox.found_unresolved,
         on_unsettled=budgets.on_unsettled,
+        unsent=unsent,
     )
     return Limits(
         admission=admission,
@@ -120,6 +125,7 @@ def build_limits(
         charge_journal=budgets.journal,
         unsettled=unsettled,
         held_leases=HeldLeases(maintenance) if client is None and settings.instances > 1 else None,
+        unsent=unsent,
     )
 
 

@@ -125,6 +125,7 @@ def build_services(
         timeout_s=settings.query_timeout_s,
     )
     rebuild_queries = open_rebuild_queries(settings)
+    recorder = Recorder(open_spool(settings, clock))
     return Services(
         settings=settings,
         clock=clock,
@@ -133,7 +134,7 @@ def build_services(
         forwarder=_forwarder(settings, session),
         session=session,
         pepper_fingerprint=pepper_fingerprint(pepper),
-        recorder=Recorder(open_spool(settings, clock)),
+        recorder=recorder,
         queries=queries,
         rebuild_queries=rebuild_queries,
         watch=watch_host(settings, state, queries.check, clock),
@@ -145,6 +146,7 @@ def build_services(
             resolve=Resolver().resolve,
             runner=runner,
             since_ms_of=state.budgets_added_ms,
+            writer_id=recorder.spool.writer_id,
         ),
         metrics=Metrics(CollectorRegistry()),
         call_log=CallLog(),

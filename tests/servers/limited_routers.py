@@ -117,9 +117,11 @@ def limited_routers(
     instances: int = 1,
     workers: int = 2,
     timeouts: Mapping[str, float] | None = None,
+    backend_url: str | None = None,
     **settings: str,
 ) -> Iterator[LimitedRouters]:
-    """They run until the block ends. Unless it is said otherwise, organizations are unlimited."""
+    """They run until the block ends. Unless it is said otherwise, organizations are unlimited.
+    ``backend_url`` is called in place of the backend."""
     given = {one["id"]: dict(one) for one in organizations}
     for one in keys:
         unlimited = {"requests_per_second": None}
@@ -139,7 +141,7 @@ def limited_routers(
                 {
                     "id": "mock",
                     "kind": "openai",
-                    "base_url": f"{backend.url}/v1",
+                    "base_url": backend_url or f"{backend.url}/v1",
                     **({"timeouts": dict(timeouts)} if timeouts else {}),
                 }
             ],

@@ -23,6 +23,8 @@ import pytest
 import redis as redis_library
 
 from router.store.failures import StoreError
+from tests.fakes.backend.scripts import silent
+from tests.fakes.backend.server import FakeServer
 from tests.fakes.redis_server import BINARY, RedisServer
 from tests.servers.ledger import Ledger
 from tests.servers.limited_routers import (
@@ -168,6 +170,41 @@ def test_calls_of_killed_workers_are_recorded_and_charged_once(
         assert events == Counter(record["request_id"] for record in interrupted)
         verdict = Ledger(limited.router.data_dir).verdict()
         assert verdict.ok, verdict
+
+
+def test_calls_that_are_killed_before_they_are_sent_give_back_what_they_reserved(
+    tmp_path: Path, redis: RedisServer
+) -> None:
+    """Must show 5, P6: they used to hold their budget until their leases ended."""
+    with (
+        FakeServer(silent) as deaf,  # a handshake that never ends
+        limited_routers(
+            tmp_path,
+            redis.url,
+            [key("killed", budgets=[budget("calls", "requests", 10**6)])],
+            timeouts={"connect_s": 60, "first_byte_s": 60, "total_s": 120},
+            backend_url=f"https://127.0.0.1:{deaf.port}/v1",
+            **PATIENT,
+            **LONG,
+        ) as limited,
+    ):
+        calls = [leave_open(limited, chat()) for _ in range(IN_EACH_STAGE)]
+        wait_until(lambda: limited.state("killed").reserved == IN_EACH_STAGE, 20.0, "all wait")
+        kill_workers(limited)
+        wait_until(lambda: limited.state("killed").reserved == 0, WITHIN_S, "nothing is reserved")
+        assert limited.state("killed").settled == 0
+        for thread in calls:
+            thread.join(10)
+        # Those that live now have nothing to give back.
+        others = [leave_open(limited, chat()) for _ in range(IN_EACH_STAGE)]
+        wait_until(lambda: limited.state("killed").reserved == IN_EACH_STAGE, 20.0, "all wait")
+        time.sleep(3.0)
+        assert limited.state("killed").reserved == IN_EACH_STAGE
+        assert recorded(limited) == {}
+        kill_workers(limited)
+        for thread in others:
+            thread.join(10)
+        wait_until(lambda: limited.state("killed").reserved == 0, WITHIN_S, "nothing is reserved")
 
 
 def test_what_an_outage_and_a_sigterm_left_open_is_settled_by_the_next_agent(

@@ -15,6 +15,7 @@ from typing import Any, Final
 
 import orjson
 
+from router.agent.adoption.unsent_reservations import UnsentReservations
 from router.clock import Clock
 from router.errors import RecordsUnavailable
 from router.records.dispatches import (
@@ -64,6 +65,10 @@ class LeftOpen:
             if record_id not in recorded and record_id not in self.unsettled
         ]
 
+    def sent(self) -> set[str]:
+        """The records of calls that were sent to a backend."""
+        return {*self.dispatches, *self.recorded, *self.unsettled}
+
     def leases(self) -> list[Unsettled]:
         """Leases that may be open, with what they are to be settled with."""
         found = dict(self.unsettled)
@@ -98,6 +103,7 @@ class Adoption:
         open_recorder: Callable[[], Recorder],
         hand_over: Callable[[list[Unsettled]], None],
         new_id: Callable[[], str],
+        unsent: UnsentReservations,
         *,
         clock: Clock | None = None,
     ) -> None:
@@ -107,6 +113,7 @@ class Adoption:
         self._open_recorder = open_recorder
         self._hand_over = hand_over
         self._new_id = new_id
+        self._unsent = unsent
         self._clock = clock or Clock()
         self._adopted = checkpoints.load()
         self._written: set[str] = set()
@@ -120,20 +127,25 @@ class Adoption:
     def step(self) -> int:
         """Adopt every writer that has died; how many. Raises ``OSError`` or ``RecordsUnavailable``:
         then the same writers are adopted by a later step."""
+        ended = self._unsent.ended()
         infos = self._reader.writers()
         known = {info.writer_id for info in infos}
         dead = [info for info in infos if self._is_due(info)]
-        if not dead:
+        if not dead and not ended:
             return 0
         found = [self._left_open(info) for info in dead]
         # By an agent, too, that wrote such records and died before it could say so.
         recorded = {record_id for one in found for record_id in one.recorded}
         interrupted = [dispatch for one in found for dispatch in one.interrupted(recorded)]
         leases = [lease for one in found for lease in one.leases()]
+        for writer_id in ended:
+            leases += self._unsent.leases(writer_id, self._sent(writer_id, infos))
         for dispatch in interrupted:
             self._record(dispatch)
         if leases:
             self._hand_over(leases)
+        for writer_id in ended:
+            self._unsent.forget(writer_id)
         self._adopted = {name: at for name, at in self._adopted.items() if name in known}
         for info in dead:
             after = Position(info.writer_id, max(info.segments, default=0) + 1, 0)
@@ -144,6 +156,13 @@ class Adoption:
             facts = {"calls": len(interrupted), "writers": [info.writer_id for info in dead]}
             _logger.warning("calls were interrupted; their workers were killed", extra=facts)
         return len(dead)
+
+    def _sent(self, writer_id: str, infos: Iterable[WriterInfo]) -> set[str]:
+        """The calls that a dead writer has sent, as far as its files are there."""
+        for info in infos:
+            if info.writer_id == writer_id and info.segments:
+                return self._left_open(info).sent()
+        return set()
 
     def _is_due(self, info: WriterInfo) -> bool:
         return (

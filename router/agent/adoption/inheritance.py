@@ -13,6 +13,7 @@ from typing import Final
 from router.agent.adoption import dead_writers, lease_settler
 from router.agent.adoption.dead_writers import Adoption
 from router.agent.adoption.lease_settler import KeepCharges, LeaseSettler, charges_of
+from router.agent.adoption.unsent_reservations import UnsentReservations, WindowsOf
 from router.breaker import Unavailable
 from router.clock import Clock
 from router.limits.audit_outbox import AuditOutbox
@@ -25,6 +26,7 @@ from router.spool.reader import SpoolReader
 from router.spool.writer import SpoolWriter
 
 UNSETTLED_NAME: Final = "unsettled"
+UNSENT_NAME: Final = "unsent"
 _UNLIMITED: Final = 1 << 62
 """A full spool must not keep dead writers from being adopted: that is what makes room."""
 _END_S: Final = 2.0
@@ -44,6 +46,7 @@ class Inheritance:
         keep_charges: KeepCharges | None = None,
         lease_s: float,
         clock: Clock,
+        windows_of: WindowsOf = lambda _organization_id, _key_id: (),
     ) -> None:
         """Where a budget service has the leases, ``keep_charges`` is given what it is to be
         told."""
@@ -59,6 +62,7 @@ class Inheritance:
             self._open_recorder,
             self._hand_over,
             lambda: str(uuid.uuid4()),
+            UnsentReservations(data_dir / UNSENT_NAME, windows_of),
             clock=clock,
         )
         self._redis = None if open_redis is None else open_redis()

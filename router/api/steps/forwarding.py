@@ -73,6 +73,7 @@ def _note_dispatch(scope: Scope, attempt: Attempt) -> None:
             lease_of(limits.admitted.reservation, scope.services.limits.lease_ms),
         )
     )
+    scope.services.limits.admission.sent(scope.record_id)
 
 
 def _headers(scope: Scope, allow: tuple[str, ...]) -> list[tuple[str, str]]:

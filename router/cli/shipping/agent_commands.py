@@ -20,8 +20,12 @@ _REDIS_TIMEOUT_S = 1.0
 """Nobody waits for the agent; a slow answer is better than none."""
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from router.agent.adoption.lease_settler import KeepCharges
+    from router.agent.adoption.unsent_reservations import WindowsOf
     from router.agent.service import Agent, AgentConfig
+    from router.limits.budgets.windows import WindowSpec
     from router.redis.client import RedisClient
 
 
@@ -105,7 +109,22 @@ def _config(
         open_redis=None if settings.budget_service_endpoint else lambda: _open_redis(settings),
         keep_charges=_keep_charges(settings),
         lease_s=settings.lease_s,
+        windows_of=_windows_of(settings),
     )
+
+
+def _windows_of(settings: Settings) -> WindowsOf:
+    """The budgets of the document as it is when somebody asks."""
+    from router.config.state.state_reader import StateReader
+    from router.limits.configured import window_specs
+
+    state = StateReader(settings.state_dir)
+
+    def find(organization_id: str, key_id: str | None) -> Sequence[WindowSpec]:
+        key = None if key_id is None else state.find_key_with_id(key_id)
+        return window_specs(state.document().organizations[organization_id], key)
+
+    return find
 
 
 def _keep_charges(settings: Settings) -> KeepCharges | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
@@ -10,12 +11,15 @@ from pathlib import Path
 import pytest
 
 from router.agent.adoption.dead_writers import NAME, Adoption
+from router.agent.adoption.unsent_reservations import UnsentReservations
 from router.agent.service import remove_acknowledged
 from router.auth.keys import generate_key
 from router.clock import FrozenClock
 from router.limits.budgets.lease_notation import lease_of, reservation_of
 from router.limits.budgets.periods import Period
-from router.limits.budgets.windows import Reservation, ReservedWindow, WindowSpec
+from router.limits.budgets.windows import Amounts, Reservation, ReservedWindow, WindowSpec
+from router.limits.outcome import Request
+from router.limits.unsent_calls import UnsentCalls
 from router.records.dispatches import Dispatch, decode_dispatch, encode_dispatch
 from router.records.open_calls import OpenCalls, Unsettled
 from router.records.recorder import Recorder
@@ -98,9 +102,23 @@ class Host:
             lambda: recorder,
             self.handed_over.extend,
             lambda: f"event-{next(self._ids)}",
+            UnsentReservations(self.directory / "unsent", self.windows_of),
             clock=self.clock,
         )
         return adoption, reader
+
+    @staticmethod
+    def windows_of(organization_id: str, key_id: str | None) -> tuple[WindowSpec, ...]:
+        """The document has one organization, whose key has one budget."""
+        return {"acme": {None: (), "key_1": (WINDOW,)}[key_id]}[organization_id]
+
+    def unsent(self, writer_id: str, *record_ids: str, organization: str = "acme") -> UnsentCalls:
+        """What a worker has reserved for calls that it has not sent."""
+        calls = UnsentCalls(self.directory / "unsent" / writer_id, self.clock)
+        for record_id in record_ids:
+            amounts = Amounts(700, 900)
+            calls.begin(Request(organization, record_id, (WINDOW,), amounts, 900_000, "key_1"))
+        return calls
 
     def kill_agents(self) -> None:
         for recorder, reader in self._agents:
@@ -294,3 +312,66 @@ def test_a_record_that_was_not_written_leaves_the_call_open() -> None:
     assert [kind for kind, _ in calls.frames()] == [DISPATCH]
     calls.settled("a")
     assert list(calls.frames()) == []
+
+
+def killed(calls: UnsentCalls) -> None:
+    """The process is gone, its file is not."""
+    assert calls._fd is not None
+    assert calls._map is not None
+    calls._map.close()
+    os.close(calls._fd)
+
+
+def test_what_was_reserved_and_never_sent_is_given_back(host: Host) -> None:
+    """P6: a call that was killed before it was sent used to hold its budget until its lease ended;
+    one that was sent is charged."""
+    worker = host.worker()
+    calls = host.unsent(worker.spool.writer_id, "waits", "sent", "over")
+    worker.dispatched(dispatch("sent"))  # and was killed before it could say so
+    calls.end("over")
+    killed(calls)
+    worker.spool.close()
+    host.agent()[0].step()
+    assert host.settlements() == {"sent": (250, 100, 1), "waits": (0, 0, 0)}
+    [given_back] = [one for one in host.handed_over if one.record_id == "waits"]
+    reservation = reservation_of("waits", "acme", given_back.lease)
+    [held] = reservation.windows
+    assert (held.window, held.amount) == (WINDOW, 700)
+    # A day in Tokyo that holds the moment of the test's clock: 2027-01-15, 08:00 UTC.
+    assert held.period == Period(1_799_938_800_000, 1_800_025_200_000)
+    assert (reservation.reserved_at_ms, reservation.epoch) == (None, "")
+    assert [*(host.directory / "unsent").iterdir()] == []
+    assert host.interrupted() == ["sent"]
+
+
+def test_what_a_living_worker_has_reserved_is_its_own(host: Host) -> None:
+    """P6: whatever the agent thinks of its spool."""
+    worker = host.worker()
+    calls = host.unsent(worker.spool.writer_id, "waits")
+    adoption, _ = host.agent()
+    assert adoption.step() == 0
+    worker.spool.close()
+    adoption.step()
+    assert host.settlements() == {}
+    killed(calls)
+    adoption.step()
+    assert host.settlements() == {"waits": (0, 0, 0)}
+    adoption.step()
+    assert len(host.handed_over) == 1
+
+
+def test_a_worker_that_left_nothing_else(host: Host) -> None:
+    """P6: its first call was killed before it had written anything."""
+    killed(host.unsent("01a20b13a811-4141-23c9ccd0", "waits"))
+    host.agent()[0].step()
+    assert host.settlements() == {"waits": (0, 0, 0)}
+
+
+def test_a_budget_that_is_gone_has_nothing_to_give_back(host: Host) -> None:
+    """And keeps no other from it."""
+    worker = host.worker()
+    calls = host.unsent(worker.spool.writer_id, "theirs", organization="gone")
+    killed(calls)
+    killed(host.unsent("01a20b13a811-4141-23c9ccd1", "ours"))
+    host.agent()[0].step()
+    assert host.settlements() == {"ours": (0, 0, 0)}
