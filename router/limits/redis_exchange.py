@@ -9,7 +9,8 @@ from router.limits.budgets.ledger import Ledger, ReservePlan
 from router.limits.budgets.windows import Amounts, NotReserved, Reservation, Settlement
 from router.limits.idempotency.entries import Entry, Idempotency, New, NotStored
 from router.limits.outcome import ExchangeReply, Request
-from router.redis.scripts import Argument, Loader, Runner, ScriptCall, load_script
+from router.limits.recent import Recent
+from router.redis.scripts import Loader, Runner, ScriptCall, Template, load_script
 
 
 class RedisExchange:
@@ -34,6 +35,7 @@ class RedisExchange:
         self._redis = redis
         self._ledger = ledger
         self._idempotency = idempotency
+        self._templates: Recent[Template] = Recent()
         self._script = load(
             "admission.lua",
             rates=("rates/bucket.lua",),
@@ -101,18 +103,17 @@ class RedisExchange:
             ttl_ms=request.ttl_ms,
         )
 
-    def _joined(self, *parts: ScriptCall | None) -> ScriptCall:
-        keys: list[str] = []
-        counts: list[Argument] = [0 if part is None else len(part.keys) for part in parts]
-        arguments: list[Argument] = []
-        for part in parts:
-            if part is None:
-                counts.append(0)
-                continue
-            keys += part.keys
-            counts.append(len(part.arguments))
-            arguments += part.arguments
-        return ScriptCall(self._script, keys, counts + arguments)
+    def _joined(
+        self, rates: ScriptCall | None, claim: ScriptCall | None, reserve: ScriptCall | None
+    ) -> ScriptCall:
+        if rates is None or rates.template is None or claim or not (reserve and reserve.template):
+            return ScriptCall(self._script, *_words(rates, claim, reserve))
+        made_of = (rates.template, reserve.template)
+        template = self._templates.get(made_of)
+        if template is None:
+            template = Template(self._script, *_words(rates.template, None, reserve.template))
+            self._templates[made_of] = template
+        return template.filled(reserve.values)
 
     def _outcome(
         self,
@@ -129,6 +130,21 @@ class RedisExchange:
         return (
             _presumed(request, None) if plan is None else self._ledger.read_reserve(plan, reserved)
         )
+
+
+def _words(*parts: ScriptCall | Template | None) -> tuple[list[Any], list[Any]]:
+    """Keys and arguments of the parts, after how many of each they have."""
+    keys: list[Any] = []
+    counts: list[Any] = [0 if part is None else len(part.keys) for part in parts]
+    arguments: list[Any] = []
+    for part in parts:
+        if part is None:
+            counts.append(0)
+            continue
+        keys += part.keys
+        counts.append(len(part.arguments))
+        arguments += part.arguments
+    return keys, counts + arguments
 
 
 def _presumed(request: Request, plan: ReservePlan | None) -> Reservation:

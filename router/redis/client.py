@@ -76,7 +76,7 @@ class RedisClient:
         if self._topology.is_switching:
             self._topology.wait_until_settled()
         deadline_s = time.monotonic() + self._timeout_s
-        node = self._usable(calls[0].keys[0], deadline_s)
+        node = self._usable(calls[0].key, deadline_s)
         commands = b"".join([call.by_digest() for call in calls])
         node, replies = self._asked(node, commands, len(calls), deadline_s)
         if first_error(replies) is not None:

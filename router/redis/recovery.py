@@ -86,7 +86,7 @@ class Recovery:
             raise Unavailable("redis", "script", str(error), counts=False)
         calls = self._calls[first:]
         keys = dict.fromkeys(key for call in calls for key in call.keys)
-        owner = self._topology.node(calls[0].keys[0], self._deadline_s)
+        owner = self._topology.node(calls[0].key, self._deadline_s)
         login = self._topology.address.login
         target = move_keys(owner, list(keys), login, self._deadline_s)
         if target is None:

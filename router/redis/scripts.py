@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Protocol, cast
+from typing import Any, Final, NamedTuple, Protocol, cast
 
 import hiredis
 
@@ -58,13 +58,60 @@ return call(keys, arguments)
 """
 
 
-@dataclass(slots=True)
+class Blank(NamedTuple):
+    """A place in a template, for one of the values."""
+
+    number: int
+
+
+class Template:
+    """Calls of a script of which most is always the same. That is packed once, since packing fifty
+    words takes longer than all else that a decision costs here."""
+
+    __slots__ = ("_format", "_order", "arguments", "keys", "script")
+
+    def __init__(
+        self,
+        script: Script,
+        keys: Sequence[str | Blank],
+        arguments: Sequence[Argument | Blank],
+    ) -> None:
+        self.script, self.keys, self.arguments = script, keys, arguments
+        words = ("EVALSHA", script.sha, len(keys), *keys, *arguments)
+        self._order = tuple([word.number for word in words if isinstance(word, Blank)])
+        pieces = [
+            b"%b" if isinstance(word, Blank) else _word(word).replace(b"%", b"%%") for word in words
+        ]
+        self._format = b"*%d\r\n" % len(words) + b"".join(pieces)
+
+    def filled(self, values: Sequence[str]) -> ScriptCall:
+        """The call with these values in the blanks."""
+        return FilledCall(self, values)
+
+    def packed(self, values: Sequence[str]) -> bytes:
+        """As :meth:`ScriptCall.by_digest`."""
+        found = [b"$%d\r\n%b\r\n" % (len(value), value) for value in map(str.encode, values)]
+        return self._format % tuple([found[number] for number in self._order])
+
+
 class ScriptCall:
     """One call of a script. All its keys must carry the same hash tag."""
 
-    script: Script
-    keys: list[str]
-    arguments: Sequence[Argument]
+    __slots__ = ("arguments", "keys", "script")
+
+    template: Template | None = None
+    """What it was made from, with :attr:`values`."""
+    values: Sequence[str] = ()
+
+    def __init__(self, script: Script, keys: Sequence[str], arguments: Sequence[Argument]) -> None:
+        self.script = script
+        self.keys = keys
+        self.arguments = arguments
+
+    @property
+    def key(self) -> str:
+        """One of the keys: all of them are on the same server."""
+        return self.keys[0]
 
     def by_digest(self) -> bytes:
         """The command as Redis reads it, for a script that it already knows."""
@@ -88,6 +135,42 @@ class ScriptCall:
         return packed((command, what, len(self.keys), *self.keys, *self.arguments))
 
 
+class FilledCall(ScriptCall):
+    """A call that was made from a template, as a list of words only where somebody asks for it."""
+
+    __slots__ = ("template", "values")
+
+    template: Template
+
+    def __init__(self, template: Template, values: Sequence[str]) -> None:
+        self.template = template
+        self.values = values
+
+    @property
+    def script(self) -> Script:  # type: ignore[override]
+        return self.template.script
+
+    @property
+    def keys(self) -> list[str]:  # type: ignore[override]
+        return self._filled(self.template.keys)
+
+    @property
+    def arguments(self) -> list[Argument]:  # type: ignore[override]
+        return self._filled(self.template.arguments)
+
+    @property
+    def key(self) -> str:
+        word = self.template.keys[0]
+        return self.values[word.number] if isinstance(word, Blank) else word
+
+    def by_digest(self) -> bytes:
+        return self.template.packed(self.values)
+
+    def _filled(self, words: Sequence[Any]) -> list[Any]:
+        values = self.values
+        return [values[word.number] if isinstance(word, Blank) else word for word in words]
+
+
 class Runner(Protocol):
     """Runs scripts; ``RedisClient`` does in production."""
 
@@ -105,6 +188,11 @@ class Runner(Protocol):
 def packed(arguments: Sequence[Argument]) -> bytes:
     """A command in the format that Redis reads."""
     return _pack(tuple(arguments))
+
+
+def _word(word: Argument) -> bytes:
+    packed_alone = packed((word,))
+    return packed_alone[packed_alone.index(b"$") :]
 
 
 # Its own types know of no whole numbers.

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from router.breaker import Unavailable
 from router.clock import Clock
-from router.limits.budgets.periods import Calendar
+from router.limits.budgets.periods import Calendar, Period
 from router.limits.budgets.window_keys import (
     gone_ms,
     lease_key,
@@ -31,8 +31,17 @@ from router.limits.budgets.windows import (
     WindowSpec,
     WindowState,
 )
+from router.limits.recent import Recent
 from router.limits.redis_keys import tag
-from router.redis.scripts import Argument, Loader, Runner, ScriptCall, load_script
+from router.redis.scripts import (
+    Argument,
+    Blank,
+    Loader,
+    Runner,
+    ScriptCall,
+    Template,
+    load_script,
+)
 
 REMEMBER_S: Final = 120.0
 """How long a settled lease is remembered, from its reservation. Only a duplicate that comes later,
@@ -86,6 +95,8 @@ class Ledger:
         self._since_ms_of = since_ms_of
         self._reserve = load("budgets/window.lua", "budgets/reserve.lua")
         self._settle = load("budgets/window.lua", "budgets/settle.lua")
+        self._reserves: Recent[Template] = Recent()
+        self._settles: Recent[Template] = Recent()
 
     def reserve(
         self,
@@ -163,17 +174,32 @@ class Ledger:
 
     def plan_settle(self, reservation: Reservation, amounts: Amounts) -> ScriptCall:
         """What :meth:`settle` would send."""
+        at_ms, windows = reservation.reserved_at_ms, reservation.windows
+        key = (
+            reservation.organization_id,
+            *[_facts(entry.window, entry.period) for entry in windows],
+        )
+        template = self._settles.get(key)
+        if template is None:
+            template = self._settles[key] = self._settle_template(reservation)
+        lease_id = reservation.lease_id
+        values = [lease_key(tag(reservation.organization_id), lease_id), lease_id]
+        values += ("" if at_ms is None else str(at_ms), reservation.epoch)
+        for entry in windows:
+            values += (str(entry.amount), str(amounts.of(entry.window.unit)))
+        return template.filled(values)
+
+    def _settle_template(self, reservation: Reservation) -> Template:
         prefix = tag(reservation.organization_id)
-        keys = [lease_key(prefix, reservation.lease_id), opened_periods_key(prefix)]
-        at_ms = reservation.reserved_at_ms
-        arguments: list[Argument] = [reservation.lease_id, "" if at_ms is None else at_ms]
-        arguments += (reservation.epoch, self._remember_ms, self._late_ms)
-        for entry in reservation.windows:
+        keys: list[str | Blank] = [Blank(0), opened_periods_key(prefix)]
+        arguments: list[Argument | Blank] = [Blank(1), Blank(2), Blank(3)]
+        arguments += (self._remember_ms, self._late_ms)
+        for index, entry in enumerate(reservation.windows):
             window, period = entry.window, entry.period
             keys += window_keys(prefix, window, period)
             arguments += (window.identity, period.start_ms, gone_ms(period))
-            arguments += (entry.amount, amounts.of(window.unit), window.threshold_amounts)
-        return ScriptCall(self._settle, keys, arguments)
+            arguments += (Blank(4 + 2 * index), Blank(5 + 2 * index), window.threshold_amounts)
+        return Template(self._settle, keys, arguments)
 
     def read_settle(self, reservation: Reservation, reply: Any) -> Settlement:
         """What Redis made of it."""
@@ -195,10 +221,12 @@ class Ledger:
     def _reserved(
         self, windows: Sequence[WindowSpec], amounts: Amounts
     ) -> tuple[ReservedWindow, ...]:
-        now = self._calendar.now
+        at_ms, period_at = self._calendar.now_ms(), self._calendar.period_at
         return tuple(
             [
-                ReservedWindow(spec, now(spec.period, spec.timezone), amounts.of(spec.unit))
+                ReservedWindow(
+                    spec, period_at(spec.period, spec.timezone, at_ms), amounts.of(spec.unit)
+                )
                 for spec in windows
             ]
         )
@@ -229,20 +257,41 @@ class Ledger:
         reserved: Sequence[ReservedWindow],
         ttl_ms: int,
     ) -> ScriptCall:
+        since_ms = self._since_ms_of(organization_id)
+        facts = [_facts(entry.window, entry.period) for entry in reserved]
+        key = (organization_id, mode, ttl_ms, since_ms, *facts)
+        template = self._reserves.get(key)
+        if template is None:
+            template = self._reserve_template(mode, organization_id, reserved, ttl_ms, since_ms)
+            self._reserves[key] = template
+        values = [lease_key(tag(organization_id), lease_id), lease_id]
+        values += [str(entry.amount) for entry in reserved]
+        return template.filled(values)
+
+    def _reserve_template(
+        self,
+        mode: str,
+        organization_id: str,
+        reserved: Sequence[ReservedWindow],
+        ttl_ms: int,
+        since_ms: int,
+    ) -> Template:
         prefix = tag(organization_id)
-        keys = [lease_key(prefix, lease_id), opened_periods_key(prefix)]
-        arguments: list[Argument] = [mode, lease_id, ttl_ms, self._late_ms, len(reserved)]
-        arguments.append(self._since_ms_of(organization_id))
-        for entry in reserved:
+        keys: list[str | Blank] = [Blank(0), opened_periods_key(prefix)]
+        arguments: list[Argument | Blank] = [mode, Blank(1), ttl_ms, self._late_ms, len(reserved)]
+        arguments.append(since_ms)
+        for index, entry in enumerate(reserved):
             window = entry.window
             keys += window_keys(prefix, window, entry.period)
             arguments += window_times(window, entry.period)
-            arguments += (
-                -1 if window.limit is None else window.limit,
-                entry.amount,
-                int(window.enforced),
-            )
-        return ScriptCall(self._reserve, keys, arguments)
+            limit = -1 if window.limit is None else window.limit
+            arguments += (limit, Blank(2 + index), int(window.enforced))
+        return Template(self._reserve, keys, arguments)
+
+
+def _facts(window: WindowSpec, period: Period) -> tuple[object, ...]:
+    """All of a window and its period that the scripts are told."""
+    return window.identity, period, window.limit, window.enforced, window.threshold_amounts
 
 
 def clock_trouble() -> Unavailable:

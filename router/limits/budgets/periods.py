@@ -58,8 +58,11 @@ class Calendar:
 
     def now(self, kind: PeriodKind, timezone: str) -> Period:
         """The period that is going on."""
-        now_ms = int(self._clock.now_s() * 1000) + self._skew_ms
-        return self.period_at(kind, timezone, now_ms)
+        return self.period_at(kind, timezone, self.now_ms())
+
+    def now_ms(self) -> int:
+        """The time, in milliseconds since the Unix epoch."""
+        return int(self._clock.now_s() * 1000) + self._skew_ms
 
     def learn(self, redis_ms: int) -> None:
         """Redis' clock says something else."""

@@ -17,8 +17,9 @@ from router.limits.rates.decision import (
     decide,
     slot_status,
 )
+from router.limits.recent import Recent
 from router.limits.redis_keys import tag
-from router.redis.scripts import Argument, Loader, Runner, ScriptCall, load_script
+from router.redis.scripts import Argument, Loader, Runner, ScriptCall, Template, load_script
 
 SLOT_LEASE_S: Final = 900.0
 """Longer than any call may take; a killed worker's slots are free again after it."""
@@ -47,6 +48,7 @@ class RateLimiter:
         self._redis = redis
         self._slot_lease_ms = int(slot_lease_s * 1000)
         self._script = load("rates/bucket.lua")
+        self._plans: Recent[RatePlan] = Recent()
 
     @property
     def is_unavailable(self) -> bool:
@@ -77,6 +79,27 @@ class RateLimiter:
         lease_id: str = "",
     ) -> RatePlan:
         """What :meth:`take` or :meth:`peek` sends; :meth:`read` understands the reply."""
+        if slots or any(bucket.leased for bucket in buckets):
+            return self._planned(mode, organization_id, buckets, slots, lease_id)
+        # The same for every call.
+        key = (organization_id, mode, *[(bucket.suffix, bucket.arguments) for bucket in buckets])
+        plan = self._plans.get(key)
+        if plan is None:
+            plan = self._planned(mode, organization_id, buckets, (), "")
+            if plan.call is not None:
+                call = plan.call
+                plan.call = Template(call.script, call.keys, call.arguments).filled(())
+            self._plans[key] = plan
+        return plan
+
+    def _planned(
+        self,
+        mode: str,
+        organization_id: str,
+        buckets: Sequence[BucketSpec],
+        slots: Sequence[SlotSpec],
+        lease_id: str,
+    ) -> RatePlan:
         buckets = [bucket for bucket in buckets if _limits(bucket)]
         slots = [slot for slot in slots if slot.limit is not None]
         if not buckets and not slots:

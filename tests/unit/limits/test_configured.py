@@ -12,6 +12,7 @@ from router.config.settings import Settings, load_settings
 from router.limits.budgets.reservation_rule import PriceUnknown, ReservationRule
 from router.limits.budgets.windows import Amounts, WindowSpec
 from router.limits.configured import (
+    by_identity,
     default_rate_limit,
     needs_bound,
     rate_specs,
@@ -243,3 +244,21 @@ def test_where_a_backend_has_to_be_held_to_the_bound(
     rule = replace(RULE, mode=mode)
     assert needs_bound(replace(ACME, budgets=budgets), KEY, rule) is needed
     assert needs_bound(ACME, replace(KEY, budgets=budgets), rule) is needed
+
+
+def test_what_is_remembered_is_of_these_very_objects() -> None:
+    """Equal ones in another document are other ones, and nothing of an old one is left behind."""
+    made: list[object] = []
+
+    @by_identity
+    def make(owner: object, /) -> object:
+        made.append(owner)
+        return object()
+
+    first, second = replace(ACME), replace(ACME)
+    assert first == second
+    assert make(first) is make(first)
+    assert make(first) is not make(second)
+    assert made == [first, second]
+    for _ in range(20_000):  # each at an address where another was before, were it not kept
+        assert make(replace(ACME)) is not make(first)
