@@ -13,12 +13,11 @@ from router.config.settings import Settings
 from router.errors import RouterError
 from router.limits.budgets.maintenance import REMEMBER_CORRECTION_S
 from router.limits.budgets.rebuilding import SumRecords
-from router.limits.budgets.windows import InFlight, LostWindow, Past, Unit
+from router.limits.budgets.windows import LostWindow, Past, Unit
 from router.records.record_types import parse_timestamp_us
 from router.store.corrections import Correction
 from router.store.failures import StoreAbsent, StoreUnavailable
-from router.store.in_flight import in_flight as read_in_flight
-from router.store.in_flight import unsettled_calls
+from router.store.in_flight import RunningCalls, unsettled_calls
 from router.store.queries.budget_queries import MOST_LEFT_OUT
 from router.store.queries.usage_totals import Spend
 from router.store.query_pool import Queries
@@ -33,8 +32,6 @@ _TRIES: Final = 3
 _REMEMBER_US: Final = int(REMEMBER_CORRECTION_S * 1_000_000)
 
 Fields = Mapping[str, Any]
-ReadInFlight = Callable[[str, LostWindow], Iterable[InFlight]]
-"""What the calls that are running on this host have reserved in a window."""
 
 
 def open_rebuild_queries(settings: Settings) -> Queries:
@@ -48,7 +45,6 @@ def sum_records_of(
     settings: Settings,
     *,
     may_be_new: bool = True,
-    in_flight: ReadInFlight | None = None,
 ) -> SumRecords:
     """Sums over the records of a window's period, each record once, orphans left out, and over the
     corrections by hand.
@@ -62,7 +58,7 @@ def sum_records_of(
     """
     host = _Host(
         SpoolTail(settings.data_dir, settings.spool_dir, may_be_new),
-        in_flight or partial(read_in_flight, settings.spool_dir),
+        RunningCalls(settings.spool_dir),
         partial(unsettled_calls, settings.unsettled_dir),
     )
 
@@ -80,7 +76,7 @@ class _Host:
     """What the disk of this host has of an organization."""
 
     tail: SpoolTail
-    in_flight: ReadInFlight
+    running: RunningCalls
     unsettled: Callable[[str], set[str]]
     """The ids of calls that have ended and wait for their settlement."""
 
@@ -99,7 +95,7 @@ def _past(store: RecordStore, host: _Host, organization_id: str, lost: LostWindo
     corrections = made_corrections(events.values(), lost)
     oldest_us = int(Clock().now_s() * 1_000_000) - _REMEMBER_US
     # Last: a call that ends meanwhile is found by its record, or still here, or makes this stale.
-    running = host.in_flight(organization_id, lost)
+    running = host.running.reserved(organization_id, lost)
     return Past(
         max(0, settled + sum([one.amount for one in corrections])),
         tuple({one.correction_id for one in corrections if one.timestamp_us >= oldest_us}),

@@ -206,7 +206,7 @@ def _zone_far_from_midnight() -> str:
 
 
 class Bystander:
-    """Calls of another organization on one connection, without a pause."""
+    """Calls of another organization on one connection, with short pauses."""
 
     def __init__(self, port: int) -> None:
         self._port = port
@@ -232,6 +232,7 @@ class Bystander:
             reply = connection.getresponse()
             reply.read()
             self.calls.append((began_s, time.monotonic(), reply.status))
+            time.sleep(0.005)
         connection.close()
 
     def beside(self, spans: list[tuple[float, float]]) -> list[float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -18,8 +19,9 @@ from router.limits.budgets.windows import (
 from router.records.dispatches import Dispatch, encode_dispatch, record_id_of
 from router.records.recorder import Recorder
 from router.spool.frames import USAGE
+from router.spool.reader import SpoolReader
 from router.spool.writer import SpoolWriter
-from router.store.in_flight import in_flight
+from router.store.in_flight import RunningCalls
 
 PERIOD = Period(1_000, 9_000)
 DAILY = WindowSpec("daily", "usd", "daily", 10**9)
@@ -70,9 +72,44 @@ def test_what_runs(
 ) -> None:
     """P7: an emptied Redis must not admit their amounts again."""
     lost = LostWindow(window, period, 0, ())
-    calls = in_flight(tmp_path / "spool", "acme", lost)
+    calls = RunningCalls(tmp_path / "spool").reserved("acme", lost)
     assert calls == [InFlight(lease_id, amount, 12_000) for lease_id, amount in found]
     worker.spool.close()
+
+
+def ids(calls: RunningCalls) -> set[str]:
+    lost = LostWindow(DAILY, PERIOD, 0, ())
+    return {call.lease_id for call in calls.reserved("acme", lost)}
+
+
+def test_what_happens_between_two_questions_is_seen(tmp_path: Path) -> None:
+    """Calls that begin and end, in this segment and in the next ones, and the death of a worker
+    whose calls are recorded by the agent: as if all of it were read anew."""
+    open_spool = partial(SpoolWriter, tmp_path / "spool", max_bytes=1 << 30, background=False)
+    agent, worker = (Recorder(open_spool(segment_bytes=4096)) for _ in range(2))
+    calls = RunningCalls(tmp_path / "spool")
+    running: set[str] = set()
+    for number in range(200):
+        record_id = f"call-{number}"
+        worker.dispatched(dispatch(record_id))
+        running.add(record_id)
+        if number % 3:
+            ended = sorted(running)[number % len(running)]
+            running.remove(ended)
+            worker.open_calls.ended(ended, cost_nanos=1, tokens=1, requests=1)
+            worker.open_calls.settled(ended)
+            worker.spool.append([(USAGE, b'{"record_id":"%b"}' % ended.encode())])
+        worker.spool.tick()
+        if not number % 7:
+            assert ids(calls) == running == ids(RunningCalls(tmp_path / "spool"))
+    segments = SpoolReader(tmp_path / "spool", observe=True).segments(worker.spool.writer_id)
+    assert len(segments) > 4
+    for record_id in sorted(running)[:10]:
+        agent.spool.append([(USAGE, b'{"record_id":"%b"}' % record_id.encode())])
+    left = set(sorted(running)[10:])
+    assert ids(calls) == left == ids(RunningCalls(tmp_path / "spool"))
+    for one in (agent, worker):
+        one.spool.close()
 
 
 def test_an_id_is_found_without_decoding() -> None:
