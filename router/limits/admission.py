@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Final, Literal
 
 from router.breaker import NOT_SENT, Unavailable
+from router.limits.asking import Asking
 from router.limits.budgets.rebuilding import Rebuilder
 from router.limits.budgets.windows import (
     NOTHING,
@@ -91,7 +92,7 @@ class Admission:
 
     def take_rates(self, organization_id: str, specs: RateSpecs, lease_id: str) -> RateDecision:
         """Charge every rate limit, or none when one refuses; raises :class:`Unavailable`."""
-        asking = _Asking(
+        asking = Asking(
             self._give_back, specs, Request(organization_id, lease_id, (), NOTHING, 0), None
         )
         with asking:
@@ -107,7 +108,7 @@ class Admission:
         this method, a killed greenlet included, nothing stays reserved that the outcome does not
         tell of.
         """
-        asking = _Asking(self._give_back, rates, request, entry)
+        asking = Asking(self._give_back, rates, request, entry)
         admitted = False
         if request.windows and not self.uses_budget_service:
             self._unsent.begin(request)
@@ -161,7 +162,7 @@ class Admission:
                 self._on_unsettled(reservation, amounts)
             self._unsent.end(reservation.lease_id)
 
-    def _take(self, asking: _Asking, specs: RateSpecs) -> RateDecision:
+    def _take(self, asking: Asking, specs: RateSpecs) -> RateDecision:
         request = asking.request
         asking.decision = self._rates.take(
             request.organization_id, specs.buckets, specs.slots, lease_id=request.lease_id
@@ -169,7 +170,7 @@ class Admission:
         self.decisions[asking.decision.source] += 1
         return asking.decision
 
-    def _admit(self, asking: _Asking) -> Outcome:
+    def _admit(self, asking: Asking) -> Outcome:
         request, entry = asking.request, asking.entry
         asks_nothing = not (request.windows or entry or self.uses_budget_service)
         plan: RatePlan | None = None
@@ -195,7 +196,7 @@ class Admission:
         outcome = self._ask(asking, plan)
         return self._ask_again(asking, outcome) if _may_fit_soon(outcome) else outcome
 
-    def _ask_again(self, asking: _Asking, outcome: Outcome) -> Outcome:
+    def _ask_again(self, asking: Asking, outcome: Outcome) -> Outcome:
         """Ask while only running calls stand in the way, for as long as a call may wait for them.
         The rates are taken already, and the refusal has freed the id."""
         with closing(self._settlement_wait.turns(asking.request.organization_id)) as turns:
@@ -210,7 +211,7 @@ class Admission:
             self._settlement_wait.outcomes["admitted" if admitted else "refused"] += 1
         return outcome
 
-    def _ask(self, asking: _Asking, plan: RatePlan | None) -> Outcome:
+    def _ask(self, asking: Asking, plan: RatePlan | None) -> Outcome:
         """Ask until there is an answer, however often a period ends or a window has to be rebuilt;
         ``plan`` takes the rates in the first exchange."""
         request, entry = asking.request, asking.entry
@@ -257,7 +258,7 @@ class Admission:
         # Its lease was ended by somebody else, or its window is lost again and again.
         return Outcome(asking.decision, self._without_answer(asking, Unavailable("ledger", "lost")))
 
-    def _decide_without_redis(self, asking: _Asking, error: Unavailable) -> bool:
+    def _decide_without_redis(self, asking: Asking, error: Unavailable) -> bool:
         """Whether the rates let the call pass by the policy for the time without Redis."""
         assert asking.specs is not None
         request = asking.request
@@ -280,7 +281,7 @@ class Admission:
         owned = None if unclaimed in NOT_SENT else entry
         return Admitted(reservation, owned, unprotected=unclaimed is not None)
 
-    def _without_answer(self, asking: _Asking, error: Unavailable) -> Admitted | Unavailable:
+    def _without_answer(self, asking: Asking, error: Unavailable) -> Admitted | Unavailable:
         """Let the call pass unprotected where the policy allows it, else take back what may be
         reserved."""
         if not self._may_pass(asking.request, asking.entry, error):
@@ -302,12 +303,12 @@ class Admission:
         has_budget = request.is_limited or self.uses_budget_service
         return not has_budget or self._on_unavailable == "open"
 
-    def _undo(self, asking: _Asking, error: Unavailable) -> None:
+    def _undo(self, asking: Asking, error: Unavailable) -> None:
         """Take back, later, what may have been reserved without an answer."""
         if asking.claimed or error.reason not in NOT_SENT:
             self._end_later(_presumed(asking.request, error), asking.entry)
 
-    def _give_back(self, asking: _Asking) -> None:
+    def _give_back(self, asking: Asking) -> None:
         """The call was killed while it asked: give back its rates, its id and its budgets."""
         request, specs = asking.request, asking.specs
         if specs is not None:
@@ -334,39 +335,6 @@ class Admission:
         self._settlement_wait.settled(reservation.organization_id)
         for event in settlement.threshold_events:
             self._on_threshold(reservation.organization_id, event)
-
-
-class _Asking:
-    """How far a call has come in being admitted. As a context it undoes all of it when the call is
-    killed: the end of a worker may throw at a call anywhere."""
-
-    __slots__ = ("_give_back", "claimed", "decision", "entry", "request", "sent", "specs")
-
-    def __init__(
-        self,
-        give_back: Callable[[_Asking], None],
-        rates: RateSpecs | RateDecision,
-        request: Request,
-        entry: Entry | None,
-    ) -> None:
-        self._give_back = give_back
-        self.request = request
-        self.entry = entry
-        self.specs = rates if isinstance(rates, RateSpecs) else None
-        """``None`` when the rates were taken before."""
-        self.decision = rates if isinstance(rates, RateDecision) else None
-        self.sent = False
-        """Whether Redis or the budget service may have heard of its id and its budgets."""
-        self.claimed = False
-        """Whether the id is certainly this call's."""
-
-    def __enter__(self) -> None:
-        """Nothing is reserved yet."""
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        """Errors are part of admission; whatever else ends it leaves nothing reserved."""
-        if kind is not None and not issubclass(kind, Exception):
-            self._give_back(self)
 
 
 def _may_fit_soon(outcome: Outcome) -> bool:
