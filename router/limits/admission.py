@@ -24,6 +24,7 @@ from router.limits.budgets.windows import (
 )
 from router.limits.configured import RateSpecs
 from router.limits.idempotency.entries import Entry, NotProtected, NotStored
+from router.limits.leases.unsent_calls import UnsentCalls
 from router.limits.outcome import Admitted, Outcome, Request
 from router.limits.rates.decision import RateDecision
 from router.limits.rates.gate import RateGate
@@ -32,7 +33,6 @@ from router.limits.redis_exchange import RedisExchange
 from router.limits.remote.service_exchange import ServiceExchange
 from router.limits.retry_queue import RetryQueue
 from router.limits.settlement_wait import SettlementWait
-from router.limits.unsent_calls import UnsentCalls
 
 OnUnavailable = Literal["closed", "open"]
 

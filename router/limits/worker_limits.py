@@ -14,14 +14,14 @@ from router.limits.admission import Admission
 from router.limits.audit_outbox import AuditOutbox
 from router.limits.budgets.reservation_rule import ReservationRule
 from router.limits.budgets.windows import WindowSpec, WindowState
-from router.limits.held_leases import HeldLeases
+from router.limits.leases.held_leases import HeldLeases
+from router.limits.leases.unsent_calls import UnsentCalls
+from router.limits.leases.unsettled_leases import UnsettledLeases
 from router.limits.rates.gate import RateGate
 from router.limits.remote.budget_client import BudgetClient
 from router.limits.remote.charge_journal import ChargeJournal
 from router.limits.retry_queue import RetryQueue
 from router.limits.settlement_wait import SettlementWait
-from router.limits.unsent_calls import UnsentCalls
-from router.limits.unsettled_leases import UnsettledLeases
 from router.records.recorder import Recorder
 from router.redis.client import RedisClient
 from router.redis.topologies.durability import SAFE_POLICY

@@ -20,8 +20,10 @@ from router.limits.budgets.maintenance import LedgerMaintenance
 from router.limits.budgets.rebuilding import Rebuilder, RebuildingLedger, SumRecords
 from router.limits.budgets.windows import Amounts, Reservation, WindowSpec, WindowState
 from router.limits.configured import default_rate_limit, reservation_rule
-from router.limits.held_leases import HeldLeases
 from router.limits.idempotency.entries import Idempotency
+from router.limits.leases.held_leases import HeldLeases
+from router.limits.leases.unsent_calls import UnsentCalls
+from router.limits.leases.unsettled_leases import UnsettledLeases
 from router.limits.rates.gate import OnUnavailable as RatesOnUnavailable
 from router.limits.rates.gate import RateGate
 from router.limits.rates.limiter import RateLimiter
@@ -34,8 +36,6 @@ from router.limits.remote.service_ability import Mode, ServiceAbility, service_d
 from router.limits.remote.service_exchange import ServiceExchange
 from router.limits.retry_queue import RetryQueue
 from router.limits.settlement_wait import SettlementWait
-from router.limits.unsent_calls import UnsentCalls
-from router.limits.unsettled_leases import UnsettledLeases
 from router.limits.worker_limits import Limits, ReadWindows
 from router.net.resolver import Resolve, system_resolve
 from router.redis.client import RedisClient

@@ -17,7 +17,7 @@ from router.agent.adoption.unsent_reservations import UnsentReservations, Window
 from router.breaker import Unavailable
 from router.clock import Clock
 from router.limits.audit_outbox import AuditOutbox
-from router.limits.unsettled_leases import UnsettledLeases
+from router.limits.leases.unsettled_leases import UnsettledLeases
 from router.records.open_calls import Unsettled
 from router.records.recorder import Recorder
 from router.redis.client import RedisClient

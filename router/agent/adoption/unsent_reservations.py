@@ -9,7 +9,7 @@ from pathlib import Path
 from router.limits.budgets.lease_notation import lease_of
 from router.limits.budgets.periods import period_at
 from router.limits.budgets.windows import Amounts, Reservation, ReservedWindow, WindowSpec
-from router.limits.unsent_calls import UnsentCall, is_in_use, read_unsent
+from router.limits.leases.unsent_calls import UnsentCall, is_in_use, read_unsent
 from router.records.open_calls import Unsettled
 
 WindowsOf = Callable[[str, str | None], Sequence[WindowSpec]]

@@ -24,7 +24,7 @@ from router.limits.budgets.windows import (
     ReservedWindow,
     WindowSpec,
 )
-from router.limits.unsettled_leases import UnsettledLeases
+from router.limits.leases.unsettled_leases import UnsettledLeases
 from router.records.audit_chain import AuditChain, encode_event
 from router.spool.checkpoints import Checkpoints, checkpoint_path
 from router.spool.frames import AUDIT, USAGE

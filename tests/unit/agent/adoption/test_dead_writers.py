@@ -18,8 +18,8 @@ from router.clock import FrozenClock
 from router.limits.budgets.lease_notation import lease_of, reservation_of
 from router.limits.budgets.periods import Period
 from router.limits.budgets.windows import Amounts, Reservation, ReservedWindow, WindowSpec
+from router.limits.leases.unsent_calls import UnsentCalls
 from router.limits.outcome import Request
-from router.limits.unsent_calls import UnsentCalls
 from router.records.dispatches import Dispatch, decode_dispatch, encode_dispatch
 from router.records.open_calls import OpenCalls, Unsettled
 from router.records.recorder import Recorder

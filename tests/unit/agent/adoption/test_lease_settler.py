@@ -21,7 +21,7 @@ from router.limits.budgets.windows import (
     ServiceReservation,
     WindowSpec,
 )
-from router.limits.unsettled_leases import UnsettledLeases
+from router.limits.leases.unsettled_leases import UnsettledLeases
 from router.records.open_calls import Unsettled
 from router.spool.checkpoints import Checkpoints, checkpoint_path
 from router.spool.reader import SpoolReader

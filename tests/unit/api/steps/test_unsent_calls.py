@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from router.errors import BackendUnavailable
-from router.limits.unsent_calls import read_unsent
+from router.limits.leases.unsent_calls import read_unsent
 from router.services.limits_wiring import build_limits
 from tests.fakes.limited import Fixed, budget
 from tests.fakes.router_stand import RouterStand, World

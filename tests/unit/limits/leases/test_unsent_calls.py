@@ -9,8 +9,8 @@ import pytest
 
 from router.clock import FrozenClock
 from router.limits.budgets.windows import Amounts, WindowSpec
+from router.limits.leases.unsent_calls import UnsentCall, UnsentCalls, is_in_use, read_unsent
 from router.limits.outcome import Request
-from router.limits.unsent_calls import UnsentCall, UnsentCalls, is_in_use, read_unsent
 
 WINDOW = WindowSpec("pocket", "usd", "daily", 10**9, "UTC", "org", "", (), True)
 NOW_MS = 1_800_000_000_000

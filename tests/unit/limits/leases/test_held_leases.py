@@ -9,7 +9,7 @@ from router.breaker import Unavailable
 from router.limits.budgets.lease_notation import lease_of
 from router.limits.budgets.periods import TOTAL
 from router.limits.budgets.windows import Reservation, ReservedWindow, WindowSpec
-from router.limits.held_leases import HeldLeases
+from router.limits.leases.held_leases import HeldLeases
 from router.records.dispatches import Dispatch
 from router.records.open_calls import OpenCalls
 
