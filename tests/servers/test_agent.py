@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -269,14 +270,14 @@ def test_a_store_that_hangs_holds_neither_the_log_nor_loses_anything(
     agent.start()
     agent.await_sink("store")
     worker = hire("a", calls=1500).await_calls()
-    other = sqlite3.connect(agent.data_dir / "records.db", isolation_level=None)
-    other.execute("BEGIN IMMEDIATE")
-    late = hire("b", calls=1500).await_calls()
-    late.end()
-    wait_until(lambda: len(audit_lines(agent)) == 3000, 10.0, "the log has everything")
-    assert len(agent.segments()) > 1
-    other.execute("ROLLBACK")
-    other.close()
+    path = agent.data_dir / "records.db"
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        late = hire("b", calls=1500).await_calls()
+        late.end()
+        wait_until(lambda: len(audit_lines(agent)) == 3000, 10.0, "the log has everything")
+        assert len(agent.segments()) > 1
+        other.execute("ROLLBACK")
     agent.await_sink("store")
     assert sorted(agent.stored()) == sorted(worker.answered() + late.answered())
     worker.end()

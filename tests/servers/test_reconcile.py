@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -175,7 +176,8 @@ def test_losses_changes_and_a_client_are_found(
     assert whole["sources"]["client"]["cost_nanos"] == 300 * COST_NANOS
 
     lost, altered = records[17]["record_id"], records[18]["record_id"]
-    with sqlite3.connect(host.data_dir / "records.db") as database:
+    # A connection commits where its block ends, and stays open.
+    with closing(sqlite3.connect(host.data_dir / "records.db")) as database, database:
         of_record = "(SELECT id FROM usage_records WHERE record_id = ?)"
         database.execute(
             f"UPDATE usage_documents SET document = replace(document, ?, ?) WHERE id = {of_record}",
