@@ -37,8 +37,9 @@ _WRITE_S: Final = 60.0
 """A server that takes longer to store a batch counts as unavailable."""
 _MARGIN_S: Final = 2.0
 """The client gives up so much later than the server, which can say why."""
-_PROGRESS_STEPS: Final = 10_000
-"""SQLite checks the deadline after so many of its steps: some hundred times a second."""
+_STEPS_A_SECOND: Final = 10_000
+"""SQLite checks a deadline after so many of its steps for each second of it, which is far more often
+than once a second. Each check waits for Python's lock, for long where a worker is busy."""
 _JOURNAL_LIMIT_BYTES: Final = 64 * 1024 * 1024
 _CHECKPOINT_PAGES: Final = 8000
 """A batch touches pages all over the indexes; they are checkpointed once for many batches."""
@@ -186,7 +187,8 @@ class Database:
             return
         driver: Any = connection.connection.driver_connection
         ends_s = time.monotonic() + self._query_timeout_s
-        driver.set_progress_handler(lambda: time.monotonic() > ends_s, _PROGRESS_STEPS)
+        steps = max(1_000, int(self._query_timeout_s * _STEPS_A_SECOND))
+        driver.set_progress_handler(lambda: time.monotonic() > ends_s, steps)
         try:
             yield
         finally:

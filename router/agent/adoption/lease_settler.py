@@ -1,7 +1,7 @@
 """Leases that no worker could settle are settled from the disk: once each, when Redis is there.
 
 Settling is idempotent by lease id. A lease that Redis has forgotten together with its counters is
-not booked again, because its record is part of what the counters are rebuilt from.
+booked unless its record was part of what they were rebuilt from: the seed has named those.
 """
 
 from __future__ import annotations
@@ -47,10 +47,7 @@ class LeaseSettler:
         *,
         clock: Clock | None = None,
     ) -> None:
-        # A lease that Redis has forgotten is not booked again ...
-        self._reserved = Ledger(redis, clock=clock, late_s=0.0)
-        # ... but one of which nobody ever knew whether Redis had it.
-        self._presumed = Ledger(redis, clock=clock)
+        self._ledger = Ledger(redis, clock=clock)
         self._reader = reader
         self._checkpoints = checkpoints
         self._outbox = outbox
@@ -108,9 +105,8 @@ class LeaseSettler:
         except _NOT_UNDERSTOOD as error:
             _logger.error("lease not understood", extra={"why": str(error)})
             return
-        ledger = self._reserved if reservation.epoch else self._presumed
         try:
-            settlement = ledger.settle(reservation, amounts)
+            settlement = self._ledger.settle(reservation, amounts)
         except Refused as error:  # it would be refused for ever
             facts = {"record_id": unsettled.record_id, "why": str(error)}
             _logger.error("lease could not be settled", extra=facts)

@@ -84,14 +84,13 @@ class Ledger:
         *,
         clock: Clock | None = None,
         remember_s: float = REMEMBER_S,
-        late_s: float = LATE_S,
         since_ms_of: SinceMsOf = never_added,
         load: Loader = load_script,
     ) -> None:
         self._redis = redis
         self._calendar = Calendar(clock or Clock())
         self._remember_ms = int(remember_s * 1000)
-        self._late_ms = int(late_s * 1000)
+        self._late_ms = int(LATE_S * 1000)
         self._since_ms_of = since_ms_of
         self._reserve = load("budgets/window.lua", "budgets/reserve.lua")
         self._settle = load("budgets/window.lua", "budgets/settle.lua")

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import Any, Final, NamedTuple
 
-from sqlalchemy import ColumnElement, Connection, func, inspect, select
+import orjson
+from sqlalchemy import ColumnElement, Connection, Select, func, inspect, select
 
 from router.store.queries.usage_totals import Spend, read_spend, spend_of
 from router.store.tables.rows import storable
@@ -15,6 +16,7 @@ from router.store.tables.usage_sums import HALF, QUARTER_US, SUMMED
 _NEWEST: Final = 2_000
 _NEWEST_OF_ALL: Final = 20_000
 """So many records of all organizations are looked through for the newest ones of one."""
+_LOOKED_AT: Final = ("record_id", "organization_id", "api_key_id", "timestamp_us")
 _LOOKUP: Final = 500
 """Ids in one statement."""
 
@@ -68,21 +70,31 @@ def settled_late(
 ) -> set[str]:
     """The ids of the newest records of a span, and of those ``among`` that are stored."""
     # Without the limit inside, SQLite would walk through the index of the organization.
-    newest = select(usage).order_by(usage.c.id.desc()).limit(_NEWEST_OF_ALL).subquery()
+    columns = (usage.c[name] for name in ("id", *_LOOKED_AT))
+    newest = select(*columns).order_by(usage.c.id.desc()).limit(_NEWEST_OF_ALL).subquery()
     chosen = (
         select(newest.c.record_id)
         .where(*_owned(newest.c, organization_id, api_key_id), *span.conditions(newest.c))
         .order_by(newest.c.id.desc())
         .limit(_NEWEST)
     )
-    found = set(connection.scalars(chosen))
+    found = _ids(connection, chosen)
     ids = select(usage.c.record_id).where(
         *_owned(usage.c, organization_id, api_key_id), *span.conditions()
     )
     for start in range(0, len(among), _LOOKUP):
         part = [storable(one) for one in among[start : start + _LOOKUP]]
-        found.update(connection.scalars(ids.where(usage.c.record_id.in_(part))))
+        found |= _ids(connection, ids.where(usage.c.record_id.in_(part)))
     return found
+
+
+def _ids(connection: Connection, chosen: Select[tuple[str]]) -> set[str]:
+    """What is chosen, in one row: for each, SQLite's driver would release Python's lock and get it
+    back behind the calls of a busy worker."""
+    if connection.dialect.name != "sqlite":
+        return set(connection.scalars(chosen))
+    listed = func.json_group_array(chosen.subquery().c.record_id)
+    return set(orjson.loads(connection.scalar(select(listed)) or "[]"))
 
 
 def _owned(columns: Any, organization_id: str, api_key_id: str | None) -> list[ColumnElement[bool]]:

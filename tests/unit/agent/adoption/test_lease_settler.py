@@ -17,6 +17,7 @@ from router.limits.budgets.maintenance import LedgerMaintenance
 from router.limits.budgets.windows import (
     Amounts,
     NotReserved,
+    Past,
     Reservation,
     ServiceReservation,
     WindowSpec,
@@ -48,14 +49,15 @@ class Host:
         self.leases = UnsettledLeases(directory / "unsettled", 900.0, clock=self.clock)
         self._seed(0)
 
-    def _seed(self, settled: int) -> None:
+    def _seed(self, settled: int, *named: str) -> None:
         maintenance = LedgerMaintenance(self.redis, clock=self.clock)
-        maintenance.rebuild("acme", [WINDOW], lambda _lost: settled)
+        past = Past(settled, unsettled=frozenset(named))
+        maintenance.rebuild("acme", [WINDOW], lambda _lost: past)
 
-    def lose_everything(self, settled: int) -> None:
-        """Redis is emptied, and the window rebuilt from the records."""
+    def lose_everything(self, settled: int, *named: str) -> None:
+        """Redis is emptied, and the window rebuilt from the records, some of which are named."""
         self.redis.reset()
-        self._seed(settled)
+        self._seed(settled, *named)
 
     def reserve(self, lease_id: str = "lease") -> Reservation:
         found = self.ledger.reserve("acme", lease_id, [WINDOW], RESERVED, ttl_ms=900_000)
@@ -113,11 +115,21 @@ def test_what_a_worker_has_settled_is_not_settled_again(host: Host) -> None:
 
 
 def test_what_redis_has_lost_is_part_of_the_rebuild(host: Host) -> None:
-    """P7: the record is in the sum that the window was seeded with."""
+    """P7: the record is in the sum that the window was seeded with, and the seed says so."""
     reservation = host.reserve()
     host.leases.put(reservation, USED)
-    host.lose_everything(120)
+    host.lose_everything(120, "lease")
     host.settler().step()
+    assert host.state() == (120, 0)
+
+
+def test_what_the_rebuild_did_not_know_is_charged(host: Host) -> None:
+    """P6: another host rebuilt the window before it could see the record. It used to be free."""
+    reservation = host.reserve()
+    host.leases.put(reservation, USED)
+    host.lose_everything(0, "another lease")
+    for _ in range(2):
+        host.settler().step()
     assert host.state() == (120, 0)
 
 
