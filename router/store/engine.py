@@ -37,9 +37,9 @@ _WRITE_S: Final = 60.0
 """A server that takes longer to store a batch counts as unavailable."""
 _MARGIN_S: Final = 2.0
 """The client gives up so much later than the server, which can say why."""
-_STEPS_A_SECOND: Final = 10_000
-"""SQLite checks a deadline after so many of its steps for each second of it, which is far more often
-than once a second. Each check waits for Python's lock, for long where a worker is busy."""
+_STEPS_BETWEEN_CHECKS: Final = 10_000
+"""SQLite checks a deadline after so many of its steps for each second that it lasts. Each check waits
+for Python's lock, which takes milliseconds where a worker is busy."""
 _JOURNAL_LIMIT_BYTES: Final = 64 * 1024 * 1024
 _CHECKPOINT_PAGES: Final = 8000
 """A batch touches pages all over the indexes; they are checkpointed once for many batches."""
@@ -187,7 +187,7 @@ class Database:
             return
         driver: Any = connection.connection.driver_connection
         ends_s = time.monotonic() + self._query_timeout_s
-        steps = max(1_000, int(self._query_timeout_s * _STEPS_A_SECOND))
+        steps = max(1_000, int(self._query_timeout_s * _STEPS_BETWEEN_CHECKS))
         driver.set_progress_handler(lambda: time.monotonic() > ends_s, steps)
         try:
             yield
