@@ -38,8 +38,8 @@ _WRITE_S: Final = 60.0
 _MARGIN_S: Final = 2.0
 """The client gives up so much later than the server, which can say why."""
 _STEPS_BETWEEN_CHECKS: Final = 10_000
-"""SQLite checks a deadline after so many of its steps for each second that it lasts. Each check waits
-for Python's lock, which takes milliseconds where a worker is busy."""
+"""SQLite checks a deadline after so many of its steps for each second that it lasts. Each check
+waits for Python's lock, which takes milliseconds where a worker is busy."""
 _JOURNAL_LIMIT_BYTES: Final = 64 * 1024 * 1024
 _CHECKPOINT_PAGES: Final = 8000
 """A batch touches pages all over the indexes; they are checkpointed once for many batches."""
