@@ -19,8 +19,8 @@ _BY_ID: Final = SimpleNamespace(
     api_key_id=usage.c.api_key_id.concat(""),
     timestamp_us=usage.c.timestamp_us + 0,
 )
-"""Columns without an index, so that records are found by their ids. SQLite would rather walk through
-all records of the organization: two seconds for two million."""
+"""Columns without an index, so that records are found by their ids. SQLite would rather walk
+through all records of the organization: half a second for two million."""
 _NEWEST: Final = 2_000
 _NEWEST_OF_ALL: Final = 20_000
 """So many records of all organizations are looked through for the newest ones of one."""

@@ -214,6 +214,10 @@ class TestSqlite(SpendContract, StoreContract):
             ("usage_by_organization", lambda store: store.usage("acme", group_by=["day"])),
             ("usage_by_organization", lambda store: store.spend("acme", None, from_s=1.0)),
             ("usage_by_key", lambda store: store.spend("acme", "key_1", from_s=1.0)),
+            (
+                "sqlite_autoindex_usage_records_1",
+                lambda store: store.spend("acme", "key_1", from_s=START_S, without=["r-1", "r-2"]),
+            ),
             ("usage_by_key", lambda store: store.usage("acme", filters={"key": "key_1"})),
             ("usage_by_time", lambda store: store.count_usage(from_s=1.0, to_s=2.0)),
             ("usage_by_time", lambda store: next(store.read_records(after=(1, 1)), None)),
