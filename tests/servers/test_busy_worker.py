@@ -24,6 +24,9 @@ PROGRAM = Path(__file__).with_name("busy_worker.py")
 ROOT = PROGRAM.parents[2]
 needs_redis = pytest.mark.skipif(BINARY is None, reason="REDIS-SERVER IS NOT INSTALLED")
 CALLS = 32
+RUNS = 10
+STALL_S = 0.002
+"""The worker has its core to itself otherwise; the kernel's own work takes less."""
 
 
 @contextmanager
@@ -93,14 +96,22 @@ def cluster(directory: Path) -> Iterator[str]:
 
 
 def answers(kind: str, url: str) -> dict[str, int]:
-    """What the calls of a busy worker met."""
-    ran = subprocess.run(
-        [sys.executable, str(PROGRAM), kind, url],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True, text=True, timeout=60, check=False,
-    )  # fmt: skip
-    assert ran.returncode == 0, ran.stderr
-    met: dict[str, int] = json.loads(ran.stdout)
+    """What the calls of a busy worker met.
+
+    Where the machine has let the worker wait for others, and so perhaps the server as well, nobody
+    can say who was slow: then a run in which calls failed says nothing, and there is another.
+    """
+    for _ in range(RUNS):
+        ran = subprocess.run(
+            [sys.executable, str(PROGRAM), kind, url],
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            capture_output=True, text=True, timeout=60, check=False,
+        )  # fmt: skip
+        assert ran.returncode == 0, ran.stderr
+        met: dict[str, int]
+        met, stalled_s = json.loads(ran.stdout)
+        if met == {"answered": CALLS} or stalled_s < STALL_S:
+            break
     return met
 
 
