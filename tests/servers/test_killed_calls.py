@@ -253,7 +253,7 @@ def test_an_emptied_redis_does_not_admit_the_calls_in_flight_again(
 
 @contextlib.contextmanager
 def redis_client(server: RedisServer) -> Iterator[redis_library.Redis]:
-    client = redis_library.Redis(unix_socket_path=server.path)
+    client = redis_library.Redis(unix_socket_path=server.path, protocol=2)
     try:
         yield client
     finally:

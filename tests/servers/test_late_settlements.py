@@ -94,7 +94,7 @@ def start(router: RouterProcess, fields: dict[str, Any]) -> threading.Thread:
 
 def reserved(limited: LimitedRouters) -> int:
     """What running calls hold, also while the counter itself is lost."""
-    with closing(redis_library.Redis(unix_socket_path=limited.redis_url[7:])) as client:
+    with closing(redis_library.Redis(unix_socket_path=limited.redis_url[7:], protocol=2)) as client:
         names = [*client.scan_iter(match="*:leases")]
         return sum(client.zcard(name) for name in names)
 

@@ -188,7 +188,8 @@ def test_what_clients_choose_makes_no_series(deployed: Deployment) -> None:
 
     for number in range(120):
         strange(number)
-    router.metrics()  # a scrape is counted, too, once it is over
+    # A scrape is counted, too, once it is over.
+    wait_until(lambda: 'endpoint="prometheus_metrics"' in router.metrics(), 5, "one is counted")
     before = series(router.metrics())
     for number in range(300):
         strange(number)

@@ -130,7 +130,7 @@ def standing(directory: Path, redis: RedisServer, url: str, *, workers: int = 1)
     ]
     keys = [key("of-acme"), key("of-other", "other")]
     settings = {"ROUTER_RECORD_STORE": url, **PATIENT}
-    client = redis_library.Redis(unix_socket_path=redis.path)
+    client = redis_library.Redis(unix_socket_path=redis.path, protocol=2)
     with limited_routers(
         directory, redis.url, keys, organizations=organizations, workers=workers, **settings
     ) as limited:
