@@ -11,7 +11,7 @@ import socket
 import ssl
 import time
 from collections.abc import Callable, Iterable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from router.net.sockets import LATE_S, connect, next_deadline_s
 
@@ -67,9 +67,27 @@ class DeadlineTlsSocket(_Deadline, ssl.SSLSocket):
         """Agree on keys and verify the peer; raises ``OSError``."""
         try:
             super().do_handshake()
+            return
         except TimeoutError:  # as above
             self.settimeout(LATE_S)
+        try:
             super().do_handshake()
+            return
+        except TimeoutError:  # and a busy loop comes late to the end of that wait, too
+            self.settimeout(0.0)
+        try:
+            super().do_handshake()
+        except ssl.SSLWantReadError:
+            raise TimeoutError("the handshake was not answered in time") from None
+
+
+def secured(sock: DeadlineSocket, context: ssl.SSLContext, host: str) -> DeadlineTlsSocket:
+    """The socket with TLS on it and the same deadline, once the peer is verified; raises
+    ``OSError``."""
+    context.sslsocket_class = DeadlineTlsSocket  # a context's own class would know no deadline
+    wrapped = cast(DeadlineTlsSocket, context.wrap_socket(sock, server_hostname=host))
+    wrapped.deadline_s = sock.deadline_s
+    return wrapped
 
 
 def open_socket(addresses: Iterable[str], port: int, deadline_s: float) -> DeadlineSocket:

@@ -17,7 +17,12 @@ from redis.exceptions import InvalidResponse
 from redis.maint_notifications import MaintNotificationsConfig
 from redis.retry import Retry
 
-from router.net.deadline_socket import DeadlineSocket, DeadlineTlsSocket, open_socket
+from router.net.deadline_socket import (
+    DeadlineSocket,
+    DeadlineTlsSocket,
+    open_socket,
+    secured,
+)
 from router.net.resolver import Resolve, system_resolve
 from router.net.sockets import hang_up, next_deadline_s
 from router.redis.address import Credentials, HostPort
@@ -162,10 +167,7 @@ class _TcpConnection(_Deadline, Connection):
         try:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
             if self._tls is not None:
-                sock = cast(
-                    DeadlineTlsSocket, self._tls.wrap_socket(sock, server_hostname=self.host)
-                )
-                sock.deadline_s = deadline_s
+                sock = secured(sock, self._tls, self.host)
         except BaseException:
             sock.close()
             raise
