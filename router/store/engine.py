@@ -45,6 +45,7 @@ _CHECKPOINT_PAGES: Final = 8000
 """A batch touches pages all over the indexes; they are checkpointed once for many batches."""
 _CACHE_KIB: Final = 64 * 1024
 _QUERY_CANCELED: Final = "57014"
+_UNDEFINED_TABLE: Final = "42P01"
 _READ_POOL: Final = 4
 FILE_MODE: Final = 0o660
 """Of new files, less the umask: records are confidential."""
@@ -208,6 +209,8 @@ class Database:
         canceled = getattr(cause, "sqlstate", None) == _QUERY_CANCELED
         if self._query_timeout_s is not None and (canceled or str(cause) == "interrupted"):
             return StoreTimeout(self._query_timeout_s)
+        if _lacks_table(cause):
+            return StoreAbsent("the record store has no tables yet, an agent makes them")
         return StoreUnavailable(f"the record store: {_first_line(cause)}")
 
 
@@ -223,6 +226,13 @@ def _without_timeout(connection: Connection) -> Iterator[None]:
         yield
     finally:
         driver.answer_within_s = usual_s
+
+
+def _lacks_table(cause: object) -> bool:
+    # SQLite has no code of its own for it.
+    return getattr(cause, "sqlstate", None) == _UNDEFINED_TABLE or str(cause).startswith(
+        "no such table: "
+    )
 
 
 def _identity(path: Path) -> tuple[int, int] | None:

@@ -16,7 +16,7 @@ class StoreUnavailable(StoreError):
 
 
 class StoreAbsent(StoreUnavailable):
-    """The SQLite file does not exist; it is made with the first records."""
+    """There is no SQLite file, or no table; an agent makes them when it starts."""
 
 
 class StoreTimeout(StoreError):

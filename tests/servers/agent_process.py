@@ -16,8 +16,8 @@ from typing import Any
 
 from router.agent.lock import AgentLock
 from router.agent.status import read_report
-from router.store.record_store import RecordStore
 from tests.servers.router_process import clean_environment, is_running, wait_until
+from tests.servers.stored_records import stored_records
 
 START_TIMEOUT_S = 15.0
 STOP_TIMEOUT_S = 20.0
@@ -253,10 +253,7 @@ class AgentProcess:
 
     def read_store(self, kind: Any) -> list[dict[str, Any]]:
         """All records of a kind in the store, by time."""
-        with RecordStore(self.store_url, read_only=True) as store:
-            return [
-                json.loads(encoded) for batch in store.read_records(kind) for _, encoded in batch
-            ]
+        return [json.loads(encoded) for encoded in stored_records(self.store_url, kind)]
 
     def segments(self) -> list[Path]:
         """What is left in the spool."""

@@ -16,6 +16,7 @@ from router.exports.audit_verification import Verdict, verify_export
 from router.records.audit_chain import derive_audit_key
 from router.store.record_store import RecordStore
 from tests.servers.router_process import RouterProcess, is_running, wait_until
+from tests.servers.stored_records import stored_records
 
 SHIPPED_S = 60.0
 
@@ -68,10 +69,7 @@ class Ledger:
         return pid if AgentLock(self.data_dir).is_held() and is_running(pid) else None
 
     def _read(self, kind: Any) -> list[Record]:
-        with RecordStore(self._url, read_only=True) as store:
-            return [
-                json.loads(encoded) for batch in store.read_records(kind) for _, encoded in batch
-            ]
+        return [json.loads(encoded) for encoded in stored_records(self._url, kind)]
 
 
 def processes_of(router: RouterProcess) -> list[int]:

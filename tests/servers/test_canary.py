@@ -13,13 +13,13 @@ from pathlib import Path
 
 import pytest
 
-from router.store.record_store import RecordStore
 from tests.fakes.backend.received import Request
 from tests.fakes.backend.scripts import reply, serving
 from tests.fakes.backend.server import FakeServer, Peer
 from tests.servers.deployment import CHAT, CLAUDE, HELLO, ORGANIZATION, Deployment, deploy
 from tests.servers.raw_client import Answer, exchange
 from tests.servers.router_process import NewKey, wait_until
+from tests.servers.stored_records import stored_records
 
 ECHO = "gpt-echo"
 """A model whose backend answers with the credential that it was sent."""
@@ -251,8 +251,7 @@ def test_secrets_that_are_recorded(canaries: Canaries) -> None:
             assert answer.status == status
 
     def recorded() -> bool:
-        with RecordStore(f"sqlite:///{store}", read_only=True) as records:
-            found = [row for batch in records.read_records("usage") for _, row in batch]
+        found = stored_records(f"sqlite:///{store}", "usage")
         return sum(MARK.encode() in row for row in found) == served
 
     wait_until(recorded, 10, "they are in the store")

@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 
-from router.store.record_store import RecordStore
 from tests.servers.deployment import CHAT, HELLO, SECOND, Deployment, deploy
 from tests.servers.faulty_disk import FaultyDisk, fill, small_file_system, why_no_mount
 from tests.servers.load import Load, running_load
 from tests.servers.router_process import wait_until
 from tests.servers.scrapes import gauge, samples
+from tests.servers.stored_records import stored_records
 from tests.servers.streaming_client import StreamingClient
 
 CLIENTS = 6
@@ -69,11 +69,10 @@ def await_statuses(deployment: Deployment, status: int, timeout_s: float) -> flo
 def stored(deployment: Deployment, status: int = 200) -> Counter[str]:
     """How often each request id is in the record store, with this answer."""
     url = f"sqlite:///{deployment.router.data_dir / 'records.db'}"
-    with RecordStore(url, read_only=True) as store:
-        rows = [record for batch in store.read_records("usage") for record in batch]
     # An attempt has a status, too, that of the record stands before its outcome.
     answer = b'"status":%d,"outcome"' % status
-    return Counter(_request_id(encoded) for _, encoded in rows if answer in encoded)
+    rows = stored_records(url, "usage")
+    return Counter(_request_id(encoded) for encoded in rows if answer in encoded)
 
 
 def _request_id(encoded: bytes) -> str:

@@ -10,6 +10,7 @@ import itertools
 import random
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import orjson
@@ -23,6 +24,7 @@ from router.records.record_types import degraded_usage, encode_usage, parse_time
 from router.store.failures import (
     BadQuery,
     ResultTooLarge,
+    StoreAbsent,
     StoreTimeout,
     StoreUnavailable,
     UnstorableRecord,
@@ -94,6 +96,19 @@ class StoreContract:
         return records
 
     # --- tables -----------------------------------------------------------------------------
+
+    def test_a_database_without_tables_is_no_broken_one(self, store_url: str) -> None:
+        """Who asks while an agent makes its tables hears that they are not there yet."""
+        if store_url.startswith("sqlite:///"):
+            path = Path(store_url.removeprefix("sqlite:///"))
+            path.parent.mkdir()
+            path.touch()
+        with RecordStore(store_url, read_only=True) as reader:
+            with pytest.raises(StoreAbsent):
+                reader.count_usage()
+            with pytest.raises(StoreAbsent):
+                list(reader.read_records("audit"))
+            assert reader.is_new()
 
     def test_migrating_again_changes_nothing(self, store: RecordStore) -> None:
         """A database that is up to date stays as it is."""
