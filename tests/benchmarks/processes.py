@@ -62,6 +62,11 @@ def free_ports(count: int) -> list[int]:
         return [int(each.getsockname()[1]) for each in sockets]
 
 
+def python_of(tree: Path) -> str:
+    """The interpreter that has a checkout installed: ours, or that of its virtual environment."""
+    return sys.executable if tree == ROOT else str(tree / ".venv" / "bin" / "python")
+
+
 def small_environment(additions: Mapping[str, str]) -> dict[str, str]:
     """The few variables that every process needs, plus additions."""
     return {name: os.environ[name] for name in _INHERITED if name in os.environ} | {**additions}
@@ -79,14 +84,15 @@ class Child:
         log: Path,
         environment: Mapping[str, str] | None = None,
         piped: bool = False,
+        tree: Path = ROOT,
     ) -> None:
         self.name = name
         self.log = log
         pipe = subprocess.PIPE if piped else subprocess.DEVNULL
         with log.open("ab") as log_file:
             self.popen = subprocess.Popen(
-                [sys.executable, *arguments],
-                cwd=ROOT,
+                [python_of(tree), *arguments],
+                cwd=tree,
                 env=small_environment(environment or {}),
                 stdin=pipe,
                 stdout=subprocess.PIPE if piped else log_file,

@@ -21,7 +21,7 @@ from tests.benchmarks import processes, report, stacks
 from tests.benchmarks.processes import BenchmarkError, Cores
 from tests.benchmarks.report import CONTROL, Result, Round
 from tests.benchmarks.stand import Running, Stand
-from tests.benchmarks.subjects import SUBJECTS
+from tests.benchmarks.subjects import BEFORE, SUBJECTS, Subject, before
 
 _ROUTER = "router"
 _ASSERTED_CONNECTIONS = 32
@@ -54,8 +54,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     " The router's figures are too low."
                 )
             if options.profile is not None:
-                for name in options.subjects or [_ROUTER]:
-                    _profile(stand, name, options, Path(directory))
+                for subject in _chosen(options, [_ROUTER]):
+                    _profile(stand, subject, options, Path(directory))
                 return 0
             results = _measure_all(stand, options)
     except BenchmarkError as error:
@@ -80,6 +80,13 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         type=lambda text: text.split(","),
         metavar="NAME[,NAME]",
         help=f"of {', '.join(SUBJECTS)}, in this order (default control,router)",
+    )
+    parser.add_argument(
+        "--before",
+        type=Path,
+        metavar="DIR",
+        help=f"measure the router of another checkout, too, as the subject {BEFORE}; it must have"
+        " a .venv with the router installed",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures to FILE")
     parser.add_argument(
@@ -115,19 +122,24 @@ def _check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None
             parser.error(f"--assert-ratio needs {_ASSERTED_CONNECTIONS} among --connections")
 
 
+def _chosen(options: argparse.Namespace, usual: list[str]) -> list[Subject]:
+    """The subjects, in the order in which they are measured."""
+    chosen = [SUBJECTS[name] for name in options.subjects or usual]
+    return chosen if options.before is None else [*chosen, before(options.before.absolute())]
+
+
 def _numbers(text: str) -> list[int]:
     return [int(part) for part in text.split(",")]
 
 
 def _measure_all(stand: Stand, options: argparse.Namespace) -> list[Result]:
     """Rounds of all subjects in turn, so that a slow minute of the machine hits each of them."""
-    subjects = options.subjects or [CONTROL, _ROUTER]
-    running = [stand.start(SUBJECTS[name]) for name in subjects]
+    running = [stand.start(subject) for subject in _chosen(options, [CONTROL, _ROUTER])]
     results = []
     for connections in options.connections:
         for each in running:
             stand.measure(each, connections, min(_WARM_UP_S, options.seconds))
-        rounds: dict[str, list[Round]] = {name: [] for name in subjects}
+        rounds: dict[str, list[Round]] = {each.subject.name: [] for each in running}
         for number in range(1, options.rounds + 1):
             for each in running:
                 measured = stand.measure(each, connections, options.seconds)
@@ -165,14 +177,15 @@ def _publish(results: list[Result], options: argparse.Namespace, cores: Cores) -
     return 1 if lack else 0
 
 
-def _profile(stand: Stand, name: str, options: argparse.Namespace, directory: Path) -> None:
+def _profile(stand: Stand, subject: Subject, options: argparse.Namespace, directory: Path) -> None:
     """Load one subject under the sampler and print its functions and packages by CPU time."""
+    name = subject.name
     path = directory / f"{name}.collapsed"
     if options.profile:
         Path(options.profile).mkdir(parents=True, exist_ok=True)
         path = Path(options.profile).absolute() / path.name
     path.unlink(missing_ok=True)
-    running = stand.start(SUBJECTS[name], profile=path)
+    running = stand.start(subject, profile=path)
     connections = options.connections[0]
     measured = stand.measure(running, connections, options.rounds * options.seconds)
     running.child.stop()
@@ -213,7 +226,7 @@ def _settings(options: argparse.Namespace) -> dict[str, Any]:
         "rounds": options.rounds,
         "seconds": options.seconds,
         "connections": options.connections,
-        "subjects": options.subjects or [CONTROL, _ROUTER],
+        "subjects": [subject.name for subject in _chosen(options, [CONTROL, _ROUTER])],
     }
 
 

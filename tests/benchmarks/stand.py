@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import itertools
 import json
 import time
 from dataclasses import dataclass
@@ -49,6 +50,7 @@ class Stand:
         self._backend_port = int(self._read_line(self._backend))
         self._load = self._start_part("load")
         self._redis_url: str | None = None
+        self._databases = itertools.count()
         if REDIS is not None:
             redis = self._start_part("redis", str(directory))
             self._redis_url = f"redis://127.0.0.1:{int(self._read_line(redis))}"
@@ -63,7 +65,7 @@ class Stand:
         directory = self._directory / subject.name
         directory.mkdir()
         log = directory / "log"
-        launch = subject.launch(directory, self._backend_port, self._redis_url)
+        launch = subject.launch(directory, self._backend_port, self._next_redis())
         self._prepare(subject, launch, log)
         environment = dict(launch.environment)
         if profile is not None:
@@ -75,6 +77,7 @@ class Stand:
             cores=self._cores.gateway,
             log=log,
             environment=environment,
+            tree=launch.tree,
         )
         self._children.append(child)
         _wait_for_first_answer(child, launch.port)
@@ -113,6 +116,10 @@ class Stand:
         self._children.append(child)
         return child
 
+    def _next_redis(self) -> str | None:
+        """A database for each subject: another version may keep other things under its names."""
+        return None if self._redis_url is None else f"{self._redis_url}/{next(self._databases)}"
+
     def _prepare(self, subject: Subject, launch: Launch, log: Path) -> None:
         if launch.preparation is None:
             return
@@ -123,6 +130,7 @@ class Stand:
             cores=self._cores.others,
             log=log,
             environment=launch.environment,
+            tree=launch.tree,
         )
         self._children.append(child)
         status = child.wait(_START_TIMEOUT_S)

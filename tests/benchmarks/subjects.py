@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.benchmarks.messages import API_KEY, MODEL
-from tests.benchmarks.processes import ROOT, free_ports
+from tests.benchmarks.processes import ROOT, BenchmarkError, free_ports, python_of
 
 # Given on the command line, where they also win over what gunicorn.conf.py says. The worker class
 # is not among them: the router brings its own, a gevent worker too.
@@ -21,6 +22,16 @@ _SAME_FOR_ALL = (
 )
 
 
+BEFORE = "before"
+_LAUNCHED_THERE = """
+import json, pathlib, sys
+from tests.benchmarks.subjects import SUBJECTS
+directory, port, redis_url = sys.argv[1:]
+launch = SUBJECTS["router"].launch(pathlib.Path(directory), int(port), redis_url or None)
+print(json.dumps(vars(launch), default=str))
+"""
+
+
 @dataclass(frozen=True)
 class Launch:
     """How one subject is brought up; commands are arguments to the Python interpreter."""
@@ -30,6 +41,8 @@ class Launch:
     options: tuple[str, ...]
     environment: Mapping[str, str] = field(default_factory=dict)
     preparation: tuple[str, ...] | None = None
+    tree: Path = ROOT
+    """The checkout that it is run in."""
 
     def command(self, application: str | None = None) -> list[str]:
         """The gunicorn command, serving `application` in place of the subject's own if given."""
@@ -89,6 +102,28 @@ def _launch_router(directory: Path, backend_port: int, redis_url: str | None) ->
         environment,
         ("-m", "router.cli.main", "config", "apply", str(document)),
     )
+
+
+def before(tree: Path) -> Subject:
+    """The router of another checkout, which has its `.venv`, launched as its benchmark would."""
+
+    def launch(directory: Path, backend_port: int, redis_url: str | None) -> Launch:
+        arguments = (str(directory), str(backend_port), redis_url or "")
+        done = subprocess.run(
+            [python_of(tree), "-c", _LAUNCHED_THERE, *arguments],
+            cwd=tree,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if done.returncode:
+            raise BenchmarkError(f"{tree} cannot be launched:\n{done.stderr}")
+        fields = json.loads(done.stdout)
+        for name in ("options", "preparation"):
+            fields[name] = tuple(fields[name])
+        return Launch(**fields | {"tree": tree})
+
+    return Subject(BEFORE, True, launch)
 
 
 def _document(base_url: str) -> dict[str, object]:
