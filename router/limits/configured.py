@@ -152,17 +152,17 @@ def reserved_amounts(
     key: KeyRecord | None,
     rule: ReservationRule,
     *,
-    most_nanos: int | None,
+    most_nanos: Iterable[int | None],
     most_tokens: int,
 ) -> Amounts:
-    """What a call reserves that uses at most so much; ``None`` where a price is not known. Of
-    budgets of one unit, the one that reserves most counts for all of them.
+    """What a call reserves that uses at most so much, at whichever of its backends; ``None`` for
+    one whose price is not known. Of budgets of one unit, the one that reserves most counts for all.
 
     Raises ``reservation_rule.PriceUnknown`` where there is a budget in USD.
     """
     cost_rules, token_rules = _rules(organization, key, rule)
     return Amounts(
-        max([found.cost_nanos(most_nanos) for found in cost_rules]),
+        max([found.cost_nanos(most) for most in most_nanos for found in cost_rules]),
         max([found.tokens(most_tokens) for found in token_rules]),
     )
 

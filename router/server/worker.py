@@ -12,6 +12,7 @@ from email.utils import formatdate
 from typing import Any, Final
 
 import gevent
+import gunicorn.http.wsgi
 import orjson
 from gunicorn.http.errors import (
     ExpectationFailed,
@@ -25,6 +26,7 @@ from gunicorn.workers.ggevent import GeventWorker
 from router.agent.supervisor import AgentSupervisor
 from router.redis.embedded.embedded_redis import EmbeddedSupervisor
 from router.server.corked import CorkedSocket
+from router.server.error_stream import ErrorStream
 from router.server.idle_wait import IdleWait
 
 ABORT_END_S: Final = 5.0
@@ -66,6 +68,7 @@ class RouterWorker(GeventWorker):  # type: ignore[misc]
     def load_wsgi(self) -> None:
         """Build the application; it goes on where the last worker of this slot has ended."""
         super().load_wsgi()
+        gunicorn.http.wsgi.WSGIErrorsWrapper = ErrorStream
         services = getattr(self.wsgi, "extensions", {}).get("router")
         if services is not None:  # None if somebody has wrapped the application
             services.take_over(self.slot)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import ssl
 from collections.abc import Callable, Iterator
 from http.cookiejar import DefaultCookiePolicy
-from typing import Any, Final, cast
+from typing import Any, Final
 
 import requests
 from requests.adapters import BaseAdapter
@@ -137,7 +137,8 @@ class BackendSession(requests.Session):
             cert=None,
             proxies=_NO_PROXIES,
         )
-        return cast(Exchange, response.raw)
+        exchange: Exchange = response.raw
+        return exchange
 
 
 def trusted_context() -> ssl.SSLContext:

@@ -13,7 +13,7 @@ from router.call import NO_CLASSES, NO_USAGE, Call, Outcome, Usage
 from router.config.document import Model
 from router.limits.budgets.windows import MAX_AMOUNT, Amounts
 from router.pricing.cost import cost_nanos, unpriced
-from router.pricing.estimates import estimate
+from router.pricing.estimates import estimate, estimated_input
 from router.pricing.selection import selected_tier
 from router.store.tables.rows import SERVED
 
@@ -152,9 +152,8 @@ def _abandoned(scope: Scope, call: Call, model: Model, backend_id: str) -> Charg
         return Charge(NO_USAGE, None)
     usage = scope.input_estimate
     if usage is None:
-        usage = scope.input_estimate = estimate(
-            call, model, 0, counter=scope.services.token_counter
-        )
+        tokens_input = estimated_input(call, model, scope.services.token_counter)
+        usage = scope.input_estimate = Usage(tokens_input, 0, source="estimated")
     _note_selected_tier(call, model, usage)
     if policy == "estimate" or reserved is None:
         return Charge(usage, _cost(scope, call, usage, backend_id))

@@ -172,13 +172,9 @@ def _amounts(scope: Scope, call: Call) -> Amounts:
     prices = document.prices_for(organization.id, model.id)
     costs = [None if found is None else bound.cost_nanos(found) for found in prices]
     try:
-        amounts = [
-            reserved_amounts(organization, key, rule, most_nanos=cost, most_tokens=bound.tokens)
-            for cost in costs
-        ]
+        return reserved_amounts(organization, key, rule, most_nanos=costs, most_tokens=bound.tokens)
     except PriceUnknown:
         raise errors.PriceUnknown(call.requested_model) from None
-    return max(amounts, key=lambda found: found.cost_nanos)
 
 
 def _entry(scope: Scope, call: Call) -> Entry | None:

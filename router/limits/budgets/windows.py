@@ -26,9 +26,11 @@ class Amounts:
     requests: int = 1
 
     def __post_init__(self) -> None:
-        for value in (self.cost_nanos, self.tokens, self.requests):
-            if not 0 <= value <= MAX_AMOUNT:
-                raise ValueError(f"no amount between 0 and {MAX_AMOUNT}: {value}")
+        cost, tokens, requests = self.cost_nanos, self.tokens, self.requests
+        if not (
+            0 <= cost <= MAX_AMOUNT and 0 <= tokens <= MAX_AMOUNT and 0 <= requests <= MAX_AMOUNT
+        ):
+            raise ValueError(f"no amounts between 0 and {MAX_AMOUNT}: {self}")
 
     def of(self, unit: Unit) -> int:
         """The amount that counts in a window of ``unit``."""

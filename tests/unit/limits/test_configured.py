@@ -156,7 +156,7 @@ def held(*budgets: Budget, key: tuple[Budget, ...] = (), most_nanos: int | None 
         replace(ACME, budgets=budgets),
         replace(KEY, budgets=key),
         RULE,
-        most_nanos=most_nanos,
+        most_nanos=[most_nanos],
         most_tokens=1_100,
     )
 
@@ -212,14 +212,21 @@ def test_an_unknown_price_is_never_silently_free() -> None:
     assert held(budget("usd", "worst_case"), most_nanos=None).cost_nanos == RULE.floor_nanos
     refusing, owner = replace(RULE, refuse_unknown_price=True), replace(ACME, budgets=(SPEND,))
     with pytest.raises(PriceUnknown):
-        reserved_amounts(owner, None, refusing, most_nanos=None, most_tokens=2)
+        reserved_amounts(owner, None, refusing, most_nanos=[5, None], most_tokens=2)
+
+
+def test_the_dearest_backend_counts() -> None:
+    """Any of those that may serve the call may."""
+    owner = replace(ACME, budgets=(budget("usd", "worst_case"),))
+    amounts = reserved_amounts(owner, None, RULE, most_nanos=[70, None, 1_000_000], most_tokens=2)
+    assert amounts.cost_nanos == 1_000_000
 
 
 def test_without_a_budget_in_usd_no_price_is_needed() -> None:
     """A quota in tokens works for every model."""
     refusing = replace(RULE, refuse_unknown_price=True)
     organization = replace(ACME, budgets=(budget("tokens"),))
-    amounts = reserved_amounts(organization, None, refusing, most_nanos=None, most_tokens=10)
+    amounts = reserved_amounts(organization, None, refusing, most_nanos=[None], most_tokens=10)
     assert amounts.tokens == 10
 
 
