@@ -10,7 +10,7 @@ from __future__ import annotations
 import ssl
 from collections.abc import Callable, Iterator
 from http.cookiejar import DefaultCookiePolicy
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import requests
 from requests.adapters import BaseAdapter
@@ -137,8 +137,7 @@ class BackendSession(requests.Session):
             cert=None,
             proxies=_NO_PROXIES,
         )
-        exchange: Exchange = response.raw
-        return exchange
+        return cast(Exchange, response.raw)
 
 
 def trusted_context() -> ssl.SSLContext:
