@@ -40,14 +40,15 @@ class WriterLocks:
         with self._lock:
             if writer_id in self._fds:
                 return False
-            self._troubles.pop(writer_id, None)
             try:
-                return not self._take(writer_id)
+                taken = self._take(writer_id)
             except OSError as error:
                 if not self._keep:
                     raise
                 self._troubles[writer_id] = str(error)
                 return True
+            self._troubles.pop(writer_id, None)
+            return not taken
 
     def trouble(self, writer_id: str) -> str | None:
         """Why the last :meth:`is_alive` could not try the writer's lock, if it could not."""
