@@ -129,9 +129,17 @@ class Recorder:
         return self._frames(*entry)
 
     def note(self, events: Iterable[AuditEvent]) -> None:
-        """Append events that belong to no call; raises ``RecordsUnavailable``."""
+        """Append events that belong to no call; raises ``RecordsUnavailable``. Where nothing was
+        written, the chain is as it was, so that the events can be noted again."""
+        start = self._chain.end
         frames = [(AUDIT, self._link(event)) for event in events]
-        self.spool.append(frames)
+        end = self._chain.end
+        try:
+            self.spool.append(frames)
+        except RecordsUnavailable as refusal:
+            if refusal.nothing_written and self._chain.end is end:
+                self._chain.rewind(start)
+            raise
         self.taken += len(frames)
 
     def close(self) -> None:

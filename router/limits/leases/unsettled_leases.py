@@ -7,6 +7,7 @@ Redis was unavailable, or a worker died.
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
@@ -41,6 +42,8 @@ class UnsettledLeases:
         self._offload = offload
         self._clock = clock
         self._spool: SpoolWriter | None = None
+        # To open it waits for the disk, and an outage leaves many calls unsettled at once.
+        self._opening = threading.Lock()
         self.lost = 0
         """How many did not get to the disk."""
 
@@ -70,17 +73,7 @@ class UnsettledLeases:
     def put_all(self, leases: Sequence[Unsettled], *, wait: bool = False) -> None:
         """Append leases; with ``wait`` they survive a power failure on return. Raises
         ``RecordsUnavailable``."""
-        spool = self._spool
-        if spool is None:
-            spool = self._spool = SpoolWriter(
-                self._directory,
-                max_bytes=MAX_BYTES,
-                mode="durable",
-                segment_bytes=SEGMENT_BYTES,
-                reserve_bytes=SEGMENT_BYTES // 16,
-                offload=self._offload,
-                clock=self._clock,
-            )
+        spool = self._opened()
         frames = [(UNSETTLED, encode_unsettled(lease)) for lease in leases]
         if wait:
             spool.append(frames)
@@ -90,6 +83,21 @@ class UnsettledLeases:
 
     def close(self) -> None:
         """Close the files, so that the agent can remove them."""
-        if self._spool is not None:
-            self._spool.close()
-            self._spool = None
+        with self._opening:
+            spool, self._spool = self._spool, None
+        if spool is not None:
+            spool.close()
+
+    def _opened(self) -> SpoolWriter:
+        with self._opening:
+            if self._spool is None:
+                self._spool = SpoolWriter(
+                    self._directory,
+                    max_bytes=MAX_BYTES,
+                    mode="durable",
+                    segment_bytes=SEGMENT_BYTES,
+                    reserve_bytes=SEGMENT_BYTES // 16,
+                    offload=self._offload,
+                    clock=self._clock,
+                )
+            return self._spool

@@ -146,6 +146,21 @@ def test_a_defect_of_the_spool_is_a_refusal(spool: Spool, recorder: Recorder) ->
     assert spool.buffered[0][1] == usage()
 
 
+def test_events_that_were_not_written_can_be_noted_again(spool: Spool, recorder: Recorder) -> None:
+    """P20: nobody misses a number of the chain, however often the spool had no room."""
+    recorder.note([EVENT])
+    spool.reason, spool.nothing_written = "spool_full", True
+    for _ in range(3):
+        with pytest.raises(RecordsUnavailable):
+            recorder.note([EVENT, EVENT])
+    spool.reason = None
+    recorder.note([EVENT, EVENT])
+    found = [json.loads(payload) for _, payload in spool.appended]
+    assert [event["sequence"] for event in found] == [1, 2, 3]
+    assert [event["previous_hash"] for event in found[1:]] == [event["hash"] for event in found[:2]]
+    assert recorder.taken == 3
+
+
 def test_a_record_without_an_event(spool: Spool, recorder: Recorder) -> None:
     """U4: the chain goes on behind it."""
     recorder.record(usage(), None)
