@@ -16,7 +16,6 @@ from router.pricing.selection import possible_tiers, web_searches
 
 ASCII_BYTES: Final = 3
 """Bytes of JSON per byte of UTF-8 at most, where a provider writes other letters as ``\\uXXXX``."""
-_CHOICES: Final = frozenset(CHOICE_FIELDS)
 
 
 @dataclass(slots=True)
@@ -100,9 +99,7 @@ def _all_output(call: Call, limit: int | None) -> int | None:
 def choices(call: Call) -> int:
     """How many texts are generated."""
     fields = call.fields
-    each = 1
-    if not _CHOICES.isdisjoint(fields):
-        each = max([fields.get(name) or 1 for name in CHOICE_FIELDS])
+    each: int = max([fields.get(name) or 1 for name in CHOICE_FIELDS])
     prompts = fields.get("prompt")
     if isinstance(prompts, list) and any(isinstance(part, (str, list)) for part in prompts):
         return each * len(prompts)

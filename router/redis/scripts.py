@@ -90,9 +90,7 @@ class Template:
 
     def packed(self, values: Sequence[str]) -> bytes:
         """As :meth:`ScriptCall.by_digest`."""
-        if not "".join(values).isascii():
-            values = [value.encode().decode("latin-1") for value in values]
-        found = [f"${len(value)}\r\n{value}\r\n".encode("latin-1") for value in values]
+        found = [b"$%d\r\n%b\r\n" % (len(value), value) for value in map(str.encode, values)]
         return self._format % tuple([found[number] for number in self._order])
 
 

@@ -210,7 +210,7 @@ class Database:
         if self._query_timeout_s is not None and (canceled or str(cause) == "interrupted"):
             return StoreTimeout(self._query_timeout_s)
         if _lacks_table(cause):
-            return StoreAbsent("the record store has no tables yet, an agent makes them")
+            return StoreAbsent("the record store lacks a table, an agent makes it")
         return StoreUnavailable(f"the record store: {_first_line(cause)}")
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.benchmarks import processes, report, stacks
-from tests.benchmarks.processes import BenchmarkError, Cores
+from tests.benchmarks.processes import BenchmarkError, Cores, python_of
 from tests.benchmarks.report import CONTROL, Result, Round
 from tests.benchmarks.stand import Running, Stand
 from tests.benchmarks.subjects import BEFORE, SUBJECTS, Subject, before
@@ -115,6 +115,8 @@ def _check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None
         parser.error(f"--subjects: unknown or repeated among {', '.join(subjects)}")
     if options.rounds < 1 or options.seconds <= 0 or min(options.connections) < 1:
         parser.error("--rounds, --seconds and --connections must be positive")
+    if options.before is not None and not Path(python_of(options.before.absolute())).exists():
+        parser.error(f"--before: {options.before} has no .venv")
     if options.assert_ratio is not None:
         if not {CONTROL, _ROUTER} <= set(subjects):
             parser.error("--assert-ratio needs the subjects control and router")

@@ -160,6 +160,26 @@ def test_an_interrupted_run_leaves_nothing_running(sent: signal.Signals, status:
     assert [pid for pid in started_pids(seen) if alive(pid)] == []
 
 
+def test_another_checkout_is_measured_in_the_same_run(tmp_path: Path) -> None:
+    """It is started in its own directory, by its own interpreter and as its own benchmark says."""
+    other = tmp_path / "other"
+    other.mkdir()
+    for name in ("tests", "router", "gunicorn.conf.py"):
+        (other / name).symlink_to(ROOT / name)
+    python = other / ".venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text(f'#!/bin/sh\npwd >>"{tmp_path}/started"\nexec "{sys.executable}" "$@"\n')
+    python.chmod(0o755)
+    status, output, errors = run_benchmark(
+        *("--subjects", "control", "--before", str(other), "--connections", "2"),
+        *("--rounds", "1", "--seconds", "0.3"),
+    )
+    assert status == 0, errors
+    assert [line.split()[0] for line in output.splitlines()[2:]] == ["control", "before"]
+    # Asked how it is launched, its document applied, its server started.
+    assert (tmp_path / "started").read_text().split() == [str(other)] * 3
+
+
 @pytest.mark.skipif(REDIS is None, reason="REDIS-SERVER IS NOT INSTALLED")
 def test_decisions_are_measured_against_a_control() -> None:
     """Each kind of decision has a line of its own, beside what the same server needs for a PING."""
@@ -210,6 +230,7 @@ def test_load_ends_with_the_first_call_that_goes_wrong(refuse: bool, message: st
         ("--subjects", "control", "--assert-ratio", "1"),
         ("--connections", "1", "--assert-ratio", "1"),
         ("--rounds", "0"),
+        ("--before", "/nowhere"),
     ],
 )
 def test_wrong_usage_starts_nothing(arguments: tuple[str, ...]) -> None:
