@@ -50,7 +50,7 @@ class _NoSession(SessionInterface):
 
 class RouterApp(Flask):
     """Flask without what each call would pay for and this application does not use: whether a
-    function is a coroutine, and what the host is called."""
+    function is a coroutine, what the host is called, and hooks of blueprints after a call."""
 
     def ensure_sync(self, func: Callable[..., Any]) -> Callable[..., Any]:
         return func
@@ -62,6 +62,18 @@ class RouterApp(Flask):
         return MapAdapter(
             self.url_map, "router", "/", "", request.scheme, request.path, request.method
         )
+
+    # Later versions of Flask pass the context before what all of them pass.
+
+    def process_response(self, *arguments: Any) -> Response:
+        response: Response = arguments[-1]
+        for hook in reversed(self.after_request_funcs[None]):
+            response = hook(response)
+        return response
+
+    def do_teardown_request(self, *arguments: Any) -> None:
+        for hook in reversed(self.teardown_request_funcs[None]):
+            hook(arguments[-1])
 
 
 def create_app(wired: Services) -> Flask:
@@ -89,6 +101,7 @@ def create_app(wired: Services) -> Flask:
         health.blueprint,
     ):
         app.register_blueprint(blueprint)
+    assert not (app.after_request_funcs.keys() | app.teardown_request_funcs.keys()) - {None}
     if wired.settings.trusted_proxies:
         hops = wired.settings.trusted_proxies
         app.wsgi_app = ProxyFix(app.wsgi_app, x_for=hops, x_proto=hops)  # type: ignore[method-assign]
