@@ -144,7 +144,7 @@ def open_scope(wired: Services) -> None:
     )
     wired.metrics.running += 1
     refuse_ambiguous(environ)
-    on_ops_listener = environ.get("SERVER_PORT") == str(wired.settings.ops_bind.port)
+    on_ops_listener = health.is_on_ops_listener(environ, wired.settings)
     if on_ops_listener is not (endpoint in health.OPS_ENDPOINTS) and not endpoint.startswith(
         health.EVERYWHERE
     ):

@@ -89,7 +89,7 @@ def spawn_agent(master_pid: int) -> Child:
     """
     child = subprocess.Popen(
         [sys.executable, "-m", "router.cli.main", "agent", "--master-pid", str(master_pid)],
-        env=child_environment(),
+        env=child_environment(settings=True),
         stdin=subprocess.DEVNULL,
         start_new_session=True,
     )

@@ -33,6 +33,23 @@ REDIS_SCHEMES: Final = (
     "redis+cluster",
     "rediss+cluster",
 )
+_ANY_CHILD: Final = frozenset(
+    {
+        "HOME",
+        "LANG",
+        "LD_LIBRARY_PATH",
+        "PATH",
+        "SSL_CERT_DIR",
+        "SSL_CERT_FILE",
+        "TMPDIR",
+        "TZ",
+        "VIRTUAL_ENV",
+    }
+)
+_ANY_CHILD_PREFIXES: Final = ("LC_", "PYTHON")
+# libpq reads the password file and certificates from them.
+_STORE_PREFIXES: Final = ("PG", "KRB5")
+
 _USD_SHAPE: Final = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
 _MAX_USD: Final = 9_000_000
 
@@ -316,8 +333,25 @@ def export_metrics_dir(path: Path) -> None:
     os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(path)
 
 
-def child_environment(**changes: str) -> dict[str, str]:
-    """A copy of this process's environment with ``changes``, for a child process."""
+def child_environment(*, settings: bool = False) -> dict[str, str]:
+    """What a child process needs of this one's environment: how to run Python, and nothing secret.
+
+    With ``settings`` also what :class:`Settings` reads and what the PostgreSQL library reads. What
+    else there is, such as the credentials of backends, stays here.
+    """
+    names, prefixes = set(_ANY_CHILD), list(_ANY_CHILD_PREFIXES)
+    if settings:
+        names |= {each.metadata["variable"] for each in fields(Settings)}
+        prefixes += _STORE_PREFIXES
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if name in names or name.startswith(tuple(prefixes))
+    }
+
+
+def whole_environment(**changes: str) -> dict[str, str]:
+    """A copy of this process's environment with ``changes``, for a router that it starts."""
     return {**os.environ, **changes}
 
 

@@ -22,6 +22,7 @@ from router.config.settings import (
     Settings,
     child_environment,
     load_settings,
+    whole_environment,
 )
 from router.demo.claims import DemoError, claim_directory, claim_port
 from router.redis.embedded.embedded_redis import EmbeddedRedis, EmbeddedRedisError, redis_address
@@ -48,7 +49,7 @@ a second later:
   ROUTER_DATA_DIR={directory} {routerctl} usage report
 
 Limits and budgets are counted in {redis}.
-Metrics: {ops_url}/metrics   Health: {url}/readyz
+Metrics: {ops_url}/metrics   Health: {ops_url}/readyz
 Log: {log}   Stop: Ctrl-C
 """
 
@@ -76,7 +77,7 @@ def _start(parts: ExitStack, settings: Settings, directory: Path) -> subprocess.
     )
     log = parts.enter_context((directory / "router.log").open("w", encoding="utf-8"))
     launcher = _Launcher(
-        parts, log, child_environment(ROUTER_DEMO="1", ROUTER_DATA_DIR=str(directory))
+        parts, log, whole_environment(ROUTER_DEMO="1", ROUTER_DATA_DIR=str(directory))
     )
     redis = _start_redis(parts, settings, directory)
     urls = {name: launcher.start_backend(name) for name in BACKENDS}
@@ -94,11 +95,14 @@ class _Launcher:
     parts: ExitStack
     log: IO[str]
     environment: dict[str, str]
+    """Of the router; a backend gets no more than it needs."""
 
     def start_backend(self, name: str) -> str:
         """A demo backend on a free port; its base URL."""
         arguments = ["-m", "router.demo.backend", "--port", "0", "--name", name]
-        process = self._start([sys.executable, *arguments], stdout=subprocess.PIPE)
+        process = self._start(
+            [sys.executable, *arguments], child_environment(), stdout=subprocess.PIPE
+        )
         assert process.stdout is not None
         url = process.stdout.readline().strip()
         if not url:
@@ -116,17 +120,24 @@ class _Launcher:
     def start_router(self, *listeners: socket.socket) -> subprocess.Popen[str]:
         """gunicorn on these sockets, which are its own from now on."""
         fds = [listener.fileno() for listener in listeners]
-        process = self._start(gunicorn_command(*fds), stdout=self.log, pass_fds=fds)
+        process = self._start(
+            gunicorn_command(*fds), self.environment, stdout=self.log, pass_fds=fds
+        )
         for listener in listeners:
             listener.close()
         return process
 
     def _start(
-        self, command: list[str], *, stdout: int | IO[str], pass_fds: Collection[int] = ()
+        self,
+        command: list[str],
+        environment: dict[str, str],
+        *,
+        stdout: int | IO[str],
+        pass_fds: Collection[int] = (),
     ) -> subprocess.Popen[str]:
         process = subprocess.Popen(
             command,
-            env=self.environment,
+            env=environment,
             stdin=subprocess.DEVNULL,
             stdout=stdout,
             stderr=self.log,

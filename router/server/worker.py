@@ -35,6 +35,9 @@ ABORT_END_S: Final = 5.0
 BREAK_IN_AFTER_S: Final = 1.0
 """How long an aborted worker waits for its event loop before it interrupts what blocks the loop."""
 
+SERVER_NAME: Final = "router"
+"""The ``Server`` header: neither a program nor a version to look up attacks for."""
+
 _YOUNG_OBJECTS: Final = 20_000
 """New objects, less those that are gone, between two searches for cycles."""
 
@@ -69,6 +72,7 @@ class RouterWorker(GeventWorker):  # type: ignore[misc]
         """Build the application; it goes on where the last worker of this slot has ended."""
         super().load_wsgi()
         gunicorn.http.wsgi.WSGIErrorsWrapper = ErrorStream
+        gunicorn.http.wsgi.SERVER = SERVER_NAME
         services = getattr(self.wsgi, "extensions", {}).get("router")
         if services is not None:  # None if somebody has wrapped the application
             services.take_over(self.slot)

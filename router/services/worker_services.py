@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 
 from gevent.threadpool import ThreadPool
+from itsdangerous import URLSafeSerializer
 from prometheus_client import CollectorRegistry
 
 from router.auth.authenticator import Authenticator
@@ -54,6 +56,8 @@ class Services:
     limits: Limits
     pepper_fingerprint: str
     """Tells whether the stored keys were made with the pepper that this worker checks them with."""
+    cursors: URLSafeSerializer
+    """Signs where the next page of a list begins."""
     metrics: Metrics
     call_log: CallLog
     lease_warnings: LeaseWarnings
@@ -148,6 +152,7 @@ def build_services(
             since_ms_of=state.budgets_added_ms,
             writer_id=recorder.spool.writer_id,
         ),
+        cursors=URLSafeSerializer(pepper, signer_kwargs={"digest_method": hashlib.sha256}),
         metrics=Metrics(CollectorRegistry()),
         call_log=CallLog(),
         lease_warnings=LeaseWarnings(settings.lease_s),

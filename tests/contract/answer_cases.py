@@ -24,6 +24,8 @@ CALLS = tuple(GOOD)
 STREAMING = CALLS[:3]
 MODELS = ("/v1/models", "/v1/models/gpt-4o")
 HEALTH = ("/v1/status/healthz", "/healthz")
+OPS = "8081"
+"""Port of the listener that shows what strangers are not told."""
 STORY = "/v1/audit/requests/{request_id}"
 RECORDS = ("/v1/audit/requests", "/v1/usage")
 LIMITS = "/v1/limits"
@@ -369,14 +371,21 @@ LIMIT_CASES: dict[str, list[Case]] = {
 READINESS_CASES: dict[str, list[Case]] = {
     "200": [
         get,
-        lambda world, path: world.stand(watch=Seen(Shipping(True))).call("GET", path),
-        lambda world, path: last_good(world).call("GET", path),
-        lambda world, path: with_spool(world, buffered_bytes=1).call("GET", path),
+        lambda world, path: get(world, path, SERVER_PORT=OPS),
+        lambda world, path: world.stand(watch=Seen(Shipping(True))).call(
+            "GET", path, SERVER_PORT=OPS
+        ),
+        lambda world, path: last_good(world).call("GET", path, SERVER_PORT=OPS),
+        lambda world, path: with_spool(world, buffered_bytes=1).call("GET", path, SERVER_PORT=OPS),
     ],
     "500": MODEL_CASES["500"],
     "503": [
-        *MODEL_CASES["503"],
-        lambda world, path: with_spool(world, refusal="disk_full").call("GET", path),
+        lambda world, path: world.stand(state=Store(NotConfigured())).call(
+            "GET", path, SERVER_PORT=OPS
+        ),
+        lambda world, path: with_spool(world, refusal="disk_full").call(
+            "GET", path, SERVER_PORT=OPS
+        ),
     ],
 }
 
@@ -393,6 +402,7 @@ CASES: list[tuple[str, str, Case]] = [
     ("/v1/usage", "200", lambda world, path: recorded(world, path, "?format=csv")),
     ("/v1/usage", "200", lambda world, path: recorded(world, path, f"?group_by={EVERYTHING}")),
     *((path, "200", get) for path in HEALTH),
+    *((path, "200", lambda world, path: get(world, path, SERVER_PORT=OPS)) for path in HEALTH),
     *((path, key, case) for path in READINESS for key, cases in READINESS_CASES.items()
       for case in cases),
 ]  # fmt: skip

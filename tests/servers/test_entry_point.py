@@ -60,7 +60,15 @@ def test_it_serves_with_warnings_as_errors(strict: Deployment) -> None:
             assert b"[DONE]" in client.read_rest()
 
     assert "Warning" not in strict.router.log_text()
-    assert strict.router.request("GET", "/readyz").json["build"] == "test-build"
+    assert strict.router.request("GET", "/readyz", ops=True).json["build"] == "test-build"
+
+
+def test_no_header_says_what_serves(strict: Deployment) -> None:
+    """Neither the program nor its version: that is where a stranger begins."""
+    for path in ("/healthz", "/v1/models", "/nowhere"):
+        reply = strict.router.request("GET", path)
+        assert reply.headers.get_all("Server") == ["router"]
+        assert "gunicorn" not in str(reply.headers).lower()
 
 
 def test_metrics_of_an_earlier_run_are_gone(strict: Deployment) -> None:

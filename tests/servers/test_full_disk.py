@@ -144,7 +144,7 @@ def test_a_disk_that_is_full(tmp_path: Path) -> None:
             await_statuses(deployment, 503, 10)
             began_s = time.monotonic()
             assert_refusal(deployment)
-            readiness = router.request("GET", "/readyz")
+            readiness = router.request("GET", "/readyz", ops=True)
             assert (readiness.status, readiness.json["status"]) == (503, "not_ready")
             assert readiness.json["checks"]["spool"]["detail"] == "disk_full"
 
@@ -172,7 +172,7 @@ def test_a_disk_that_is_full(tmp_path: Path) -> None:
         assert stored(deployment)[streamed] == 1
         assert counted(deployment, "records_refused_total", reason="disk_full") > 0
         assert counted(deployment, "records_lost_total") == 0
-        assert router.request("GET", "/readyz").json["checks"]["spool"]["status"] == "ok"
+        assert router.request("GET", "/readyz", ops=True).json["checks"]["spool"]["status"] == "ok"
 
 
 def test_a_disk_that_takes_nothing_at_all(tmp_path: Path) -> None:

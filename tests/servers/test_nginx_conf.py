@@ -59,6 +59,9 @@ def write_configuration(directory: Path, *, port: int, backend_port: int) -> lis
     replacements = {
         "listen 80;": f"listen 127.0.0.1:{port};",
         "server 127.0.0.1:8080;": f"server 127.0.0.1:{backend_port};",
+        "access_log /var/log/nginx/access.log api_router;": (
+            f"access_log {directory}/access.log api_router;"
+        ),
     }
     for shipped, ours in replacements.items():
         assert site.count(f"    {shipped}\n") == 1, f"the site no longer says {shipped!r}"
@@ -182,6 +185,22 @@ def test_the_path_is_not_rewritten(site: int, backend: Backend, path: str) -> No
     """Signatures cover the path, and the router must see what the client really sent."""
     post(site, path)
     assert [request.target for request in backend.requests] == [path]
+
+
+def test_the_access_log_keeps_no_query(site: int, tmp_path: Path) -> None:
+    """No secret of a query string, or of the Referer, is kept; the line is found by its id."""
+    headers = {
+        "X-Request-ID": "order-17",
+        "Referer": "https://page.example/?token=canary-in-referer",
+    }
+    post(site, "/v1/usage?key=canary-in-query", headers=headers)
+    log = tmp_path / "access.log"
+    deadline_s = time.monotonic() + TIMEOUT_S
+    while not (text := log.read_text("utf-8")) and time.monotonic() < deadline_s:
+        time.sleep(0.02)
+    assert '"POST /v1/usage HTTP/1.1" 200 ' in text
+    assert " order-17 " in text
+    assert "canary" not in text
 
 
 def test_connections_to_the_router_are_reused(site: int, backend: Backend) -> None:

@@ -22,7 +22,9 @@ KEYS = [
 
 def limits(limited: LimitedRouters) -> dict[str, Any]:
     """The component as one worker sees it."""
-    shown: dict[str, Any] = limited.router.request("GET", "/readyz").json["components"]["limits"]
+    shown: dict[str, Any] = limited.router.request("GET", "/readyz", ops=True).json["components"][
+        "limits"
+    ]
     return shown
 
 
@@ -68,7 +70,7 @@ def test_readiness_while_redis_is_killed(
         wait_until(
             lambda: limited.call("paying") and limits(limited)["state"] == state, 10.0, state
         )
-        reply = limited.router.request("GET", "/readyz")
+        reply = limited.router.request("GET", "/readyz", ops=True)
         assert (reply.status, reply.json["status"]) == ready
         shown = reply.json["components"]["limits"]
         assert shown["detail"] == f"Redis is unavailable; {meanwhile}"

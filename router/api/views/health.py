@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from importlib import metadata
 from typing import Any, Final
 
@@ -11,6 +12,7 @@ from flask import Blueprint, Response
 from router.api.error_specs import shown_timestamp
 from router.api.replies import json_reply
 from router.api.scope import current_scope
+from router.config.settings import Settings
 from router.readiness.components import Component
 
 blueprint: Final = Blueprint("status", __name__)
@@ -30,11 +32,16 @@ _OLD_CHECKS: Final = {
 """Deprecated name in ``checks`` → component."""
 
 
+def is_on_ops_listener(environ: Mapping[str, Any], settings: Settings) -> bool:
+    """Whether a request came in where operators ask; the public listener answers strangers."""
+    return environ.get("SERVER_PORT") == str(settings.ops_bind.port)
+
+
 @blueprint.get("/v1/status/healthz")
 @blueprint.get("/healthz")
 def healthz() -> Response:
     """The process answers. Reads nothing, so it fails only when the worker is blocked."""
-    return json_reply(orjson.dumps({"status": "ok", **_build()}))
+    return json_reply(orjson.dumps({"status": "ok", **_details(_build)}))
 
 
 @blueprint.get("/v1/status/readyz")
@@ -46,13 +53,23 @@ def readyz() -> Response:
     status = (
         "not_ready" if "unavailable" in states else "degraded" if "degraded" in states else "ready"
     )
-    shown = {
-        "status": status,
-        "components": {name: _component(found) for name, found in components.items()},
-        "checks": {old: _check(components[name]) for old, name in _OLD_CHECKS.items()},
-        **_build(),
-    }
+
+    def parts() -> dict[str, Any]:
+        return {
+            "components": {name: _component(found) for name, found in components.items()},
+            "checks": {old: _check(components[name]) for old, name in _OLD_CHECKS.items()},
+            **_build(),
+        }
+
+    shown = {"status": status, **_details(parts)}
     return json_reply(orjson.dumps(shown), 503 if status == "not_ready" else 200)
+
+
+def _details(build: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What only operators are told: a stranger learns no version, size or name of a part."""
+    scope = current_scope()
+    known = is_on_ops_listener(scope.request.environ, scope.services.settings)
+    return build() if known else {}
 
 
 def _component(found: Component) -> dict[str, Any]:

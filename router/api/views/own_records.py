@@ -10,6 +10,7 @@ from typing import Any, Final
 
 import orjson
 from flask import Blueprint, Response
+from itsdangerous import BadData
 
 from router import errors
 from router.api import pipeline
@@ -59,6 +60,12 @@ def audit_events() -> Response:
         raise errors.InvalidRequest("is no kind of event; see docs/records.md", field="action")
     from_s, to_s = _period(query)
     limit = _limit(query.get("limit"))
+    # Signed for one organization: a caller can make up no place to read from.
+    cursors, salt = scope.services.cursors, f"audit\0{organization_id}"
+    try:
+        cursor = cursors.loads(query["cursor"], salt=salt) if "cursor" in query else None
+    except BadData:
+        raise errors.InvalidRequest("not one that this API gave out", field="cursor") from None
 
     def written(store: RecordStore) -> bytes:
         page = store.list_audit(
@@ -66,10 +73,11 @@ def audit_events() -> Response:
             from_s=from_s,
             to_s=to_s,
             filters=filters,
-            cursor=query.get("cursor"),
+            cursor=cursor,
             limit=limit,
         )
-        return _object({"next_cursor": page.next_cursor}, events=page.events)
+        following = page.next_cursor and cursors.dumps(page.next_cursor, salt=salt)
+        return _object({"next_cursor": following}, events=page.events)
 
     return json_reply(scope.services.queries.run(written, organization_id=organization_id))
 

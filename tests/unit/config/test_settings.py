@@ -19,6 +19,7 @@ from router.config.settings import (
     export_metrics_dir,
     load_settings,
     resolve_credential,
+    whole_environment,
 )
 from router.redis.address import parse_address
 
@@ -286,10 +287,35 @@ def test_the_metrics_directory_is_exported(monkeypatch: pytest.MonkeyPatch, tmp_
     assert os.environ["PROMETHEUS_MULTIPROC_DIR"] == str(tmp_path)
 
 
-def test_a_child_gets_a_changed_copy(monkeypatch: pytest.MonkeyPatch) -> None:
+_SECRETS = {
+    "ACME_CREDENTIAL": "of a backend",
+    "AWS_SECRET_ACCESS_KEY": "of the host",
+    "OPENAI_API_KEY": "of a shell",
+}
+_SETTINGS = {"ROUTER_KEY_PEPPER": "p" * 32, "KAFKA_BROKERS": "k:9092", "PGPASSFILE": "/pgpass"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "passed"),
+    [(False, {}), (True, _SETTINGS)],
+    ids=["redis and demo backends", "agent"],
+)
+def test_a_child_gets_only_what_it_needs(
+    monkeypatch: pytest.MonkeyPatch, settings: bool, passed: dict[str, str]
+) -> None:
+    """Credentials of backends stay here: nothing that the router starts calls one."""
+    needed = {"PATH": "/bin", "HOME": "/root", "LC_ALL": "C.UTF-8", "PYTHONPATH": "/lib"}
+    for name in list(os.environ):
+        monkeypatch.delenv(name)
+    for name, value in {**needed, **_SETTINGS, **_SECRETS}.items():
+        monkeypatch.setenv(name, value)
+    assert child_environment(settings=settings) == {**needed, **passed}
+
+
+def test_a_router_that_is_started_gets_a_changed_copy(monkeypatch: pytest.MonkeyPatch) -> None:
     """Our own environment stays as it is."""
     monkeypatch.setenv("ROUTER_BUILD", "ours")
-    child = child_environment(ROUTER_BUILD="theirs", NEW="1")
+    child = whole_environment(ROUTER_BUILD="theirs", NEW="1")
     assert (child["ROUTER_BUILD"], child["NEW"]) == ("theirs", "1")
     assert {**child, "ROUTER_BUILD": "ours"}.items() >= os.environ.items()
     assert (os.environ["ROUTER_BUILD"], os.environ.get("NEW")) == ("ours", None)

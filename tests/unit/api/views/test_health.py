@@ -23,6 +23,8 @@ from tests.fakes.router_stand import RouterStand, World
 
 HEALTH = ("/v1/status/healthz", "/healthz")
 READINESS = ("/v1/status/readyz", "/readyz")
+OPS = "8081"
+"""Port of the ops listener."""
 
 
 class StubbornState:
@@ -49,7 +51,7 @@ class StubbornState:
 @pytest.mark.parametrize("path", HEALTH)
 def test_health_says_what_is_running(stand: RouterStand, path: str) -> None:
     """H1: no key is needed and no backend is asked."""
-    reply = stand.call("GET", path, key=None)
+    reply = stand.call("GET", path, key=None, SERVER_PORT=OPS)
     assert reply.status == 200
     assert reply.json["status"] == "ok"
     assert reply.json["build"] == "tested"
@@ -57,12 +59,20 @@ def test_health_says_what_is_running(stand: RouterStand, path: str) -> None:
     assert stand.received() == 0
 
 
+@pytest.mark.parametrize("path", [*HEALTH, *READINESS])
+@pytest.mark.parametrize("key", [None, "main"])
+def test_a_stranger_learns_one_word(stand: RouterStand, path: str, key: str | None) -> None:
+    """On the public listener: no version, no part, no size, whoever asks."""
+    reply = stand.call("GET", path, key=key)
+    assert reply.json == {"status": "ok" if path in HEALTH else "degraded"}
+
+
 @pytest.mark.parametrize("path", HEALTH)
 def test_health_touches_nothing(world: World, path: str) -> None:
     """H2: it answers with every store away."""
     state = StubbornState()
     stand = world.stand(state=state)
-    assert stand.call("GET", path, key=None).status == 200
+    assert stand.call("GET", path, key=None, SERVER_PORT=OPS).status == 200
     assert state.asked == 0
 
 
@@ -91,7 +101,9 @@ class Seen:
 @pytest.mark.parametrize("path", READINESS)
 def test_ready(world: World, path: str) -> None:
     """With the revision that it serves with, and with the size of the spool."""
-    reply = world.stand(watch=Seen(("store", None), ("log", None))).call("GET", path, key=None)
+    reply = world.stand(watch=Seen(("store", None), ("log", None))).call(
+        "GET", path, key=None, SERVER_PORT=OPS
+    )
     assert reply.status == 200
     assert reply.json["status"] == "ready"
     checks = reply.json["checks"]
@@ -131,7 +143,7 @@ def test_who_takes_the_records_on_may_be_away(
     world: World, seen: Seen, component: str, detail: str
 ) -> None:
     """H2: calls are served without them, so the router is ready; the reply says what is away."""
-    reply = world.stand(watch=seen).call("GET", "/readyz", key=None)
+    reply = world.stand(watch=seen).call("GET", "/readyz", key=None, SERVER_PORT=OPS)
     assert (reply.status, reply.json["status"]) == (200, "degraded")
     assert reply.json["checks"][component] == {"status": "degraded", "detail": detail}
 
@@ -141,12 +153,12 @@ def test_not_ready_while_calls_cannot_be_recorded(world: World, reason: str) -> 
     """P3, H2: what the policy refuses is not ready, and readiness says why."""
     stand = world.stand(watch=Seen())
     stand.spool.reason = reason
-    reply = stand.call("GET", "/readyz", key=None)
+    reply = stand.call("GET", "/readyz", key=None, SERVER_PORT=OPS)
     assert (reply.status, reply.json["status"]) == (503, "not_ready")
     spool = reply.json["checks"]["spool"]
     assert (spool["status"], spool["detail"]) == ("failed", reason)
     stand.spool.reason = None
-    assert stand.call("GET", "/readyz", key=None).status == 200
+    assert stand.call("GET", "/readyz", key=None, SERVER_PORT=OPS).status == 200
 
 
 class _FillingSpool:
@@ -172,7 +184,7 @@ def test_a_spool_that_fills_is_shown_early(
     """Half full, or with records in memory only: still ready, and time to look."""
     stand = world.stand(watch=Seen())
     stand.services.recorder.spool = _FillingSpool(total_bytes, buffered_bytes)  # type: ignore[assignment]
-    reply = stand.call("GET", "/readyz", key=None)
+    reply = stand.call("GET", "/readyz", key=None, SERVER_PORT=OPS)
     assert reply.status == 200
     assert reply.json["checks"]["spool"]["status"] == status
 
@@ -182,7 +194,7 @@ def test_degraded_is_ready(world: World, path: str) -> None:
     """H2: the last good configuration serves on, and the reply says what is wrong."""
     document = world.services.state.document()
     stand = world.stand(state=StubbornState(document, "revision 2 cannot be used"), watch=Seen())
-    reply = stand.call("GET", path, key=None)
+    reply = stand.call("GET", path, key=None, SERVER_PORT=OPS)
     assert (reply.status, reply.json["status"]) == (200, "degraded")
     assert reply.json["checks"]["state"] == {
         "status": "degraded",
@@ -194,7 +206,7 @@ def test_degraded_is_ready(world: World, path: str) -> None:
 @pytest.mark.parametrize("path", READINESS)
 def test_not_ready_before_anything_was_applied(world: World, path: str) -> None:
     """D6: the router starts, and says that it has nothing to serve with."""
-    reply = world.stand(state=StubbornState()).call("GET", path, key=None)
+    reply = world.stand(state=StubbornState()).call("GET", path, key=None, SERVER_PORT=OPS)
     assert (reply.status, reply.json["status"]) == (503, "not_ready")
     assert reply.json["checks"]["state"]["status"] == "failed"
 
@@ -209,7 +221,9 @@ def test_head_is_get_without_a_body(stand: RouterStand, path: str) -> None:
 
 def components(stand: RouterStand) -> dict[str, Any]:
     """What readiness says now of each component."""
-    shown: dict[str, Any] = stand.call("GET", "/readyz", key=None).json["components"]
+    shown: dict[str, Any] = stand.call("GET", "/readyz", key=None, SERVER_PORT=OPS).json[
+        "components"
+    ]
     return shown
 
 
@@ -235,7 +249,7 @@ def test_a_component_says_what_happens_meanwhile(world: World) -> None:
     components(stand)
     world.clock.advance(60)
     stand.spool.reason = "disk_full"
-    reply = stand.call("GET", "/readyz", key=None)
+    reply = stand.call("GET", "/readyz", key=None, SERVER_PORT=OPS)
     records = reply.json["components"]["records"]
     assert records["state"] == "unavailable"
     assert records["since"] == "2027-01-15T08:01:00Z"
@@ -261,7 +275,7 @@ def test_backends_without_credential_are_counted(world: World) -> None:
     watch.observed = replace(
         watch.observed, missing_credentials=frozenset(filter(None, references))
     )
-    reply = world.stand(watch=watch).call("GET", "/readyz", key=None)
+    reply = world.stand(watch=watch).call("GET", "/readyz", key=None, SERVER_PORT=OPS)
     backends = reply.json["components"]["backends"]
     assert backends["state"] == "degraded"
     assert "have no credential; calls " in backends["detail"]
@@ -355,6 +369,6 @@ def test_keys_of_another_pepper_are_noticed(world: World) -> None:
     """Every key would be refused as unknown; readiness used to say that all is well."""
     document = world.services.state.document()
     stand = world.stand(state=StubbornState(document, keys_fit=False))
-    reply = stand.call("GET", "/readyz")
+    reply = stand.call("GET", "/readyz", SERVER_PORT=OPS)
     assert reply.status == 503
     assert "another pepper" in reply.json["checks"]["state"]["detail"]

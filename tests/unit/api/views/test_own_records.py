@@ -14,6 +14,7 @@ import pytest
 
 from router import errors
 from router.store.queries.record_queries import HISTORY_LENGTH
+from router.store.queries.sql_queries import cursor_after
 from router.store.queries.usage_totals import UsageTotals
 from router.store.query_pool import MAX_WAITING, THREADS, Queries
 from tests.fakes.router_stand import RouterStand, World
@@ -109,6 +110,28 @@ def test_pages_hold_each_event_once(other: RouterStand) -> None:
         other.inference()
         other.store_records()
     assert sorted(found) == sorted(wanted)
+
+
+def test_only_a_cursor_that_was_given_out_leads_on(other: RouterStand) -> None:
+    """Not a changed one, nor one of the store, nor that of another organization."""
+    for _ in range(3):
+        other.inference()
+    other.store_records()
+    cursor = other.call("GET", f"{LIST}?limit=1").json["next_cursor"]
+    position, _, signature = cursor.rpartition(".")
+    other_signature = ("B" if signature[0] == "A" else "A") + signature[1:]
+    assert other.call("GET", f"{LIST}?cursor={cursor}").status == 200
+    of_store = cursor_after((10**15, 1))
+    for wrong in (
+        of_store,
+        position,
+        f"x{cursor}",
+        f"{position}.{other_signature}",
+        "%C3%BC.%C3%BC",
+    ):
+        reply = other.call("GET", f"{LIST}?cursor={wrong}")
+        assert (reply.status, reply.json["details"]) == (400, {"field": "cursor"}), wrong
+    assert other.call("GET", f"{LIST}?cursor={cursor}", key="narrow_reader").status == 400
 
 
 def test_events_are_found_by_what_they_are_about(other: RouterStand) -> None:
