@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Mapping
 from io import BytesIO
 from json.decoder import JSONDecoder
@@ -32,7 +31,11 @@ _WRITER_DEPTH: Final = 254
 _SAFE_INTEGER_DIGITS: Final = 18
 _LONGEST_INTEGER: Final = 20
 _LONGEST_LENGTH: Final = 18
-_READ_BYTES: Final = 1024 * 1024
+_STEP_BYTES: Final = 64 * 1024
+# A chunk has at least five bytes besides its data, and takes as long as kilobytes of them: so many
+# bytes are free, and beyond them one for each eight of data, which chunks of 40 bytes stay below.
+_FREE_OVERHEAD_BYTES: Final = 64 * 1024
+_LEAST_SHARE: Final = 8
 
 
 def read_body(request: Request, limit_bytes: int, timeout_s: float) -> bytes:
@@ -51,11 +54,10 @@ def read_body(request: Request, limit_bytes: int, timeout_s: float) -> bytes:
         return body
     limit = gevent.Timeout.start_new(timeout_s)
     try:
-        body = _read(environ["wsgi.input"], expected, limit_bytes)
+        body = _read(environ, expected, limit_bytes)
     except gevent.Timeout as expired:
         if expired is not limit:
             raise
-        _stop_reading(environ)
         raise BodyTimeout(timeout_s) from None
     except (OSError, EOFError, ParseException) as error:
         if isinstance(error, (OSError, EOFError)):  # the connection ended in the middle
@@ -110,26 +112,29 @@ def _declared_length(environ: Mapping[str, Any]) -> int | None:
     return int(raw)
 
 
-def _read(stream: Any, expected: int | None, limit_bytes: int) -> bytes:
+def _read(environ: Mapping[str, Any], expected: int | None, limit_bytes: int) -> bytes:
+    stream, client = environ["wsgi.input"], environ.get("gunicorn.socket")
     if expected is not None:
         body: bytes = stream.read(expected) if expected else b""
         return body
     chunks: list[bytes] = []
-    size = 0
-    while size <= limit_bytes and (chunk := stream.read(_READ_BYTES)):
+    size, received_before = 0, getattr(client, "received", 0)
+    while size <= limit_bytes and (chunk := stream.read(_STEP_BYTES)):
         chunks.append(chunk)
         size += len(chunk)
+        overhead = getattr(client, "received", 0) - received_before - size - _held(stream)
+        if overhead > _FREE_OVERHEAD_BYTES + size // _LEAST_SHARE:
+            raise InvalidRequest("the body comes in too many small chunks", field="body")
     return b"".join(chunks)
 
 
-def _stop_reading(environ: Mapping[str, Any]) -> None:
-    """Make the server close the connection instead of waiting for the rest of the body."""
-    sock = environ.get("gunicorn.socket")
-    if sock is not None:
-        try:
-            sock.shutdown(socket.SHUT_RD)
-        except OSError:
-            pass  # the client has closed it already
+def _held(stream: Any) -> int:
+    """How many bytes of a body in chunks gunicorn has decoded and not handed out."""
+    try:
+        held: int = stream.reader.buf.getbuffer().nbytes
+    except AttributeError:
+        return 0
+    return held
 
 
 def require_json(request: Request) -> None:

@@ -14,11 +14,11 @@ class CorkedSocket:
     gunicorn writes head and body apart. In everything else this is the socket that it wraps.
     """
 
-    # Not `_sock`: code that asks for that wants the socket inside gevent's, which never waits.
-    __slots__ = ("_client", "_delayed")
+    # No `_sock`: code that asks for that wants the socket inside gevent's, which never waits.
+    __slots__ = ("_delayed", "client")
 
     def __init__(self, sock: Any) -> None:
-        self._client = sock
+        self.client = sock
         self._delayed: bytes | None = None
 
     def sendall(self, data: bytes) -> None:
@@ -31,17 +31,17 @@ class CorkedSocket:
             if len(data) <= JOINED_BYTES:
                 data = head + data
             else:
-                self._client.sendall(head)
+                self.client.sendall(head)
         # Almost always all of it, at half the cost of sendall.
-        sent = self._client.send(data)
+        sent = self.client.send(data)
         if sent < len(data):
-            self._client.sendall(memoryview(data)[sent:])
+            self.client.sendall(memoryview(data)[sent:])
 
     def flush(self) -> None:
         """Send the delayed data of a reply without a body."""
         if self._delayed:
             head, self._delayed = self._delayed, b""
-            self._client.sendall(head)
+            self.client.sendall(head)
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._client, name)
+        return getattr(self.client, name)

@@ -30,6 +30,7 @@ from router.redis.embedded.embedded_redis import (
     EmbeddedSupervisor,
 )
 from router.server.metrics_dir import prepare_metrics_dir, remove_metrics_dir
+from router.server.succession import await_successors
 from router.server.worker import RouterWorker, http_date
 from router.telemetry.logs import JsonFormatter
 from router.telemetry.metrics import use_worker_slot
@@ -101,6 +102,7 @@ def on_starting(server: Arbiter) -> None:
             server.log.error("ROUTER_TOKEN_VOCABULARY: %s", error)
             sys.exit(1)
     server.router_slots = {}
+    await_successors(server)
 
 
 def when_ready(server: Arbiter) -> None:
@@ -146,10 +148,11 @@ def on_exit(server: Arbiter) -> None:
 
 
 def pre_fork(server: Arbiter, worker: RouterWorker) -> None:
-    """In the master: give the worker the lowest free slot."""
+    """In the master: give the worker the lowest free slot; note its heartbeat file as it is."""
     taken = set(server.router_slots.values())
     worker.slot = next(slot for slot in range(len(taken) + 1) if slot not in taken)
     server.router_slots[worker.age] = worker.slot
+    worker.forked_s = worker.tmp.last_update()
 
 
 def post_fork(server: Arbiter, worker: RouterWorker) -> None:

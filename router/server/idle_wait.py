@@ -7,8 +7,11 @@ from typing import Any, Final
 
 import gevent
 
+from router.server.client_socket import ClientSocket
+
 FIRST_REQUEST_S: Final = 2.0
-"""How long a draining worker waits for the first request on an accepted connection."""
+"""How long a draining worker waits for a request that is about to come: the first one on an
+accepted connection, or one of which a part has arrived."""
 
 
 class IdleWait:
@@ -18,25 +21,40 @@ class IdleWait:
     waits once a second.
     """
 
-    __slots__ = ("_ended", "_greenlet", "_late_s", "_may_end_s", "_waiting")
+    __slots__ = (
+        "_began_s",
+        "_client",
+        "_ended",
+        "_fresh",
+        "_greenlet",
+        "_late_s",
+        "_received_before",
+        "_spared",
+        "_waiting",
+    )
 
-    def __init__(self, seconds: float, waiting: set[IdleWait], *, fresh: bool) -> None:
+    def __init__(
+        self, seconds: float, waiting: dict[IdleWait, None], client: ClientSocket, *, fresh: bool
+    ) -> None:
         self._waiting = waiting
-        now_s = time.monotonic()
-        self._late_s = now_s + seconds
+        self._client = client
+        self._began_s = time.monotonic()
+        self._late_s = self._began_s + seconds
         # A client that has just connected is about to send a request; one that was served before
         # must expect the end of the connection at any time.
-        self._may_end_s = now_s + FIRST_REQUEST_S if fresh else 0.0
+        self._fresh = fresh
+        self._received_before = client.received
+        self._spared = False
         self._greenlet: gevent.Greenlet | None = None
         self._ended: _Ended | None = None
 
     def __enter__(self) -> IdleWait:
         self._greenlet = gevent.getcurrent()
-        self._waiting.add(self)
+        self._waiting[self] = None
         return self
 
     def __exit__(self, kind: Any, value: Any, traceback: Any) -> bool:
-        self._waiting.discard(self)
+        self._waiting.pop(self, None)
         return value is not None and value is self._ended
 
     def is_late(self, now_s: float) -> bool:
@@ -45,7 +63,8 @@ class IdleWait:
 
     def may_end(self, now_s: float) -> bool:
         """Whether a draining worker need not wait for this connection's next request."""
-        return now_s >= self._may_end_s
+        is_coming = self._fresh or self._client.received > self._received_before
+        return not is_coming or now_s >= self._began_s + FIRST_REQUEST_S
 
     def end(self) -> None:
         """Stop waiting, unless a request arrives first."""
@@ -54,9 +73,15 @@ class IdleWait:
     def _interrupt(self) -> None:
         # Checked here, not in end(): an exception thrown into a greenlet that has left the wait
         # would hit the request that it serves.
-        if self in self._waiting and self._greenlet is not None:
-            self._ended = _Ended()
-            self._greenlet.throw(self._ended)
+        if self not in self._waiting or self._greenlet is None:
+            return
+        # What has arrived this instant may be a request, which its client could not send again.
+        # Once: a client that sends a little at a time gains a second.
+        if not self._spared and self._client.has_input():
+            self._spared = True
+            return
+        self._ended = _Ended()
+        self._greenlet.throw(self._ended)
 
 
 class _Ended(BaseException):

@@ -14,6 +14,7 @@ from typing import Any, Final
 import gevent
 import gunicorn.http.wsgi
 import orjson
+from gunicorn.http.body import ChunkedReader, LengthReader
 from gunicorn.http.errors import (
     ExpectationFailed,
     LimitRequestHeaders,
@@ -25,6 +26,7 @@ from gunicorn.workers.ggevent import GeventWorker
 
 from router.agent.supervisor import AgentSupervisor
 from router.redis.embedded.embedded_redis import EmbeddedSupervisor
+from router.server.client_socket import ClientSocket
 from router.server.corked import CorkedSocket
 from router.server.error_stream import ErrorStream
 from router.server.idle_wait import IdleWait
@@ -40,6 +42,9 @@ SERVER_NAME: Final = "router"
 
 _YOUNG_OBJECTS: Final = 20_000
 """New objects, less those that are gone, between two searches for cycles."""
+
+CROWDED: Final = 0.9
+"""The share of its connections from which on a worker ends those that only wait."""
 
 _TCP_USER_TIMEOUT: Final = getattr(socket, "TCP_USER_TIMEOUT", None)
 """Linux: ends a connection whose other side has acknowledged nothing for this long."""
@@ -58,21 +63,26 @@ class RouterWorker(GeventWorker):  # type: ignore[misc]
     """
 
     slot = 0
+    forked_s = 0.0
     client_write_timeout_s = 30.0
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         # Every worker supervises; locks make sure that only one process of each kind runs.
         self.supervisors: list[AgentSupervisor | EmbeddedSupervisor] = []
-        self._idle: set[IdleWait] = set()
+        # In the order in which they began to wait.
+        self._idle: dict[IdleWait, None] = {}
         self._connections: set[gevent.Greenlet] = set()
+        self._crowded = max(1, int(self.worker_connections * CROWDED))
         self._ends_now = False
+        self._has_successor = False
 
     def load_wsgi(self) -> None:
         """Build the application; it goes on where the last worker of this slot has ended."""
         super().load_wsgi()
         gunicorn.http.wsgi.WSGIErrorsWrapper = ErrorStream
         gunicorn.http.wsgi.SERVER = SERVER_NAME
+        gunicorn.http.wsgi.Response = RouterResponse
         services = getattr(self.wsgi, "extensions", {}).get("router")
         if services is not None:  # None if somebody has wrapped the application
             services.take_over(self.slot)
@@ -84,8 +94,9 @@ class RouterWorker(GeventWorker):  # type: ignore[misc]
 
     def timeout_ctx(self) -> IdleWait:
         """Bounds the wait for the next request on a connection."""
-        served = getattr(gevent.getcurrent(), "has_served", False)
-        return IdleWait(self.cfg.keepalive, self._idle, fresh=not served)
+        current = gevent.getcurrent()
+        served = getattr(current, "has_served", False)
+        return IdleWait(self.cfg.keepalive, self._idle, current.client, fresh=not served)
 
     def notify(self) -> None:
         """Called every second, also while draining: heartbeat, supervisors, idle connections."""
@@ -98,7 +109,8 @@ class RouterWorker(GeventWorker):  # type: ignore[misc]
             services.heartbeat()
         for supervisor in self.supervisors:
             supervisor.tick()
-        is_over = IdleWait.is_late if self.alive else IdleWait.may_end
+        in_time = self.alive or self._has_successor
+        is_over = IdleWait.is_late if in_time else IdleWait.may_end
         now_s = time.monotonic()
         for wait in [wait for wait in self._idle if is_over(wait, now_s)]:
             wait.end()
@@ -111,7 +123,10 @@ class RouterWorker(GeventWorker):  # type: ignore[misc]
         if self._ends_now:
             client.close()
             return
+        if len(self._connections) >= self._crowded and self._idle:
+            next(iter(self._idle)).end()  # who has waited longest without a request makes room
         current = gevent.getcurrent()
+        current.client = client = ClientSocket(client)
         self._connections.add(current)
         try:
             super().handle(listener, client, addr)
@@ -120,6 +135,7 @@ class RouterWorker(GeventWorker):  # type: ignore[misc]
 
     def handle_request(self, listener_name: Any, req: Any, sock: Any, addr: Any) -> None:
         """Serve one request; the base class would go on to the next after a killed greenlet."""
+        sock.take_turns()  # more requests may have come with the last one
         corked = CorkedSocket(sock)
         gevent.getcurrent().has_served = True
         try:
@@ -132,6 +148,19 @@ class RouterWorker(GeventWorker):  # type: ignore[misc]
         except (gevent.GreenletExit, SystemExit, TimeoutError):
             # The drain is over, or the client has read nothing for too long.
             raise StopIteration from None
+
+    def handle_winch(self, sig: int, frame: Any) -> None:
+        """WINCH, just before TERM: others serve already, so there is no hurry to end.
+
+        Then idle connections are left to their clients, which close them or send a request that is
+        answered with ``Connection: close``. To end them is never safe: a request may be on its way.
+        """
+        self._has_successor = True
+
+    def handle_exit(self, sig: int, frame: Any) -> None:
+        """TERM: drain; a second one ends idle connections at once."""
+        self._has_successor = self._has_successor and self.alive
+        super().handle_exit(sig, frame)
 
     def handle_quit(self, sig: int, frame: Any) -> None:
         """INT, QUIT: end running calls, then the worker; the base class would not settle them.
@@ -174,6 +203,27 @@ class RouterWorker(GeventWorker):  # type: ignore[misc]
         )
         self.log.info("malformed request refused: %s", type(exc).__name__)
         _refuse(client, status, reason, "MALFORMED_REQUEST")
+
+
+class RouterResponse(gunicorn.http.wsgi.Response):  # type: ignore[misc]
+    """A response; the connection ends after it if the body of its request was not read."""
+
+    def should_close(self) -> bool:
+        """Asked for the head, and once more at the end."""
+        if super().should_close():
+            return True
+        if _is_at_hand(self.req.body.reader):
+            return False
+        self.sock.client.unread = True
+        return True
+
+
+def _is_at_hand(reader: Any) -> bool:
+    """Whether what is left of a body was read from the socket already."""
+    if isinstance(reader, LengthReader):
+        left: int = reader.length
+        return left == 0 or reader.unreader.buf.getbuffer().nbytes >= left
+    return isinstance(reader, ChunkedReader) and reader.parser is None
 
 
 def _interrupt_call(sig: int, frame: Any) -> None:

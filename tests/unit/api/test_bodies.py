@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import socket
 from typing import Any
 
 import gevent
@@ -129,21 +128,47 @@ def test_a_connection_that_breaks_is_the_clients_affair(
 
 
 def test_a_body_that_does_not_come_is_not_waited_for() -> None:
-    """The server below has no time limit of its own; the connection is not read any further."""
+    """The server below has no time limit of its own."""
 
     class Silent(io.RawIOBase):
         def read(self, size: int = -1) -> bytes:
             gevent.sleep(60)
             return b""
 
-    ours, theirs = socket.socketpair()
-    with ours, theirs:
-        request = request_of(Silent(), CONTENT_LENGTH="5")
-        request.environ["gunicorn.socket"] = ours
-        with pytest.raises(BodyTimeout) as refusal:
-            read_body(request, LIMIT_BYTES, 0.01)
-        assert refusal.value.timeout_s == 0.01
-        assert ours.recv(1) == b""
+    with pytest.raises(BodyTimeout) as refusal:
+        read_body(request_of(Silent(), CONTENT_LENGTH="5"), LIMIT_BYTES, 0.01)
+    assert refusal.value.timeout_s == 0.01
+
+
+class Chunks(io.RawIOBase):
+    """A body that comes in chunks of so many bytes; counts what went over the wire for it."""
+
+    def __init__(self, size: int, chunk: int) -> None:
+        self._left, self._chunk = size, chunk
+        self.received = 0
+
+    def read(self, size: int = -1) -> bytes:
+        size = min(size, self._left)
+        self._left -= size
+        framing = len(f"{self._chunk:x}") + 2 * len(b"\r\n")  # RFC 9112, 7.1
+        self.received += size + framing * -(-size // self._chunk)
+        return b"x" * size
+
+
+@pytest.mark.parametrize(
+    ("size", "chunk", "passes"),
+    [(10_000, 1, True), (1_000_000, 50, True), (1_000_000, 1, False), (1_000_000, 16, False)],
+)
+def test_many_small_chunks_are_refused(size: int, chunk: int, passes: bool) -> None:
+    """Each costs as much as kilobytes of data: ten million of them would take a minute."""
+    chunks = Chunks(size, chunk)
+    request = request_of(chunks, HTTP_TRANSFER_ENCODING="chunked")
+    request.environ["gunicorn.socket"] = chunks
+    if passes:
+        assert len(read_body(request, 1_000_000, 5)) == size
+        return
+    with pytest.raises(InvalidRequest, match="too many small chunks"):
+        read_body(request, 1_000_000, 5)
 
 
 # --- the declared type ----------------------------------------------------------------------

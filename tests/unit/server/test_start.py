@@ -17,7 +17,7 @@ def test_a_vocabulary_that_cannot_be_used_is_one_line(
 ) -> None:
     """Before a worker is started, so that none dies of it again and again."""
     monkeypatch.setenv("ROUTER_DATA_DIR", str(tmp_path))
-    server: Any = SimpleNamespace(log=logging.getLogger("test"))
+    server: Any = SimpleNamespace(log=logging.getLogger("test"), manage_workers=lambda: None)
     on_starting(server)
     assert server.router_slots == {}
     monkeypatch.setenv("ROUTER_TOKEN_VOCABULARY", str(tmp_path / "absent.tiktoken"))
