@@ -62,6 +62,12 @@ class SettingsError(Exception):
         self.problems = problems
 
 
+_SEGMENTS: Final = 8
+_SMALLEST_SEGMENT_BYTES: Final = 32 * 1024
+"""About a dozen records; for less, a file and its syncs are not worth their cost."""
+_LARGEST_SEGMENT_BYTES: Final = 16 * 1024 * 1024
+
+
 @dataclass(frozen=True, slots=True)
 class Address:
     """Where to listen: host and port."""
@@ -287,6 +293,12 @@ class Settings:
         return self.data_dir / "spool"
 
     @property
+    def spool_segment_bytes(self) -> int:
+        """When a worker goes on in another file of its spool. What is shipped goes only with whole
+        files, so the last ones of all workers are an eighth of the limit together."""
+        return min(_LARGEST_SEGMENT_BYTES, self.spool_max_bytes // (_SEGMENTS * self.workers))
+
+    @property
     def unsettled_dir(self) -> Path:
         """Where workers append the leases that they could not settle."""
         return self.data_dir / "unsettled"
@@ -323,9 +335,21 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
             problems.append(f"{variable}: {error}")
     if values["bind"].port == values["ops_bind"].port:
         problems.append("ROUTER_OPS_BIND: must use another port than ROUTER_BIND")
+    problems += _spool_problems(values["spool_max_bytes"], values["workers"])
     if problems:
         raise SettingsError(problems)
     return Settings(**values)
+
+
+def _spool_problems(max_bytes: int, workers: int) -> list[str]:
+    """Why so many workers cannot share a spool of this size, if they cannot."""
+    each = _SEGMENTS * _SMALLEST_SEGMENT_BYTES
+    if workers * each <= max_bytes:
+        return []
+    return [
+        f"ROUTER_SPOOL_MAX_BYTES: {max_bytes} bytes are too few for {workers} workers: each needs "
+        f"{each} ({_SEGMENTS} files of {_SMALLEST_SEGMENT_BYTES}), {workers * each} together"
+    ]
 
 
 def export_metrics_dir(path: Path) -> None:

@@ -59,14 +59,16 @@ class AuditOutbox:
         )
 
     def flush(self, recorder: Recorder) -> None:
-        """Append the events to the audit trail; those that it does not take now stay."""
+        """Append the events to the audit trail; those that it does not take now stay. What may be
+        written already is buffered there, in its place of the chain."""
         if not self._events:
             return
         events = [self._events.popleft() for _ in range(len(self._events))]
         try:
             recorder.note(events)
-        except RecordsUnavailable:
-            self._events.extendleft(reversed(events))
+        except RecordsUnavailable as refusal:
+            if refusal.nothing_written:
+                self._events.extendleft(reversed(events))
 
     def _add(
         self,

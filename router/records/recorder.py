@@ -7,6 +7,7 @@ import dataclasses
 import logging
 from collections import Counter
 from collections.abc import Iterable
+from typing import NamedTuple
 
 import orjson
 
@@ -20,6 +21,15 @@ from router.spool.writer import SpoolWriter
 
 Entry = tuple[bytes | None, AuditEvent | None]
 """An encoded usage record and its event; ``None`` for what could not be built."""
+Frames = list[tuple[int, bytes]]
+
+
+class Links(NamedTuple):
+    """What frames have made of the chain: its end before them and after them."""
+
+    before: Link
+    after: Link
+
 
 _logger = logging.getLogger("router.records")
 
@@ -33,26 +43,32 @@ class Unwritten:
         error: RecordsUnavailable,
         recorder: Recorder,
         entry: Entry,
-        frames: list[tuple[int, bytes]],
-        rewind_to: Link | None,
+        frames: Frames,
+        links: Links | None,
     ) -> None:
         self.error = error
         """What the client gets, where its answer can still be withheld."""
         self.entry = entry
         self._recorder = recorder
         self._frames = frames
-        self._rewind_to = rewind_to
+        self._links = links
 
     @property
     def may_change(self) -> bool:
         """Whether :meth:`buffer` may still be given another content under the same ids."""
-        return self._rewind_to is not None
+        return self._links is not None
 
     def buffer(self, changed: Entry | None = None) -> None:
-        """Keep the record in memory, as it was or as ``changed`` says."""
-        if changed is not None and self._rewind_to is not None:
-            self._frames = self._recorder.rechained(self._rewind_to, changed)
-        self._recorder.spool.buffer(self._frames)
+        """Keep the record in memory, as it was or, while nothing is chained on it, as ``changed``
+        says."""
+        if changed is not None and self._recorder.rewind(self._links):
+            self._frames, self._links = self._recorder.chained(*changed)
+        if not self._recorder.spool.buffer(self._frames):
+            self.drop()
+
+    def drop(self) -> bool:
+        """Take the record out of the chain, where it is nowhere else; False where it may be."""
+        return self._recorder.rewind(self._links)
 
 
 class Recorder:
@@ -103,44 +119,61 @@ class Recorder:
 
         After any exception nothing was recorded.
         """
-        start = self._chain.end
-        frames = self._frames(usage, event)
-        end = self._chain.end
+        frames, links = self.chained(usage, event)
         self.taken += len(frames)
-        try:
-            self.spool.append(frames)
-        except Exception as error:
-            refusal = _refusal_of(error)
-            # What may stand on the disk already must not change: nobody may ever find two contents
-            # under one id. Nor what somebody else has chained on.
-            may_change = refusal.nothing_written and self._chain.end is end
-            return Unwritten(refusal, self, (usage, event), frames, start if may_change else None)
-        return None
+        refusal = self._append(frames)
+        if refusal is None:
+            return None
+        # What may stand on the disk already must not change: nobody may ever find two contents
+        # under one id. Nor what somebody else has chained on.
+        may_change = refusal.nothing_written and self._chain.end is links.after
+        return Unwritten(refusal, self, (usage, event), frames, links if may_change else None)
 
-    def _frames(self, usage: bytes | None, event: AuditEvent | None) -> list[tuple[int, bytes]]:
+    def note(self, events: Iterable[AuditEvent]) -> None:
+        """Append events that belong to no call; raises ``RecordsUnavailable``.
+
+        With its ``nothing_written`` nothing of them is or will be anywhere, and they can be noted
+        again. Without it they keep their places in the chain and must not be noted again: the
+        very same bytes are buffered, and are written first when the disk recovers.
+        """
+        start = self._chain.end
+        frames = [(AUDIT, self._link(event)) for event in events]
+        links = Links(start, self._chain.end)
+        refusal = self._append(frames)
+        if refusal is not None:
+            if not (refusal.nothing_written and self.rewind(links)):
+                refusal.nothing_written = False
+                self.spool.buffer(frames)
+                self.taken += len(frames)
+            raise refusal
+        self.taken += len(frames)
+
+    def chained(self, usage: bytes | None, event: AuditEvent | None) -> tuple[Frames, Links]:
+        """The frames of an entry, chained on."""
+        start = self._chain.end
         frames = [] if usage is None else [(USAGE, self._fitting(usage))]
         if event is not None:
             frames.append((AUDIT, self._link(event)))
-        return frames
+        return frames, Links(start, self._chain.end)
 
-    def rechained(self, start: Link, entry: Entry) -> list[tuple[int, bytes]]:
-        """The frames of ``entry``, chained on as if nothing had been chained since ``start``."""
-        self._chain.rewind(start)
-        return self._frames(*entry)
+    def rewind(self, links: Links | None) -> bool:
+        """Take frames out of the chain that are nowhere; False when others are chained on them."""
+        if links is None or self._chain.end is not links.after:
+            return False
+        self._chain.rewind(links.before)
+        return True
 
-    def note(self, events: Iterable[AuditEvent]) -> None:
-        """Append events that belong to no call; raises ``RecordsUnavailable``. Where nothing was
-        written, the chain is as it was, so that the events can be noted again."""
-        start = self._chain.end
-        frames = [(AUDIT, self._link(event)) for event in events]
-        end = self._chain.end
+    def _append(self, frames: Frames) -> RecordsUnavailable | None:
+        """The spool's refusal; any other exception is a defect that clients see as
+        ``disk_error``."""
         try:
             self.spool.append(frames)
         except RecordsUnavailable as refusal:
-            if refusal.nothing_written and self._chain.end is end:
-                self._chain.rewind(start)
-            raise
-        self.taken += len(frames)
+            return refusal
+        except Exception as error:
+            _logger.error("the spool failed", exc_info=error)
+            return RecordsUnavailable("disk_error")
+        return None
 
     def close(self) -> None:
         """Sync and close the spool; the agent ships what is in it."""
@@ -174,11 +207,3 @@ class Recorder:
     def _note_degraded(self, what: str, request_id: str, why: object) -> None:
         self.degraded += 1
         _logger.error(f"{what} degraded", extra={"request_id": request_id, "why": str(why)})
-
-
-def _refusal_of(error: Exception) -> RecordsUnavailable:
-    """The spool's refusal; any other exception is a defect that clients see as ``disk_error``."""
-    if isinstance(error, RecordsUnavailable):
-        return error
-    _logger.error("the spool failed", exc_info=error)
-    return RecordsUnavailable("disk_error")

@@ -189,6 +189,7 @@ def open_spool(settings: Settings, clock: Clock) -> SpoolWriter:
     return SpoolWriter(
         settings.spool_dir,
         max_bytes=settings.spool_max_bytes,
+        segment_bytes=settings.spool_segment_bytes,
         mode="durable" if settings.spool_mode == "durable" else "fast",
         # One thread of its own, so that nothing else that runs on native threads delays a sync.
         offload=ThreadPool(1).apply,

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 from router.spool.disk import SpoolIO
 from router.spool.frames import Position, is_writer_id, segment_name, segment_numbers
+
+_logger = logging.getLogger("router.spool")
 
 
 class SpoolDirectory:
@@ -67,3 +70,37 @@ class SpoolDirectory:
             return self._io.list_dir(directory)
         except (FileNotFoundError, NotADirectoryError):
             return []
+
+
+class SpoolRoom:
+    """How much of a spool's limit is used, by all its writers together."""
+
+    def __init__(self, directory: SpoolDirectory, max_bytes: int, headroom_bytes: int) -> None:
+        """``headroom_bytes`` are left to the records of calls that run already."""
+        self._directory = directory
+        self.max_bytes = max_bytes
+        self._headroom_bytes = min(max_bytes // 8, headroom_bytes)
+        self.used_bytes = 0
+        """As measured last, and what this process has written since."""
+        self._is_known = True
+
+    def measure(self) -> int:
+        """The size of the spool now; waits for the disk, and raises ``OSError``."""
+        return self._directory.total_bytes()
+
+    def take(self, measured: int | OSError) -> None:
+        """Take what was measured; where nothing could be, the size known last counts."""
+        if isinstance(measured, OSError):
+            if self._is_known:
+                _logger.error("size of the spool unknown", extra={"reason": str(measured)})
+        else:
+            self.used_bytes = measured
+        self._is_known = not isinstance(measured, OSError)
+
+    def has(self, size: int) -> bool:
+        """Tell whether the limit allows ``size`` bytes more."""
+        return self.used_bytes + size <= self.max_bytes
+
+    def is_full(self) -> bool:
+        """Tell whether only the headroom is left."""
+        return self.used_bytes >= self.max_bytes - self._headroom_bytes

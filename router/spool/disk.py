@@ -9,7 +9,13 @@ import functools
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, TypeVar
+
+from router.clock import Clock
+
+T = TypeVar("T")
+Offload = Callable[[Callable[[], Any]], Any]
+"""Runs what waits for the disk, on a thread of its own, and returns its result."""
 
 # Directories are for their owner alone; files follow the umask, so that a group can be let in.
 _DIRECTORY_MODE: Final = 0o700
@@ -114,6 +120,43 @@ class SpoolIO:
     def sync(self, fd: int) -> None:
         """Make the file's content survive a power failure."""
         getattr(os, "fdatasync", os.fsync)(fd)
+
+
+class DiskThread:
+    """Runs what waits for the disk, and measures on the disk's own thread how long that takes.
+
+    So what keeps the caller from looking at the result is not taken for a slow disk.
+    """
+
+    __slots__ = ("_clock", "_offload", "_running")
+
+    def __init__(self, offload: Offload | None, clock: Clock) -> None:
+        self._offload: Offload = offload or (lambda work: work())
+        self._clock = clock
+        # Seconds that ended work took, and since when other work runs: one object, because it is
+        # written by the disk's thread and read by all.
+        self._running: tuple[float, float | None] = (0.0, None)
+
+    def attempt(self, work: Callable[[], T]) -> T | OSError:
+        """Run ``work``; an ``OSError`` is returned, not raised."""
+
+        def attempt() -> T | OSError:
+            spent_s, began_s = self._running[0], self._clock.monotonic_s()
+            self._running = (spent_s, began_s)
+            try:
+                return work()
+            except OSError as error:  # gevent prints what a thread of its pool raises
+                return error
+            finally:
+                self._running = (spent_s + self._clock.monotonic_s() - began_s, None)
+
+        result: T | OSError = self._offload(attempt)
+        return result
+
+    def worked_s(self) -> float:
+        """Seconds for which the disk has been worked with, what runs now included."""
+        spent_s, began_s = self._running
+        return spent_s if began_s is None else spent_s + self._clock.monotonic_s() - began_s
 
 
 @functools.cache

@@ -16,6 +16,10 @@ from router.spool.segments import Segment, SegmentFailed, SegmentFiles
 
 _TOLERATED_SYNC_FAILURES: Final = 1
 """So many failed syncs in a row cost only a new segment; after more, calls are refused."""
+_WORTH_CLOSING: Final = 8
+"""A segment closes early if it has at least this part of a full one: less stands in nobody's way,
+and an idle worker makes no files."""
+CLOSED_AFTER_S: Final = 60.0
 
 
 def reason_of(error: OSError) -> str:
@@ -45,6 +49,7 @@ class SegmentLog:
         self._segment_bytes = segment_bytes
         self._reserve = reserve_bytes
         self._active: Segment | None = None
+        self._timed: tuple[Segment | None, float] = (None, 0.0)
         self._sealed: list[Segment] = []
         self._preallocated: Segment | None = None
         self._to_close: list[Segment] = []
@@ -83,10 +88,16 @@ class SegmentLog:
             map(len, self.replay_buffer)
         )
 
-    def rotate(self) -> None:
-        """Go on in the preallocated segment when the active one is full."""
+    def rotate(self, now_s: float = 0.0, *, room_is_needed: bool = False) -> None:
+        """Go on in the preallocated segment when the active one is full, has been active for a
+        minute, or has to become removable because there is no room."""
         active, preallocated = self._active, self._preallocated
-        if active is None or preallocated is None or active.size < self._segment_bytes:
+        if active is None or preallocated is None:
+            return
+        if self._timed[0] is not active:
+            self._timed = (active, now_s)
+        is_early = room_is_needed or now_s - self._timed[1] >= CLOSED_AFTER_S
+        if active.own_bytes < self._segment_bytes // (_WORTH_CLOSING if is_early else 1):
             return
         self._preallocated = None
         try:
@@ -138,6 +149,12 @@ class SegmentLog:
         del self.replay_buffer[:replayed]
         self._active = segment
         self.broken = None
+
+    def carry(self, data: bytes) -> None:
+        """Begin a new segment with frames of earlier ones; raises :class:`RecordsUnavailable`."""
+        self.put(data)
+        if self._active is not None:
+            self._active.carried_bytes += len(data)
 
     def needs_room(self) -> bool:
         """Tell whether :meth:`make_room` has something to do."""
@@ -243,19 +260,20 @@ class SegmentLog:
         """Reserve room behind the active segment, and preallocate the next one.
 
         The error is that of the reservation, without which running calls could not be recorded.
-        Without a preallocated segment only a second chance is missing.
+        Without a preallocated segment only a second chance is missing. It is made first: without
+        one, what has filled the disk could never be closed and removed.
         """
-        error = preallocated = None
-        try:
-            if self._active is not None:
-                self._active.reserve_room(self._reserve)
-        except OSError as failed:
-            error = failed
+        active, error, preallocated = self._active, None, None
         try:
             if self._preallocated is None:
                 preallocated = self._files.draft()
         except OSError:
             pass
+        try:
+            if active is not None:
+                active.reserve_room(self._reserve)
+        except OSError as failed:
+            error = failed
         return preallocated, error
 
     def is_gone(self) -> bool:

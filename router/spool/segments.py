@@ -37,7 +37,17 @@ class SegmentFailed(Exception):
 class Segment:
     """A file that frames are appended to, with copies of the unsynced frames."""
 
-    __slots__ = ("_io", "fd", "named", "number", "path", "reserved_end", "size", "unsynced")
+    __slots__ = (
+        "_io",
+        "carried_bytes",
+        "fd",
+        "named",
+        "number",
+        "path",
+        "reserved_end",
+        "size",
+        "unsynced",
+    )
 
     def __init__(self, io: SpoolIO, fd: int, path: Path, number: int, size: int) -> None:
         self._io = io
@@ -45,6 +55,8 @@ class Segment:
         self.path = path
         self.number = number
         self.size = size
+        self.carried_bytes = 0
+        """Of the header and of frames that every later segment begins with as well."""
         self.reserved_end = size
         """The file system has reserved room up to this offset."""
         self.unsynced: list[bytes] = []
@@ -55,6 +67,11 @@ class Segment:
     def dirty(self) -> bool:
         """A power failure would lose frames or the name of the file."""
         return bool(self.unsynced) or not self.named
+
+    @property
+    def own_bytes(self) -> int:
+        """Bytes by which the spool shrinks when this segment is removed."""
+        return self.size - self.carried_bytes
 
     @property
     def unsynced_bytes(self) -> int:
@@ -154,8 +171,10 @@ class SegmentFiles:
         path = self.directory / draft_name(self._next)
         fd = self._io.open(path, REPLACE)
         segment = Segment(self._io, fd, path, self._next, 0)
+        header = header_frame(self.directory.name, self._next)
+        segment.carried_bytes = len(header)
         try:
-            segment.write(header_frame(self.directory.name, self._next) + data)
+            segment.write(header + data)
             segment.reserve_room(self._reserve_bytes)
             segment.sync()
         except SegmentFailed as failure:

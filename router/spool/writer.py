@@ -14,32 +14,31 @@ from collections.abc import Callable, Iterable
 from concurrent import futures
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal, TypeVar
+from typing import Final, Literal
 
 from router.clock import Clock
 from router.errors import RecordsUnavailable
-from router.spool.directory import SpoolDirectory
-from router.spool.disk import SpoolIO
+from router.spool.directory import SpoolDirectory, SpoolRoom
+from router.spool.disk import DiskThread, Offload, SpoolIO
+from router.spool.frame_buffer import FrameBuffer
 from router.spool.frames import encode_frame
 from router.spool.segment_log import SegmentLog, reason_of
 from router.spool.segments import SegmentFiles, new_writer_id
 
-T = TypeVar("T")
 Mode = Literal["fast", "durable"]
-Offload = Callable[[Callable[[], Any]], Any]
 Commit = futures.Future[bool]
 """What appends in ``durable`` mode wait for: whether the sync that they share succeeded."""
 
 SEGMENT_BYTES: Final = 16 * 1024 * 1024
 RESERVE_BYTES: Final = 2 * 1024 * 1024
 """Disk space reserved for the records of running calls when the disk fills."""
-BUFFER_BYTES: Final = 8 * 1024 * 1024
 UNSYNCED_BYTES: Final = 32 * 1024 * 1024
 
 SYNC_DELAY_S: Final = 0.05
 """Gathers appends for one sync; half of what ``fast`` promises, the disk has the other half."""
 STALLED_S: Final = 2.0
 COMMIT_WAIT_S: Final = 5.0
+COMMIT_WAITS: Final = 4
 RETRY_S: Final = 0.2
 MEASURE_S: Final = 1.0
 CLOSE_WAIT_S: Final = 3.0
@@ -83,33 +82,30 @@ class SpoolWriter:
         clock: Clock | None = None,
         background: bool = True,
     ) -> None:
-        """``directory`` is the spool of all writers, ``max_bytes`` the limit for all together.
+        """``directory`` is the spool of all writers, ``max_bytes`` the limit for all together. Only
+        closed segments can be removed, so ``segment_bytes`` of each writer are to be a small part.
 
-        ``offload`` runs what waits for the disk and returns its result. Under gevent it is
+        ``offload`` runs what waits for the disk. Under gevent it is
         ``gevent.threadpool.ThreadPool(1).apply``: a pool of its own, so that nothing else delays a
         sync. Without ``background`` the caller has to call :meth:`tick`.
         """
         self._clock = clock or Clock()
+        self._disk = DiskThread(offload, self._clock)
         io = io or SpoolIO()
         self.writer_id = new_writer_id(self._clock)
-        self._directory = SpoolDirectory(directory, io)
         self._durable = mode == "durable"
-        self._max_bytes = max_bytes
-        self._headroom_bytes = min(max_bytes // 8, 2 * reserve_bytes)
-        self._offload: Offload = offload or (lambda work: work())
+        self._room = SpoolRoom(SpoolDirectory(directory, io), max_bytes, 2 * reserve_bytes)
         # Held during a write, never during a sync.
         self._lock = threading.Lock()
         files = SegmentFiles(io, directory, self.writer_id, reserve_bytes)
         self._log = SegmentLog(files, segment_bytes=segment_bytes, reserve_bytes=reserve_bytes)
-        self._buffered: list[bytes] = []
+        self._buffer = FrameBuffer()
         self._commits: list[Commit] = []
-        self._oldest_unsynced_s: float | None = None
+        self._unsynced_since_s: float | None = None
+        """What the disk had worked when the oldest unsynced frame was appended."""
         self._refusal: str | None = None
         self._logged_refusal: str | None = None
         self._no_room: str | None = None
-        self._total_bytes = 0
-        self._lost_frames = 0
-        self._is_measured = True
         self._closing = False
         self.carried: Callable[[], Iterable[tuple[int, bytes]]] = tuple
         """Frames that each new segment begins with: those about calls that still run. So the last
@@ -133,8 +129,8 @@ class SpoolWriter:
         refusal = self._refusal
         if refusal is not None:
             raise RecordsUnavailable(refusal)
-        oldest_s = self._oldest_unsynced_s
-        if oldest_s is not None and self._clock.monotonic_s() - oldest_s > STALLED_S:
+        since_s = self._unsynced_since_s
+        if since_s is not None and self._disk.worked_s() - since_s > STALLED_S:
             raise RecordsUnavailable("disk_slow")
 
     def append(self, frames: Iterable[tuple[int, bytes]]) -> None:
@@ -147,9 +143,7 @@ class SpoolWriter:
         """
         data = b"".join([encode_frame(kind, payload) for kind, payload in frames])
         with self._lock:
-            if self._total_bytes + len(data) > self._max_bytes:
-                raise RecordsUnavailable("spool_full", nothing_written=True)
-            self._write(data)
+            self._write_new(data)
             commit = self._expect_sync()
         if commit is not None:
             self._await(commit)
@@ -159,52 +153,58 @@ class SpoolWriter:
         :class:`RecordsUnavailable`. It survives the death of the process."""
         data = encode_frame(kind, payload)
         with self._lock:
-            if self._total_bytes + len(data) > self._max_bytes:
-                raise RecordsUnavailable("spool_full", nothing_written=True)
-            self._write(data)
+            self._write_new(data)
             self._expect_sync(wait=False)
 
-    def buffer(self, frames: Iterable[tuple[int, bytes]]) -> None:
+    def buffer(self, frames: Iterable[tuple[int, bytes]]) -> bool:
         """Keep refused frames in memory, to be written first when the disk recovers.
 
-        For calls whose backend has answered already. Never raises; frames beyond 8 MiB are dropped
-        and counted.
+        For calls whose backend has answered already. Never raises; False, and counted as lost, for
+        what would make it more than 8 MiB and for what comes after the end.
         """
         encoded = [encode_frame(kind, payload) for kind, payload in frames]
         with self._lock:
-            if self._closing or sum(map(len, self._buffered + encoded)) > BUFFER_BYTES:
-                self._lost_frames += len(encoded)
-                return
-            self._buffered += encoded
+            if self._refusal == "closed":
+                self._buffer.lost += len(encoded)
+                return False
+            kept = self._buffer.add(encoded)
         self._wake.set()
+        return kept
 
     def status(self) -> SpoolStatus:
         """The writer's state now."""
         with self._lock:
             return SpoolStatus(
                 self._refusal,
-                self._total_bytes,
-                self._max_bytes,
+                self._room.used_bytes,
+                self._room.max_bytes,
                 self._log.unsynced_bytes(),
-                sum(map(len, self._buffered)),
-                self._lost_frames,
+                self._buffer.size,
+                self._buffer.lost,
                 self._log.write_errors,
                 self._log.sync_errors,
             )
 
+    def _write_new(self, data: bytes) -> None:
+        if not self._room.has(len(data)):
+            raise RecordsUnavailable("spool_full", nothing_written=True)
+        self._write(data)
+
     def _write(self, data: bytes) -> None:
+        buffered = self._buffer.content() if self._buffer.size else []
         try:
-            self._log.put(b"".join((*self._buffered, data)) if self._buffered else data)
+            self._log.put(b"".join((*buffered, data)) if buffered else data)
         except RecordsUnavailable as refused:
             self._refusal = refused.reason
             self._wake.set()
             raise
-        self._buffered.clear()
-        self._total_bytes += len(data)
+        if buffered:
+            self._buffer.written(len(buffered))
+        self._room.used_bytes += len(data)
 
     def _expect_sync(self, *, wait: bool = True) -> Commit | None:
-        if self._oldest_unsynced_s is None:
-            self._oldest_unsynced_s = self._clock.monotonic_s()
+        if self._unsynced_since_s is None:
+            self._unsynced_since_s = self._disk.worked_s()
             self._wake.set()
         if not (self._durable and wait):
             return None
@@ -214,12 +214,19 @@ class SpoolWriter:
         return self._commits[-1]
 
     def _await(self, commit: Commit) -> None:
+        began_s = self._disk.worked_s()
         if self._thread is None:
             self.tick()
-        try:
-            is_synced = commit.result(COMMIT_WAIT_S)
-        except futures.TimeoutError:
-            raise RecordsUnavailable("disk_slow") from None
+        for _ in range(COMMIT_WAITS):
+            try:
+                is_synced = commit.result(COMMIT_WAIT_S)
+                break
+            except futures.TimeoutError:
+                # Where others keep this process busy, the disk may have had no time at all.
+                if self._disk.worked_s() - began_s > STALLED_S:
+                    raise RecordsUnavailable("disk_slow") from None
+        else:
+            raise RecordsUnavailable("disk_slow")
         if not is_synced:
             raise RecordsUnavailable(self._refusal or "disk_error")
 
@@ -233,8 +240,8 @@ class SpoolWriter:
         if not is_synced:
             self._sync()
         if self._log.broken is None:
+            self._next_segment()
             self._reserve_room()
-            self._carry_on()
         if self._clock.monotonic_s() >= self._measure_at_s:
             self._measure()
         self._update_refusal()
@@ -255,10 +262,9 @@ class SpoolWriter:
         with self._lock:
             self._log.close()
             self._refusal = self._log.broken
-            self._lost_frames += len(self._buffered)
-            self._buffered.clear()
-        if self._lost_frames:
-            _logger.error("records lost", extra={"frames": self._lost_frames})
+            self._buffer.give_up()
+        if self._buffer.lost:
+            _logger.error("records lost", extra={"frames": self._buffer.lost})
 
     def _run(self) -> None:
         while not self._closing:
@@ -279,9 +285,10 @@ class SpoolWriter:
         with self._lock:
             covered = self._log.begin_sync()
             commits, self._commits = self._commits, []
-            began_s = self._clock.monotonic_s()
+            began_s = self._disk.worked_s()
         try:
-            error = None if covered.is_empty() else self._attempt(lambda: self._log.sync(covered))
+            empty = covered.is_empty()
+            error = None if empty else self._disk.attempt(lambda: self._log.sync(covered))
         except BaseException:
             with self._lock:
                 self._commits = commits + self._commits
@@ -291,7 +298,7 @@ class SpoolWriter:
                 self._commits = commits + self._commits
                 return False
             more = self._log.unsynced_bytes() > 0
-            self._oldest_unsynced_s = began_s if more else None
+            self._unsynced_since_s = began_s if more else None
         if more:
             self._wake.set()
         for commit in commits:
@@ -304,57 +311,58 @@ class SpoolWriter:
             return False
         self._retry_at_s = now_s + RETRY_S
         with self._lock:
-            replayed, buffered = self._log.begin_recovery(), list(self._buffered)
-        segment = self._attempt(lambda: self._log.recover(b"".join((*replayed, *buffered))))
+            replayed, buffered = self._log.begin_recovery(), self._buffer.content()
+        segment = self._disk.attempt(lambda: self._log.recover(b"".join((*replayed, *buffered))))
         with self._lock:
             if isinstance(segment, OSError):
                 self._log.broken = reason_of(segment)
                 return False
             self._log.begin_again(segment, len(replayed))
-            del self._buffered[: len(buffered)]
+            self._buffer.written(len(buffered))
             return True
+
+    def _next_segment(self) -> None:
+        """Go on in another segment when it is time, and begin it with the frames about calls that
+        still run: an agent that finds this worker dead reads its last segments only."""
+        is_needed = self._no_room is not None or self._room.is_full()
+        with self._lock:
+            self._log.rotate(self._clock.monotonic_s(), room_is_needed=is_needed)
+            active = self._log.active
+            if active is None or active is self._carried_into:
+                return
+            first = self._carried_into is None
+            data = b"".join([] if first else [encode_frame(*frame) for frame in self.carried()])
+            if data:
+                try:
+                    self._log.carry(data)
+                except RecordsUnavailable:
+                    return  # the next segment gets them
+                self._room.used_bytes += len(data)
+                self._expect_sync(wait=False)
+            self._carried_into = active
 
     def _reserve_room(self) -> None:
         with self._lock:
-            self._log.rotate()
-            if self._buffered and (self._closing or self._total_bytes < self._max_bytes):
+            if self._buffer.size and (self._closing or self._room.has(1)):
                 with contextlib.suppress(RecordsUnavailable):  # then they stay buffered
                     self._write(b"")
             if not self._log.needs_room():
                 self._no_room = None
                 return
-        preallocated, error = self._offload(self._log.make_room)
+        made = self._disk.attempt(self._log.make_room)
+        preallocated, error = (None, made) if isinstance(made, OSError) else made
         self._no_room = None if error is None else reason_of(error)
         with self._lock:
             self._log.set_preallocated(preallocated)
 
-    def _carry_on(self) -> None:
-        """Begin a new segment with the frames about calls that still run."""
-        with self._lock:
-            active = self._log.active
-            if active is None or active is self._carried_into:
-                return
-            first = self._carried_into is None
-            frames = [] if first else [encode_frame(*frame) for frame in self.carried()]
-            if frames:
-                try:
-                    self._write(b"".join(frames))
-                except RecordsUnavailable:
-                    return  # the next segment gets them
-                self._expect_sync(wait=False)
-            self._carried_into = active
-
     def _measure(self) -> None:
-        found = self._attempt(lambda: (self._directory.total_bytes(), self._log.is_gone()))
-        if isinstance(found, OSError):
-            if self._is_measured:
-                _logger.error("size of the spool unknown", extra={"reason": str(found)})
-            self._is_measured = False
-            return
-        self._is_measured = True
+        found = self._disk.attempt(lambda: (self._room.measure(), self._log.is_gone()))
         with self._lock:
-            self._total_bytes, gone = found
-            if gone:
+            if isinstance(found, OSError):
+                self._room.take(found)
+                return
+            self._room.take(found[0])
+            if found[1]:
                 self._log.abandon_files()
                 self._retry_at_s = 0.0
                 self._wake.set()
@@ -377,20 +385,8 @@ class SpoolWriter:
     def _reason_to_refuse(self) -> str | None:
         if self._log.broken is not None:
             return self._log.broken
-        if self._total_bytes >= self._max_bytes - self._headroom_bytes:
+        if self._room.is_full():
             return "spool_full"
         if self._log.unsynced_bytes() > UNSYNCED_BYTES:
             return "disk_slow"
         return self._no_room
-
-    def _attempt(self, work: Callable[[], T]) -> T | OSError:
-        """Run ``work`` where it may wait for the disk; an ``OSError`` is returned, not raised."""
-
-        def attempt() -> T | OSError:
-            try:
-                return work()
-            except OSError as error:  # gevent prints what a thread of its pool raises
-                return error
-
-        result: T | OSError = self._offload(attempt)
-        return result

@@ -35,11 +35,12 @@ class WatchedSpool:
         self.violations: list[str] = []
         self.reason: str | None = None
         """Why it cannot be written; ``None`` when it can."""
+        self.nothing_written = False
 
     def check(self) -> None:
         """Refuse what could not be recorded."""
         if self.reason is not None:
-            raise RecordsUnavailable(self.reason)
+            raise RecordsUnavailable(self.reason, nothing_written=self.nothing_written)
         self._spool.check()
 
     def append(self, frames: Sequence[tuple[int, bytes]]) -> None:
@@ -60,9 +61,10 @@ class WatchedSpool:
         self._spool.note(kind, payload)
         self.notes.append((kind, json.loads(payload)))
 
-    def buffer(self, frames: Iterable[tuple[int, bytes]]) -> None:
+    def buffer(self, frames: Iterable[tuple[int, bytes]]) -> bool:
         """Keep what cannot be written now."""
         self.buffered += frames
+        return True
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._spool, name)

@@ -117,6 +117,7 @@ class Adoption:
         self._clock = clock or Clock()
         self._adopted = checkpoints.load()
         self._written: set[str] = set()
+        self._was_refused = False
         self.interrupted = 0
         """Calls that were found interrupted since the agent began."""
 
@@ -142,6 +143,7 @@ class Adoption:
             leases += self._unsent.leases(writer_id, self._sent(writer_id, infos))
         for dispatch in interrupted:
             self._record(dispatch)
+        self._confirm()
         if leases:
             self._hand_over(leases)
         for writer_id in ended:
@@ -189,11 +191,25 @@ class Adoption:
             return
         event = interrupted_event(dispatch, self._new_id(), self._clock.now_s())
         unwritten = self._open_recorder().record(line, event)
+        # Where it may be on the disk, it must not be recorded as another event by a later step.
+        dropped = unwritten is not None and unwritten.may_change and unwritten.drop()
+        if not dropped:
+            self._written.add(dispatch.record_id)
+            self.interrupted += 1
         if unwritten is not None:
-            unwritten.buffer()
+            if not dropped:
+                unwritten.buffer()
+                self._was_refused = True
             raise RecordsUnavailable(unwritten.error.reason)
-        self._written.add(dispatch.record_id)
-        self.interrupted += 1
+
+    def _confirm(self) -> None:
+        """Raise ``RecordsUnavailable`` while a record that was refused is only in memory, or a
+        power failure could take it."""
+        if self._was_refused:
+            status = self._open_recorder().spool.status()
+            if status.buffered_bytes or status.unsynced_bytes:
+                raise RecordsUnavailable(status.refusal or "disk_slow")
+            self._was_refused = False
 
 
 def _unsettled(dispatch: Dispatch, record: Mapping[str, Any] | None) -> Unsettled:

@@ -29,6 +29,9 @@ UNSETTLED_NAME: Final = "unsettled"
 UNSENT_NAME: Final = "unsent"
 _UNLIMITED: Final = 1 << 62
 """A full spool must not keep dead writers from being adopted: that is what makes room."""
+_SEGMENT_BYTES: Final = 32 * 1024
+"""What is shipped of them stays until the next one: too little to be in the way of any worker."""
+_RESERVE_BYTES: Final = 1024 * 1024
 _END_S: Final = 2.0
 
 _logger = logging.getLogger("router.agent")
@@ -131,7 +134,12 @@ class Inheritance:
     def _open_recorder(self) -> Recorder:
         if self._recorder is None:
             spool = SpoolWriter(
-                self._reader.path, max_bytes=_UNLIMITED, mode="durable", clock=self._clock
+                self._reader.path,
+                max_bytes=_UNLIMITED,
+                mode="durable",
+                segment_bytes=_SEGMENT_BYTES,
+                reserve_bytes=_RESERVE_BYTES,
+                clock=self._clock,
             )
             self._recorder = Recorder(spool)
         return self._recorder

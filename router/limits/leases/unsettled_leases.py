@@ -16,8 +16,9 @@ from router.clock import Clock
 from router.limits.budgets.lease_notation import lease_of
 from router.limits.budgets.windows import Amounts, Reservation
 from router.records.open_calls import Unsettled, encode_unsettled
+from router.spool.disk import Offload
 from router.spool.frames import UNSETTLED
-from router.spool.writer import Offload, SpoolWriter
+from router.spool.writer import SpoolWriter
 
 MAX_BYTES: Final = 1024**3
 """About two million leases. What does not fit stays in its worker's memory."""

@@ -188,6 +188,37 @@ def test_all_mistakes_are_reported_at_once() -> None:
     assert all(f"\n  {problem}" in str(raised.value) for problem in raised.value.problems)
 
 
+@pytest.mark.parametrize(
+    ("limit", "workers", "segment_bytes"),
+    [
+        (1 << 20, 1, 131_072),
+        (1 << 20, 4, 32_768),
+        (8 << 20, 1, 1_048_576),
+        (64 << 20, 4, 2_097_152),
+        (2 << 30, 2, 16_777_216),
+        (2 << 30, 128, 2_097_152),
+        (1 << 40, 256, 16_777_216),
+    ],
+)
+def test_the_open_segments_are_an_eighth_of_the_spool(
+    limit: int, workers: int, segment_bytes: int
+) -> None:
+    """P3: together, at most; what is shipped and still in them must never fill it."""
+    variables = {"ROUTER_SPOOL_MAX_BYTES": f"{limit}", "WEB_CONCURRENCY": f"{workers}"}
+    assert load_settings(variables).spool_segment_bytes == segment_bytes
+
+
+@pytest.mark.parametrize(("limit", "workers"), [(1 << 20, 5), ((1 << 20) * 4 - 1, 16)])
+def test_a_spool_that_is_too_small_for_its_workers(limit: int, workers: int) -> None:
+    """P3: refused at the start, with the arithmetic, not when it is full."""
+    with pytest.raises(SettingsError) as raised:
+        load_settings({"ROUTER_SPOOL_MAX_BYTES": f"{limit}", "WEB_CONCURRENCY": f"{workers}"})
+    assert raised.value.problems == [
+        f"ROUTER_SPOOL_MAX_BYTES: {limit} bytes are too few for {workers} workers: "
+        f"each needs 262144 (8 files of 32768), {workers * 262144} together"
+    ]
+
+
 def test_a_refused_pepper_is_not_repeated() -> None:
     """K6: the message ends up in logs; the others show what was wrong with the value."""
     with pytest.raises(SettingsError) as raised:

@@ -36,7 +36,7 @@ class Recorder:
 
     def note(self, events: list[Any]) -> None:
         if self.is_full:
-            raise RecordsUnavailable("disk_full")
+            raise RecordsUnavailable("disk_full", nothing_written=True)
         self.events += events
 
 

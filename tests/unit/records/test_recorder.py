@@ -42,6 +42,7 @@ class Spool:
         self.defect: Exception | None = None
         self.appended: Frames = []
         self.buffered: Frames = []
+        self.has_memory = True
 
     def check(self) -> None:
         if self.reason is not None:
@@ -53,8 +54,10 @@ class Spool:
             raise self.defect
         self.appended += self._encodable(frames)
 
-    def buffer(self, frames: Iterable[tuple[int, bytes]]) -> None:
-        self.buffered += self._encodable(frames)
+    def buffer(self, frames: Iterable[tuple[int, bytes]]) -> bool:
+        if self.has_memory:
+            self.buffered += self._encodable(frames)
+        return self.has_memory
 
     @staticmethod
     def _encodable(frames: Iterable[tuple[int, bytes]]) -> Frames:
@@ -159,6 +162,71 @@ def test_events_that_were_not_written_can_be_noted_again(spool: Spool, recorder:
     assert [event["sequence"] for event in found] == [1, 2, 3]
     assert [event["previous_hash"] for event in found[1:]] == [event["hash"] for event in found[:2]]
     assert recorder.taken == 3
+
+
+@pytest.mark.parametrize("trouble", ["disk_slow", "a defect"])
+def test_events_that_may_be_written_keep_their_places(
+    spool: Spool, recorder: Recorder, trouble: str
+) -> None:
+    """P20: what a sync did not confirm may be on the disk. It is buffered with the same bytes, for
+    other events under its numbers would break the chain, and none would leave a hole."""
+    if trouble == "a defect":
+        spool.defect = KeyError("x")
+    else:
+        spool.reason = trouble
+    with pytest.raises(RecordsUnavailable) as refused:
+        recorder.note([EVENT, replace(EVENT, event_id="e-2")])
+    assert not refused.value.nothing_written
+    spool.reason = spool.defect = None
+    recorder.note([replace(EVENT, event_id="e-3")])
+    assert sequences(spool.buffered + spool.appended) == [1, 2, 3]
+    assert recorder.taken == 3
+
+
+def chain_on_meanwhile(spool: Spool, recorder: Recorder) -> None:
+    """Let the next append find out that it has no room after another one has chained on."""
+    append = spool.append
+
+    def late(_frames: Iterable[tuple[int, bytes]]) -> None:
+        spool.append = append  # type: ignore[method-assign]
+        recorder.note([replace(EVENT, event_id="e-2")])
+        raise RecordsUnavailable("spool_full", nothing_written=True)
+
+    spool.append = late  # type: ignore[method-assign]
+
+
+def test_what_others_are_chained_on_keeps_its_place(spool: Spool, recorder: Recorder) -> None:
+    """P20: also where nothing of it is written; it used to leave a hole."""
+    chain_on_meanwhile(spool, recorder)
+    with pytest.raises(RecordsUnavailable) as refused:
+        recorder.note([EVENT])
+    assert not refused.value.nothing_written
+    assert sequences(spool.buffered + spool.appended) == [1, 2]
+
+
+def test_a_withheld_record_does_not_take_anothers_place(spool: Spool, recorder: Recorder) -> None:
+    """P20: another call may end between the refusal and the moment at which it is buffered."""
+    spool.reason, spool.nothing_written = "spool_full", True
+    unwritten = recorder.record(usage(), EVENT)
+    spool.reason = None
+    recorder.note([replace(EVENT, event_id="e-2")])
+    assert unwritten is not None
+    unwritten.buffer((usage(status=503), replace(EVENT, reason="spool_full")))
+    assert sequences(spool.buffered + spool.appended) == [1, 2]
+
+
+@pytest.mark.parametrize("changed", [None, (b"{}", EVENT)])
+def test_what_no_memory_is_left_for_leaves_no_hole(
+    spool: Spool, recorder: Recorder, changed: Any
+) -> None:
+    """P20: its loss is counted by the spool, and the chain goes on as if it had never been."""
+    spool.reason, spool.nothing_written, spool.has_memory = "disk_full", True, False
+    unwritten = recorder.record(usage(), EVENT)
+    assert unwritten is not None
+    unwritten.buffer(changed)
+    spool.reason = None
+    recorder.note([EVENT])
+    assert sequences(spool.buffered + spool.appended) == [1]
 
 
 def test_a_record_without_an_event(spool: Spool, recorder: Recorder) -> None:

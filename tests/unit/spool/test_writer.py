@@ -15,10 +15,13 @@ import pytest
 
 from router.api.error_specs import error_spec_of, retry_after_s
 from router.clock import FrozenClock
+from router.config.settings import load_settings
 from router.errors import RecordsUnavailable
+from router.spool.directory import SpoolDirectory
+from router.spool.frame_buffer import BUFFER_BYTES
 from router.spool.frames import AUDIT, MAGIC, USAGE, segment_name
 from router.spool.reader import SpoolReader
-from router.spool.writer import BUFFER_BYTES, STALLED_S, UNSYNCED_BYTES, SpoolWriter
+from router.spool.writer import STALLED_S, UNSYNCED_BYTES, SpoolWriter
 from tests.fakes.spool_io import Fault, FaultyIO, MemoryDisk, error
 from tests.fakes.spool_parties import (
     SPOOL,
@@ -457,6 +460,28 @@ def test_a_disk_that_hangs_refuses_calls_after_two_seconds(clock: FrozenClock) -
     assert is_ready(writer)
 
 
+def test_a_busy_loop_is_no_slow_disk(disk: MemoryDisk, clock: FrozenClock) -> None:
+    """P14: bursts of aborted calls kept the loop from looking at syncs that had ended in time."""
+    busy_s, readiness = 0.0, []
+
+    def offload(work: Callable[[], Any]) -> Any:
+        clock.advance(busy_s)
+        result = work()
+        clock.advance(busy_s)
+        if busy_s:
+            readiness.append(is_ready(writer))
+        return result
+
+    writer = open_writer(disk, clock, offload=offload)
+    busy_s = 3 * STALLED_S
+    writer.append([(USAGE, record(1))])
+    clock.advance(busy_s)
+    assert is_ready(writer)
+    writer.tick()
+    assert readiness
+    assert all(readiness)
+
+
 def test_unsynced_records_are_bounded_in_memory(io: FaultyIO, clock: FrozenClock) -> None:
     """A sync that takes long lets no more than so many bytes pile up before calls are refused."""
     writer = open_writer(io, clock, max_bytes=1 << 30, segment_bytes=1 << 30)
@@ -512,6 +537,98 @@ def test_a_full_spool_serves_again_when_the_agent_has_shipped(
     assert delivered(disk) == worker.taken
     worker.tick(0.3)
     assert is_ready(worker.writer)
+
+
+@pytest.mark.parametrize("workers", [1, 4])
+@pytest.mark.parametrize("limit_mib", [1, 8, 64])
+def test_what_is_shipped_frees_room(clock: FrozenClock, limit_mib: int, workers: int) -> None:
+    """P3: with 8 MiB, 7 MiB shipped and 0 behind, calls used to be refused until a restart: all of
+    it was in segments that were not full."""
+    variables = {"ROUTER_SPOOL_MAX_BYTES": f"{limit_mib << 20}", "WEB_CONCURRENCY": f"{workers}"}
+    settings, disk = load_settings(variables), new_disk()
+    sizes = {"max_bytes": settings.spool_max_bytes, "segment_bytes": settings.spool_segment_bytes}
+    writers = [open_writer(disk, clock, reserve_bytes=2 << 20, **sizes) for _ in range(workers)]
+    payload, appended = bytes(limit_mib << 12), 0
+    for _ in range(3):  # away and back
+        while all(map(is_ready, writers)):
+            for writer in writers:
+                writer.append([(USAGE, payload)])
+                appended += 1
+            clock.advance(0.3)
+            for writer in writers:
+                writer.tick()
+        assert ship_all(disk) > 0
+        clock.advance(0.3)
+        for writer in writers:
+            writer.tick()
+        ship_all(disk)
+        assert SpoolDirectory(SPOOL, disk).total_bytes() <= settings.spool_max_bytes // 4
+        clock.advance(0.3)
+        for writer in writers:
+            writer.tick()
+            writer.check()
+    assert appended * len(payload) > 2 * settings.spool_max_bytes
+
+
+def ship_all(disk: MemoryDisk) -> int:
+    """Remove whatever is closed, as an agent does that is behind by nothing; how many segments."""
+    reader = SpoolReader(SPOOL, disk)
+    removed = 0
+    for info in reader.writers():
+        for number in info.segments[:-1]:
+            reader.remove_segment(info.writer_id, number)
+            removed += 1
+    return removed
+
+
+def test_a_segment_that_stands_in_the_way_is_closed(disk: MemoryDisk, clock: FrozenClock) -> None:
+    """P3: also one that is far from full, on a disk that is smaller than it."""
+    disk.capacity = disk.used() + (1 << 20)
+    writer = open_writer(
+        disk, clock, max_bytes=1 << 40, segment_bytes=1 << 20, reserve_bytes=1 << 16
+    )
+    for _ in range(3):
+        while is_ready(writer):
+            writer.append([(USAGE, bytes(1 << 12))])
+            clock.advance(0.3)
+            writer.tick()
+        assert writer.status().refusal == "disk_full"
+        for _ in range(2):
+            clock.advance(0.3)
+            writer.tick()
+            ship_all(disk)
+        clock.advance(0.3)
+        writer.tick()
+        writer.check()
+
+
+def test_a_segment_is_closed_after_a_minute(disk: MemoryDisk, clock: FrozenClock) -> None:
+    """What was shipped long ago does not stay, unless it is too little to matter to anybody."""
+    for size, closed in ((1 << 17, 2), (1 << 16, 1)):
+        writer = open_writer(disk, clock, segment_bytes=1 << 20, max_bytes=1 << 30)
+        writer.append([(USAGE, bytes(size))])
+        for seconds, expected in ((1.0, 1), (58.0, 1), (2.0, closed), (600.0, closed)):
+            clock.advance(seconds)
+            writer.tick()
+            assert len(SpoolDirectory(SPOOL, disk).segments(writer.writer_id)) == expected
+
+
+def test_a_segment_of_calls_that_run_is_not_closed_for_them(
+    disk: MemoryDisk, clock: FrozenClock
+) -> None:
+    """Frames that every next segment begins with free nothing: no file after file while full."""
+    writer = open_writer(disk, clock, max_bytes=8_000, segment_bytes=1_000)
+    writer.carried = lambda: [(USAGE, bytes(500))] * 4
+    while is_ready(writer):
+        writer.append([(USAGE, bytes(100))])
+        clock.advance(0.3)
+        writer.tick()
+    before = SpoolDirectory(SPOOL, disk).segments(writer.writer_id)
+    for _ in range(10):
+        clock.advance(0.3)
+        writer.tick()
+    after = SpoolDirectory(SPOOL, disk).segments(writer.writer_id)
+    assert len(after) <= len(before) + 1
 
 
 # --- held records -------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import count
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from router.agent.adoption.unsent_reservations import UnsentReservations
 from router.agent.service import remove_acknowledged
 from router.auth.keys import generate_key
 from router.clock import FrozenClock
+from router.errors import RecordsUnavailable
 from router.limits.budgets.lease_notation import lease_of, reservation_of
 from router.limits.budgets.periods import Period
 from router.limits.budgets.windows import Amounts, Reservation, ReservedWindow, WindowSpec
@@ -136,6 +137,18 @@ class Host:
             for frame in batch.frames
             if frame.kind == USAGE
         ]
+
+    def events(self) -> list[dict[str, object]]:
+        """All events that are in the spool, without repetitions of the same bytes."""
+        reader = SpoolReader(self.directory / "spool", observe=True)
+        lines = [
+            frame.payload
+            for info in reader.writers()
+            for batch in read_batches(reader, info.writer_id)
+            for frame in batch.frames
+            if frame.kind == AUDIT
+        ]
+        return [json.loads(line) for line in dict.fromkeys(lines)]
 
     def interrupted(self) -> list[object]:
         return [one["record_id"] for one in self.records() if one["outcome"] == "interrupted"]
@@ -375,3 +388,35 @@ def test_a_budget_that_is_gone_has_nothing_to_give_back(host: Host) -> None:
     killed(host.unsent("01a20b13a811-4141-23c9ccd1", "ours"))
     host.agent()[0].step()
     assert host.settlements() == {"ours": (0, 0, 0)}
+
+
+@pytest.mark.parametrize("is_written", [False, True])
+def test_a_refused_record_is_not_another_one_later(
+    host: Host, monkeypatch: pytest.MonkeyPatch, is_written: bool
+) -> None:
+    """P20: it used to be buffered and made once more, with two events for one call. And nothing is
+    adopted before the record is on the disk."""
+    worker = host.worker()
+    worker.dispatched(dispatch("r-1"))
+    worker.spool.close()
+    adoption, _ = host.agent()
+    [(recorder, _)] = host._agents
+    append = recorder.spool.append
+
+    def refuse(frames: Iterable[tuple[int, bytes]]) -> None:
+        if is_written:
+            append(frames)
+        raise RecordsUnavailable("disk_slow", nothing_written=not is_written)
+
+    with monkeypatch.context() as refusing:
+        refusing.setattr(recorder.spool, "append", refuse)
+        for _ in range(2):
+            with pytest.raises(RecordsUnavailable):
+                adoption.step()
+    assert host.handed_over == []
+    recorder.spool.tick()
+    recorder.spool.tick()
+    assert adoption.step() == 1
+    assert set(host.interrupted()) == {"r-1"}
+    events = host.events()
+    assert [(event["sequence"], event["entity_id"]) for event in events] == [(1, "request-r-1")]

@@ -15,6 +15,7 @@ from router.api.endpoints import ENDPOINTS, Endpoint
 from router.clock import FrozenClock
 from router.config.document import RateLimit
 from router.limits.budgets.windows import ThresholdEvent, WindowSpec
+from router.spool.frames import AUDIT
 from tests.contract.bodies import GOOD, new_request_id
 from tests.fakes.limited import budget, limited, limits_of, rate_of
 from tests.fakes.router_stand import FailingForwarder, RouterStand, World, chat_body, native_body
@@ -648,14 +649,27 @@ def test_what_the_spool_does_not_take_is_told_later(stand: RouterStand) -> None:
     limits = stand.services.limits
     limits.audit_outbox.dependency_changed("redis", "open")
     limits.audit_outbox.dependency_changed("redis", "closed")
-    stand.spool.reason = "disk_full"
+    stand.spool.reason, stand.spool.nothing_written = "disk_full", True
     stand.services.heartbeat()
-    assert stand.spool.events == []
+    assert stand.spool.events == stand.spool.buffered == []
     stand.spool.reason = None
     stand.services.heartbeat()
     stand.services.heartbeat()
     told = [(event["action"], event["entity_id"]) for event in stand.spool.events]
     assert told == [("DEPENDENCY_LOST", "redis"), ("DEPENDENCY_RESTORED", "redis")]
+
+
+def test_what_the_spool_may_have_taken_is_not_told_again(stand: RouterStand) -> None:
+    """P20: it keeps its place in the chain, and is buffered with the bytes that it has there."""
+    limits = stand.services.limits
+    limits.audit_outbox.dependency_changed("redis", "open")
+    stand.spool.reason = "disk_slow"
+    stand.services.heartbeat()
+    stand.spool.reason = None
+    stand.services.heartbeat()
+    assert stand.spool.events == []
+    [(kind, payload)] = stand.spool.buffered
+    assert (kind, json.loads(payload)["action"]) == (AUDIT, "DEPENDENCY_LOST")
 
 
 def test_calls_that_never_ended_are_counted(stand: RouterStand) -> None:
