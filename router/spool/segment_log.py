@@ -16,9 +16,6 @@ from router.spool.segments import Segment, SegmentFailed, SegmentFiles
 
 _TOLERATED_SYNC_FAILURES: Final = 1
 """So many failed syncs in a row cost only a new segment; after more, calls are refused."""
-_WORTH_CLOSING: Final = 8
-"""A segment closes early if it has at least this part of a full one: less stands in nobody's way,
-and an idle worker makes no files."""
 CLOSED_AFTER_S: Final = 60.0
 
 
@@ -48,6 +45,8 @@ class SegmentLog:
         self._files = files
         self._segment_bytes = segment_bytes
         self._reserve = reserve_bytes
+        # Less stands in nobody's way, and an idle worker makes no files.
+        self._early_bytes = min(segment_bytes // 8, reserve_bytes)
         self._active: Segment | None = None
         self._timed: tuple[Segment | None, float] = (None, 0.0)
         self._sealed: list[Segment] = []
@@ -97,7 +96,7 @@ class SegmentLog:
         if self._timed[0] is not active:
             self._timed = (active, now_s)
         is_early = room_is_needed or now_s - self._timed[1] >= CLOSED_AFTER_S
-        if active.own_bytes < self._segment_bytes // (_WORTH_CLOSING if is_early else 1):
+        if active.own_bytes < (self._early_bytes if is_early else self._segment_bytes):
             return
         self._preallocated = None
         try:

@@ -242,6 +242,9 @@ class SpoolWriter:
         if self._log.broken is None:
             self._next_segment()
             self._reserve_room()
+            if self._no_room is not None:  # before calls are refused for it
+                self._next_segment()
+                self._reserve_room()
         if self._clock.monotonic_s() >= self._measure_at_s:
             self._measure()
         self._update_refusal()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import signal
 import time
 import uuid
 from collections import Counter
@@ -135,9 +137,14 @@ def test_a_disk_that_is_full(tmp_path: Path) -> None:
         with (
             long_stream(deployment, streamed) as stream,
             running_load(router.port, calls_of(deployment), clients=CLIENTS, name="full") as load,
+            contextlib.ExitStack() as shipping,
         ):
             wait_until(lambda: len(load.results) > 50, 10, "the load runs")
             filler = fill(spool)
+            # What is shipped would be removed, and the disk would have room again.
+            agent_pid = int((router.data_dir / "run" / "agent.lock").read_text())
+            os.kill(agent_pid, signal.SIGSTOP)
+            shipping.callback(os.kill, agent_pid, signal.SIGCONT)
             wait_until(
                 lambda: fill(spool) and load.results[-1].status == 503, 20, "the disk is full"
             )
@@ -156,6 +163,7 @@ def test_a_disk_that_is_full(tmp_path: Path) -> None:
             assert {result.status for result in load.since(began_s)} == {503}
 
             filler.unlink()
+            shipping.close()
             freed_s = time.monotonic()
             resumed_s = wait_until(
                 lambda: attempt(deployment).status == 200, RESUMED_S, "it serves again"

@@ -605,7 +605,8 @@ def test_a_segment_that_stands_in_the_way_is_closed(disk: MemoryDisk, clock: Fro
 def test_a_segment_is_closed_after_a_minute(disk: MemoryDisk, clock: FrozenClock) -> None:
     """What was shipped long ago does not stay, unless it is too little to matter to anybody."""
     for size, closed in ((1 << 17, 2), (1 << 16, 1)):
-        writer = open_writer(disk, clock, segment_bytes=1 << 20, max_bytes=1 << 30)
+        sizes = {"segment_bytes": 1 << 20, "max_bytes": 1 << 30, "reserve_bytes": 1 << 20}
+        writer = open_writer(disk, clock, **sizes)
         writer.append([(USAGE, bytes(size))])
         for seconds, expected in ((1.0, 1), (58.0, 1), (2.0, closed), (600.0, closed)):
             clock.advance(seconds)
