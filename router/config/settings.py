@@ -47,6 +47,8 @@ _ANY_CHILD: Final = frozenset(
     }
 )
 _ANY_CHILD_PREFIXES: Final = ("LC_", "PYTHON")
+# Read by `routerctl` itself, as an option of the commands that talk to Kafka.
+_COMMAND_VARIABLES: Final = frozenset({"KAFKA_API_VERSION"})
 # libpq reads the password file and certificates from them.
 _STORE_PREFIXES: Final = ("PG", "KRB5")
 
@@ -365,7 +367,7 @@ def child_environment(*, settings: bool = False) -> dict[str, str]:
     """
     names, prefixes = set(_ANY_CHILD), list(_ANY_CHILD_PREFIXES)
     if settings:
-        names |= {each.metadata["variable"] for each in fields(Settings)}
+        names |= {each.metadata["variable"] for each in fields(Settings)} | _COMMAND_VARIABLES
         prefixes += _STORE_PREFIXES
     return {
         name: value

@@ -323,7 +323,12 @@ _SECRETS = {
     "AWS_SECRET_ACCESS_KEY": "of the host",
     "OPENAI_API_KEY": "of a shell",
 }
-_SETTINGS = {"ROUTER_KEY_PEPPER": "p" * 32, "KAFKA_BROKERS": "k:9092", "PGPASSFILE": "/pgpass"}
+_SETTINGS = {
+    "ROUTER_KEY_PEPPER": "p" * 32,
+    "KAFKA_BROKERS": "k:9092",
+    "KAFKA_API_VERSION": "2.3",
+    "PGPASSFILE": "/pgpass",
+}
 
 
 @pytest.mark.parametrize(
