@@ -43,6 +43,25 @@ LIMIT_FIELDS: Final[Mapping[Operation, tuple[str, ...]]] = {
 ``max_tokens`` there."""
 CHOICE_FIELDS: Final = ("n", "best_of", "n_cmpl")
 """Fields that ask for several answers; of llama.cpp ``n_cmpl``, which goes before ``n`` there."""
+STEERING_FIELDS: Final = frozenset(
+    {
+        # LiteLLM: where a call goes, with whose credential, and what is tried instead.
+        *("api_base", "base_url", "api_key", "api_version", "custom_llm_provider", "deployment_id"),
+        *("fallbacks", "context_window_fallbacks", "context_window_fallback_dict"),
+        *("content_policy_fallbacks", "disable_fallbacks", "model_list", "num_retries"),
+        *("max_retries", "headers", "extra_headers", "extra_body", "extra_query", "organization"),
+        *("mock_response", "mock_tool_calls", "mock_testing_fallbacks", "user_config"),
+        *("proxy_server_request", "vertex_project", "vertex_location", "vertex_credentials"),
+        *("aws_access_key_id", "aws_secret_access_key", "aws_session_token", "aws_region_name"),
+        *("aws_role_name", "aws_session_name", "aws_profile_name", "aws_bedrock_runtime_endpoint"),
+        *("region_name", "watsonx_region_name", "router_settings_override"),
+        # OpenRouter, Portkey, Vercel: the provider, the preset, the rules.
+        *("route", "provider", "transforms", "preset", "virtual_key", "config", "providerOptions"),
+        # vLLM, SGLang: another server to fetch the state of a call from, weights to load.
+        *("kv_transfer_params", "bootstrap_host", "bootstrap_port", "bootstrap_room", "lora_path"),
+    }
+)
+"""What sends a call elsewhere, or with another credential, where the backend is a gateway."""
 NO_CLASSES: Final[Mapping[UsageClass, int]] = MappingProxyType({})
 
 OUTCOMES: Final[tuple[Outcome, ...]] = (

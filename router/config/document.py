@@ -187,6 +187,8 @@ class Backend:
     """Canonical model id → what it costs here, where that differs from the model's prices."""
     output_limit_field: OutputLimitField | None = None
     """The field by which it bounds a chat's answer; ``None`` goes by its host."""
+    forward_headers: tuple[str, ...] = ()
+    """Clients' headers, in lower case, that it gets besides those that all backends get."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import replace
 from typing import Any, Final
 
-from router.call import Call
+from router.call import STEERING_FIELDS, Call
 from router.errors import InvalidRequest
 
 Json = dict[str, Any]
@@ -52,17 +52,21 @@ BETA_HEADERS: Final = frozenset({"anthropic-beta", "openai-beta"})
 
 SELECTING: Final = frozenset({*STANDARD, *BILLED_FIELDS, "modalities", "tools"})
 """All fields that can change the price."""
+
+READ_NAMES: Final = SELECTING | STEERING_FIELDS
+"""All fields that :func:`permitted` looks at."""
 _VERSION: Final = re.compile(r"_\d{6,8}$")
 _MAX_SEARCHES: Final = 1_000
 
 
 def permitted(call: Call, allow: Collection[str]) -> Call:
-    """The call as the model allows it: without a service tier or speed that is not allowed.
+    """The call as the model allows it: without a service tier or speed, and without fields that
+    steer gateways, unless it allows them.
 
     Raises ``InvalidRequest``, naming the field, for what is not allowed and cannot be left out.
     """
     fields = call.fields
-    if SELECTING.isdisjoint(fields):
+    if READ_NAMES.isdisjoint(fields):
         return call
     for name in BILLED_FIELDS.intersection(fields):
         if fields[name] is not None and name not in allow:
@@ -70,6 +74,7 @@ def permitted(call: Call, allow: Collection[str]) -> Call:
     _check_modalities(fields.get("modalities"), allow)
     _check_tools(fields.get("tools"), allow)
     stripped = [name for name in STANDARD if not _passes(fields.get(name), name, allow)]
+    stripped += STEERING_FIELDS.intersection(fields).difference(allow)
     if selected_tier(fields, stripped) is None and not stripped:
         return call
     kept = {name: value for name, value in fields.items() if name not in stripped}

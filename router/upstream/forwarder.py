@@ -40,6 +40,8 @@ class ForwardContext:
     client_gone: Callable[[], bool] | None = None
     on_send: Callable[[Attempt], None] | None = None
     """Runs right before an attempt sends its first byte; what it raises keeps the call unsent."""
+    more_headers: Sequence[tuple[str, str]] = ()
+    """Further headers of the client, for the backends whose ``forward_headers`` name them."""
 
 
 @dataclass(slots=True)
@@ -171,7 +173,11 @@ class Forwarder:
             attempt.dispatched = True
 
         try:
-            head = target.head(call.operation) + _call_head(context.headers, len(body))
+            headers = context.headers
+            if context.more_headers:
+                wanted = target.backend.forward_headers
+                headers = headers + [each for each in context.more_headers if each[0] in wanted]
+            head = target.head(call.operation) + _call_head(headers, len(body))
             url = target.url(call.operation)
             return self._session.exchange(
                 BackendRequest(

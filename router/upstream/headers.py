@@ -8,92 +8,44 @@ from functools import lru_cache
 from typing import Final
 
 from router.pricing.selection import BETA_HEADERS, allowed_betas
-from router.providers.provider_table import PROVIDERS
+from router.providers.client_headers import FORWARDED
 from router.telemetry.redaction import holds_secret
 
+_UNSAFE: Final = re.compile(r"[^\t -~\x80-\xff]")
 
+
+@lru_cache(maxsize=1024)
 def _wsgi_name(header: str) -> str:
     return "HTTP_" + header.upper().replace("-", "_")
 
 
-_WITHHELD: Final = {
-    "credentials and identity of the client": (
-        "authorization proxy-authorization x-api-key api-key x-goog-api-key x-auth-token "
-        "x-access-token ocp-apim-subscription-key cookie cookie2"
-    ),
-    "framing and hop-by-hop (RFC 9110 §7.6.1, RFC 9112 §6)": (
-        "host content-length content-type content-encoding transfer-encoding connection "
-        "keep-alive proxy-connection proxy-authenticate te trailer trailers upgrade "
-        "http2-settings expect"
-    ),
-    "digests of a body that may be written anew": "content-md5 content-digest repr-digest digest",
-    "conditions and parts: a backend's 304 or 206 would be no reply to a call": (
-        "if-match if-none-match if-modified-since if-unmodified-since if-range range"
-    ),
-    "written by the router": "accept-encoding x-request-id traceparent",
-    "about the client's network, not the backend's business": (
-        "forwarded x-forwarded x-original-forwarded-for client-ip x-client-ip "
-        "x-cluster-client-ip x-real-ip true-client-ip via origin referer"
-    ),
-    "selects a service tier, and with it the price, at some provider": (
-        "x-amzn-bedrock-service-tier x-amzn-bedrock-performanceconfig-latency "
-        "x-vertex-ai-llm-request-type x-vertex-ai-llm-shared-request-type"
-    ),
-    "taken by CGI programs for their variable HTTP_PROXY (CVE-2016-5385)": "proxy",
-    "replaces the request line or the host on some servers": (
-        "x-http-method x-http-method-override x-method-override x-original-url "
-        "x-original-host x-rewrite-url x-host"
-    ),
-}
-"""Headers that never reach a backend, by the reason why."""
-
-_NEVER: Final = frozenset(
-    _wsgi_name(header)
-    for headers in (
-        *(names.split() for names in _WITHHELD.values()),
-        *(provider.reserved_headers for provider in PROVIDERS.values()),
-    )
-    for header in headers
-)
-_NEVER_PREFIXES: Final = ("HTTP_X_FORWARDED_", "HTTP_X_ROUTER_", "HTTP_X_ROUTING_", "HTTP_CF_")
-_BETA: Final = {_wsgi_name(header): header for header in BETA_HEADERS}
-_UNSAFE: Final = re.compile(r"[^\t -~\x80-\xff]")
-_TOKEN: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
-
-
 def forwardable(
-    environ: Mapping[str, object], secrets: tuple[str, ...], allow: Collection[str] = ()
+    environ: Mapping[str, object],
+    secrets: tuple[str, ...],
+    allow: Collection[str] = (),
+    names: Collection[str] = FORWARDED,
 ) -> list[tuple[str, str]]:
-    """The client's end-to-end headers that a backend may see; of features in beta those that the
-    model allows.
+    """The client's headers of these ``names``, which are in lower case; of features in beta those
+    that the model allows.
 
     ``environ`` spells headers as WSGI does. A header whose value contains one of ``secrets``, or
     anything that has the shape of a secret, is not forwarded either, whatever its name.
     """
     named = _connection_names(environ.get("HTTP_CONNECTION"))
     kept: list[tuple[str, str]] = []
-    for name, value in environ.items():
-        if not name.startswith("HTTP_") or name in named or not isinstance(value, str):
+    for header in names:
+        name = _wsgi_name(header)
+        value = environ.get(name)
+        if not isinstance(value, str) or name in named or _UNSAFE.search(value):
             continue
-        shown = _shown_name(name)
-        if shown is None or _UNSAFE.search(value):
-            continue
-        if name in _BETA:
-            value = allowed_betas(value, _BETA[name], allow)
+        if header in BETA_HEADERS:
+            value = allowed_betas(value, header, allow)
             if not value:
                 continue
         if any(secret in value for secret in secrets) or holds_secret(value):
             continue
-        kept.append((shown, value))
+        kept.append((header, value))
     return kept
-
-
-@lru_cache(maxsize=1024)
-def _shown_name(name: str) -> str | None:
-    """The header's name on the wire; ``None`` when no backend may see it."""
-    if name in _NEVER or name.startswith(_NEVER_PREFIXES) or not _TOKEN.fullmatch(name, 5):
-        return None
-    return name[5:].replace("_", "-").title()
 
 
 def _connection_names(connection: object) -> frozenset[str]:

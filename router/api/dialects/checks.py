@@ -2,52 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from itertools import chain
 from typing import Any, Final
 
-from router.call import CHOICE_FIELDS, LIMIT_FIELDS
 from router.errors import InvalidRequest
-from router.pricing.selection import SELECTING
 
 MAX_NAME_CHARS: Final = 256
-
-READ_NAMES: Final = frozenset(
-    {
-        *("model", "messages", "prompt", "input", "system", "suffix", "instructions"),
-        *("stream", "stream_options", "temperature", "top_p", "stop"),
-        *("functions", "function_call", "tool_choice", "response_format", "prediction", "thinking"),
-        *chain.from_iterable(LIMIT_FIELDS.values()),
-        *CHOICE_FIELDS,
-        *SELECTING,
-    }
-)
-"""Names by which a call is checked, routed, bounded or priced, here and at backends."""
-_OPTION_NAMES: Final = frozenset({"include_usage"})
-_TOOL_NAMES: Final = frozenset({"type", "function", "input_schema", "max_uses"})
-
-
-def check_spelling(fields: dict[str, Any], path: str = "") -> None:
-    """No name differs from one that the router reads in its letters' case alone: servers in Go or
-    .NET read ``Model`` as ``model``, and then serve another call than the one that is paid for."""
-    _check_names(fields, READ_NAMES, path)
-    options, tools = fields.get("stream_options"), fields.get("tools")
-    if isinstance(options, dict):
-        _check_names(options, _OPTION_NAMES, f"{path}stream_options.")
-    if isinstance(tools, list):
-        for index, tool in enumerate(tools):
-            if isinstance(tool, dict):
-                _check_names(tool, _TOOL_NAMES, f"{path}tools[{index}].")
-
-
-def _check_names(names: Iterable[str], read: frozenset[str], path: str) -> None:
-    joined = "".join(names)
-    if joined.isascii() and joined.islower():
-        return
-    for name in names:
-        meant = name.casefold()
-        if meant != name and meant in read:
-            raise InvalidRequest(f"'{name}' must be written '{meant}'", field=path + name)
 
 
 def required_name(fields: dict[str, Any], name: str) -> str:

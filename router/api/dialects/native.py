@@ -11,13 +11,13 @@ import orjson
 from router.api.bodies import parse_json
 from router.api.dialects.checks import (
     check_messages,
-    check_spelling,
     optional_count,
     optional_flag,
     optional_object,
     required_name,
 )
 from router.api.dialects.dialect import CallRoute
+from router.api.dialects.spelling import check_message_names, check_names, check_spelling, folded
 from router.api.error_specs import (
     LIMIT_ERRORS,
     error_spec_of,
@@ -54,6 +54,7 @@ FIELDS: Final = frozenset(
 )
 RESERVED_PARAMETERS: Final = ("model", "messages", "stream", "stream_options", "n", "n_cmpl")
 _COUNTS: Final = (*LIMIT_FIELDS["chat"], "best_of")
+_PAYLOAD: Final = frozenset({"messages"})
 _UUID: Final = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 
 
@@ -66,6 +67,7 @@ class NativeDialect:
 
     def read(self, scope: Scope, operation: Operation, fields: dict[str, Any], body: bytes) -> Call:
         """A native body as a chat call; a ``request_id`` becomes the id of the whole request."""
+        check_names(fields, FIELDS, "")
         unknown = next((name for name in fields if name not in FIELDS), None)
         if unknown is not None:
             raise InvalidRequest(f"unknown field '{unknown[:64]}'", field=unknown[:64])
@@ -166,6 +168,9 @@ def _messages(fields: dict[str, Any]) -> list[dict[str, Any]]:
     if content_type == "application/json":
         if isinstance(payload, str):
             payload = parse_json(encoded, field="payload")
+        if isinstance(payload, dict):
+            # Any other name is a part of the text.
+            check_names([n for n in payload if folded(n) == "messages"], _PAYLOAD, "payload.")
         messages = payload.get("messages") if isinstance(payload, dict) else None
         if messages is not None:
             return _own_messages(messages)
@@ -177,6 +182,7 @@ def _own_messages(messages: Any) -> list[dict[str, Any]]:
     if not isinstance(messages, list) or not messages:
         raise InvalidRequest("must be an array that is not empty", field="payload.messages")
     check_messages(messages, "payload.messages")
+    check_message_names(messages, "payload.messages")
     return messages
 
 

@@ -9,7 +9,6 @@ import orjson
 
 from router.api.dialects.checks import (
     check_messages,
-    check_spelling,
     optional_count,
     optional_flag,
     optional_number,
@@ -19,6 +18,7 @@ from router.api.dialects.checks import (
     required_text_or_list,
 )
 from router.api.dialects.dialect import CallRoute
+from router.api.dialects.spelling import check_spelling
 from router.api.error_specs import (
     LIMIT_ERRORS,
     error_spec_of,

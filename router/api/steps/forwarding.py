@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from router.api.scope import Scope
 from router.api.steps.call_usage import abandoned_charge
 from router.call import Attempt
+from router.config.document import Backend
 from router.limits.budgets.lease_notation import lease_of
 from router.net.sockets import at_end
 from router.records.dispatches import Dispatch
@@ -36,6 +37,7 @@ def forward(scope: Scope) -> None:
             _headers(scope, model.allow),
             _client_probe(scope),
             lambda attempt: _note_dispatch(scope, attempt),
+            _more_headers(scope, chosen),
         ),
         scope.attempts,
         model.max_output_tokens,
@@ -80,10 +82,16 @@ def _headers(scope: Scope, allow: tuple[str, ...]) -> list[tuple[str, str]]:
     headers = forwardable(scope.request.environ, scope.secrets, allow)
     if scope.trace.parent_span_id is None:
         # Without the trace that it belongs to, the client's state would join ours to another.
-        headers = [header for header in headers if header[0] != "Tracestate"]
+        headers = [header for header in headers if header[0] != "tracestate"]
     headers.append(("X-Request-ID", scope.request_id))
     headers.append(("traceparent", scope.trace.traceparent))
     return headers
+
+
+def _more_headers(scope: Scope, chosen: Sequence[Backend]) -> list[tuple[str, str]]:
+    """What some of these backends get besides."""
+    names = {name for backend in chosen for name in backend.forward_headers}
+    return forwardable(scope.request.environ, scope.secrets, names=names) if names else []
 
 
 def _client_probe(scope: Scope) -> Callable[[], bool] | None:

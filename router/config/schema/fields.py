@@ -20,6 +20,7 @@ from router.config.schema.notation import (
     parse_decimal,
     parse_timestamp,
 )
+from router.providers.client_headers import MAX_NAME_CHARS, may_be_forwarded
 
 MAX_USD_PER_MILLION_TOKENS: Final = 100_000
 _MILLION: Final = 1_000_000
@@ -297,6 +298,24 @@ class Credential(Text):
             lengths=(1, 4096),
             **kwargs,
         )
+
+
+class HeaderName(Text):
+    """A client's header that may be forwarded, in lower case."""
+
+    JSON_SCHEMA: ClassVar[dict[str, Any]] = {"pattern": "^[A-Za-z0-9][A-Za-z0-9-]*$"}
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(lengths=(1, MAX_NAME_CHARS), **kwargs)
+
+    def _deserialize(self, value: Any, attr: Any, data: Any, **kwargs: Any) -> str:
+        name = str(super()._deserialize(value, attr, data, **kwargs)).lower()
+        if not may_be_forwarded(name):
+            raise ValidationError(
+                "is no header that may be forwarded: those that authenticate or identify somebody,"
+                " frame a message or are for one hop stay here"
+            )
+        return name
 
 
 def is_id(value: object) -> TypeGuard[str]:

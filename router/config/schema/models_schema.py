@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from marshmallow import post_dump
 
+from router.call import STEERING_FIELDS
 from router.config.document import InputBounds, Model
 from router.config.schema.fields import Identifier, Integer, ListOf, Nested, Text
 from router.config.schema.mapping import Part
@@ -18,7 +19,7 @@ _ALLOWED: Final = re.compile(
     "(service_tier|speed|inference_geo|modalities|tool|anthropic-beta|openai-beta)"
     ":[A-Za-z0-9*][A-Za-z0-9._-]*"
     "|web_search_options|search_parameters|plugins|mcp_servers|container|models|chat_template"
-    "|mm_processor_kwargs"
+    f"|mm_processor_kwargs|{'|'.join(sorted(STEERING_FIELDS))}"
 )
 
 
@@ -82,7 +83,7 @@ class ModelSchema(Part):
         load_default=list,
         unique=True,
         most=MAX_ALLOWED,
-        about="What clients may ask for besides the standard price.",
+        about="What clients may ask for besides the standard price, or pass on to a gateway.",
     )
 
     @post_dump

@@ -28,6 +28,7 @@ from router.config.schema.fields import (
     Choice,
     Credential,
     Flag,
+    HeaderName,
     Identifier,
     Integer,
     ListOf,
@@ -48,6 +49,7 @@ MAX_WEIGHT: Final = 1_000_000
 MAX_BUDGETS: Final = 16
 """Each one is a counter in the same Redis script."""
 
+MAX_FORWARD_HEADERS: Final = 32
 _MAX_ENTRIES: Final = 100_000
 _SECRETS: Final = ("hash", "demo_secret")
 _HASH: Final = re.compile("[0-9a-f]{64}")
@@ -215,11 +217,19 @@ class BackendSchema(Part):
         about="The field that bounds a chat's answer; null is max_completion_tokens at OpenAI and"
         " Azure, max_tokens elsewhere.",
     )
+    forward_headers = ListOf(
+        HeaderName(),
+        load_default=list,
+        unique=True,
+        most=MAX_FORWARD_HEADERS,
+        about="Clients' headers that it gets besides accept, accept-language, user-agent,"
+        " idempotency-key, tracestate and allowed features in beta.",
+    )
 
     @post_dump
     def leave_out(self, data: dict[str, Any], **_: Any) -> dict[str, Any]:
         """What says nothing is not dumped: an older router does not know it."""
-        for name in ("prices", "output_limit_field"):
+        for name in ("prices", "output_limit_field", "forward_headers"):
             if not data[name]:
                 del data[name]
         return data

@@ -274,7 +274,7 @@ def test_no_credential_of_the_client_reaches_a_backend(stand: RouterStand) -> No
         "Authorization": f"Bearer {key} ",
         "X-Copy": f"key={key}",
         "Cookie": "session=1",
-        "X-Kept": "yes",
+        "Accept": "yes",
     }
     reply = stand.call("POST", "/v1/chat/completions", body=body, headers=headers)
     assert reply.status == 200
@@ -282,5 +282,5 @@ def test_no_credential_of_the_client_reaches_a_backend(stand: RouterStand) -> No
     sent = {name.lower(): value for name, value in request.headers}
     assert key not in repr(request)
     assert sent["authorization"].startswith("Bearer sk-")
-    assert sent["x-kept"] == "yes"
+    assert sent["accept"] == "yes"
     assert not {"cookie", "x-api-key", "x-copy", "x-router-signature"} & sent.keys()

@@ -59,6 +59,23 @@ def test_what_costs_the_standard_price_passes_untouched(fields: dict[str, Any]) 
 
 
 @pytest.mark.parametrize(
+    "field",
+    [
+        *("api_base", "base_url", "api_key", "custom_llm_provider", "fallbacks", "extra_headers"),
+        *("extra_body", "route", "provider", "transforms", "organization", "kv_transfer_params"),
+    ],
+)
+def test_what_steers_a_gateway_is_left_out_unless_it_is_allowed(field: str) -> None:
+    """Else a client could have a call sent elsewhere, past everything that was checked."""
+    asked = call(**{field: {"url": "http://169.254.169.254"}}, user="u")
+    kept = permitted(asked, ())
+    assert kept.body is None
+    assert kept.fields == {"model": "m", "messages": [], "user": "u"}
+    ALLOW.deserialize([field])
+    assert permitted(asked, (field,)) is asked
+
+
+@pytest.mark.parametrize(
     ("field", "value"),
     [("service_tier", "priority"), ("service_tier", "flex"), ("speed", "fast")],
 )
