@@ -11,13 +11,14 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterable
-from concurrent import futures
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
 from router.clock import Clock
 from router.errors import RecordsUnavailable
+from router.spool import commits
+from router.spool.commits import STALLED_S, Commit, Commits
 from router.spool.directory import SpoolDirectory, SpoolRoom
 from router.spool.disk import DiskThread, Offload, SpoolIO
 from router.spool.frame_buffer import FrameBuffer
@@ -26,8 +27,6 @@ from router.spool.segment_log import SegmentLog, reason_of
 from router.spool.segments import SegmentFiles, new_writer_id
 
 Mode = Literal["fast", "durable"]
-Commit = futures.Future[bool]
-"""What appends in ``durable`` mode wait for: whether the sync that they share succeeded."""
 
 SEGMENT_BYTES: Final = 16 * 1024 * 1024
 RESERVE_BYTES: Final = 2 * 1024 * 1024
@@ -36,9 +35,6 @@ UNSYNCED_BYTES: Final = 32 * 1024 * 1024
 
 SYNC_DELAY_S: Final = 0.05
 """Gathers appends for one sync; half of what ``fast`` promises, the disk has the other half."""
-STALLED_S: Final = 2.0
-COMMIT_WAIT_S: Final = 5.0
-COMMIT_WAITS: Final = 4
 RETRY_S: Final = 0.2
 MEASURE_S: Final = 1.0
 CLOSE_WAIT_S: Final = 3.0
@@ -100,7 +96,7 @@ class SpoolWriter:
         files = SegmentFiles(io, directory, self.writer_id, reserve_bytes)
         self._log = SegmentLog(files, segment_bytes=segment_bytes, reserve_bytes=reserve_bytes)
         self._buffer = FrameBuffer()
-        self._commits: list[Commit] = []
+        self._commits = Commits()
         self._unsynced_since_s: float | None = None
         """What the disk had worked when the oldest unsynced frame was appended."""
         self._refusal: str | None = None
@@ -208,26 +204,14 @@ class SpoolWriter:
             self._wake.set()
         if not (self._durable and wait):
             return None
-        if not self._commits:
-            self._commits.append(futures.Future())
-            self._wake.set()
-        return self._commits[-1]
+        self._wake.set()
+        return self._commits.join()
 
     def _await(self, commit: Commit) -> None:
-        began_s = self._disk.worked_s()
+        since_s = self._disk.worked_s()
         if self._thread is None:
             self.tick()
-        for _ in range(COMMIT_WAITS):
-            try:
-                is_synced = commit.result(COMMIT_WAIT_S)
-                break
-            except futures.TimeoutError:
-                # Where others keep this process busy, the disk may have had no time at all.
-                if self._disk.worked_s() - began_s > STALLED_S:
-                    raise RecordsUnavailable("disk_slow") from None
-        else:
-            raise RecordsUnavailable("disk_slow")
-        if not is_synced:
+        if not commits.is_synced(commit, self._disk, since_s):
             raise RecordsUnavailable(self._refusal or "disk_error")
 
     # --- in the background ------------------------------------------------------------------
@@ -240,12 +224,13 @@ class SpoolWriter:
         if not is_synced:
             self._sync()
         if self._log.broken is None:
-            self._next_segment()
-            self._reserve_room()
-            if self._no_room is not None:  # before calls are refused for it
+            for _ in range(2):  # once more before calls are refused for want of room
                 self._next_segment()
                 self._reserve_room()
-        if self._clock.monotonic_s() >= self._measure_at_s:
+                if self._no_room is None:
+                    break
+        is_filling = self._room.is_full() and self._refusal is None  # or it has been emptied since
+        if is_filling or self._clock.monotonic_s() >= self._measure_at_s:
             self._measure()
         self._update_refusal()
 
@@ -287,25 +272,24 @@ class SpoolWriter:
         """Sync once; False when it failed: the appends that it covers wait for the next sync."""
         with self._lock:
             covered = self._log.begin_sync()
-            commits, self._commits = self._commits, []
+            waiting = self._commits.take()
             began_s = self._disk.worked_s()
         try:
             empty = covered.is_empty()
             error = None if empty else self._disk.attempt(lambda: self._log.sync(covered))
         except BaseException:
             with self._lock:
-                self._commits = commits + self._commits
+                self._commits.put_back(waiting)
             raise
         with self._lock:
             if not self._log.end_sync(covered, error):
-                self._commits = commits + self._commits
+                self._commits.put_back(waiting)
                 return False
             more = self._log.unsynced_bytes() > 0
             self._unsynced_since_s = began_s if more else None
         if more:
             self._wake.set()
-        for commit in commits:
-            commit.set_result(True)
+        commits.end(waiting, is_synced=True)
         return True
 
     def _recover(self) -> bool:
@@ -374,12 +358,10 @@ class SpoolWriter:
         before, now_s = self._logged_refusal, self._clock.monotonic_s()
         with self._lock:
             self._refusal = self._logged_refusal = after = self._reason_to_refuse()
-            commits = self._commits if self._log.broken is not None else []
-            self._commits = [] if commits else self._commits
+            failed = [] if self._log.broken is None else self._commits.take()
         if now_s >= self._measure_at_s or after is not None:
             self._measure_at_s = now_s + (MEASURE_S if after is None else RETRY_S)
-        for commit in commits:
-            commit.set_result(False)
+        commits.end(failed, is_synced=False)
         if before is None and after is not None:
             _logger.error("calls are refused, they could not be recorded", extra={"reason": after})
         elif before is not None and after is None:

@@ -64,15 +64,18 @@ class WriterLocks:
     def remove_unstarted(self, name: str) -> None:
         """Remove the directory of a writer that died before it held its lock."""
         starting = self._directory / name
-        try:
-            fd = self._io.open(starting / LOCK_NAME, TAKE_LOCK)
-        except FileNotFoundError:
-            return
-        try:
-            if self._io.lock(fd):
-                self._remove(starting)
-        finally:
-            self._io.close(fd)
+        # One thread at a time: another one would make the lock file again while this one removes
+        # the directory.
+        with self._lock:
+            try:
+                fd = self._io.open(starting / LOCK_NAME, TAKE_LOCK)
+            except FileNotFoundError:
+                return
+            try:
+                if self._io.lock(fd):
+                    self._remove(starting)
+            finally:
+                self._io.close(fd)
 
     def close(self) -> None:
         """Release all locks, so that other processes can take them over."""

@@ -45,6 +45,12 @@ def behind_bytes(deployment: Deployment) -> int:
     return int(sinks.get("kafka", {}).get("behind_bytes", 1 << 40))
 
 
+def spool_detail(deployment: Deployment) -> Any:
+    """What a worker's readiness says of the spool."""
+    readiness = deployment.router.request("GET", "/readyz", ops=True)
+    return readiness.json["checks"]["spool"].get("detail")
+
+
 @pytest.mark.parametrize(("limit_mib", "workers"), SIZES)
 def test_what_is_delivered_frees_room(tmp_path: Path, limit_mib: int, workers: int) -> None:
     """P3, Must show 7: with an open segment that nobody could remove, calls were refused until a
@@ -82,14 +88,15 @@ def test_what_is_delivered_frees_room(tmp_path: Path, limit_mib: int, workers: i
                     60 if PROOF else 20,
                     "every worker refuses calls",
                 )
-            refused = router.request("GET", "/readyz", ops=True).json["checks"]["spool"]
-            assert refused["detail"] == "spool_full"
+            wait_until(lambda: spool_detail(deployment) == "spool_full", 5, "readiness tells why")
             broker.come_up()
             wait_until(lambda: behind_bytes(deployment) == 0, 60, "all is delivered")
+            delivered_s = time.monotonic()
             resumed_s = wait_until(
                 lambda: small_calls(deployment) == {200: CALLS}, RESUMED_S, "calls are served"
             )
             assert resumed_s <= RESUMED_S
+            time.sleep(max(0.0, delivered_s + RESUMED_S - time.monotonic()))
             for _ in range(3):
                 assert small_calls(deployment) == {200: CALLS}
                 time.sleep(0.5)

@@ -17,11 +17,12 @@ from router.api.error_specs import error_spec_of, retry_after_s
 from router.clock import FrozenClock
 from router.config.settings import load_settings
 from router.errors import RecordsUnavailable
+from router.spool.commits import STALLED_S
 from router.spool.directory import SpoolDirectory
 from router.spool.frame_buffer import BUFFER_BYTES
 from router.spool.frames import AUDIT, MAGIC, USAGE, segment_name
 from router.spool.reader import SpoolReader
-from router.spool.writer import STALLED_S, UNSYNCED_BYTES, SpoolWriter
+from router.spool.writer import UNSYNCED_BYTES, SpoolWriter
 from tests.fakes.spool_io import Fault, FaultyIO, MemoryDisk, error
 from tests.fakes.spool_parties import (
     SPOOL,
@@ -775,12 +776,17 @@ def test_the_background_syncs_within_100_ms(tmp_path: Any) -> None:
     from router.spool.disk import SpoolIO
 
     writer = SpoolWriter(tmp_path / "spool", max_bytes=1 << 30, io=Telling(SpoolIO()))
-    try:
+
+    def synced_after_s(number: int) -> float:
         syncs.clear()
-        writer.append([(USAGE, record(1))])
+        writer.append([(USAGE, record(number))])
         began_s = time.monotonic()
         assert syncs.wait(5.0)
-        assert time.monotonic() - began_s < 0.1
+        return time.monotonic() - began_s
+
+    try:
+        # What else runs on the machine can only lengthen it.
+        assert min(map(synced_after_s, range(5))) < 0.1
     finally:
         writer.close()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 from router.spool.disk import SpoolIO
@@ -40,3 +41,30 @@ def test_a_trouble_lasts_while_the_lock_is_tried_again(tmp_path: Path) -> None:
     assert not locks.is_alive(WRITER)
     assert locks.trouble(WRITER) is None
     locks.close()
+
+
+def test_one_thread_removes_a_directory(tmp_path: Path) -> None:
+    """Q5: another one used to make the lock anew in between, and removing failed."""
+    errors: list[OSError] = []
+
+    class Interrupted(SpoolIO):
+        def unlink(self, path: Path) -> None:
+            super().unlink(path)
+            if path.name == "lock" and not threads:
+                threads.append(threading.Thread(target=remove))
+                threads[0].start()
+                threads[0].join(0.05)
+
+    def remove() -> None:
+        try:
+            locks.remove_unstarted(".w-1")
+        except OSError as error:
+            errors.append(error)
+
+    threads: list[threading.Thread] = []
+    locks = WriterLocks(tmp_path, Interrupted(), keep=True)
+    (tmp_path / ".w-1").mkdir()
+    remove()
+    threads[0].join()
+    assert errors == []
+    assert list(tmp_path.iterdir()) == []
