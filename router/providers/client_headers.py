@@ -57,6 +57,13 @@ _NEVER_PREFIXES: Final = (
     *("x-litellm-", "x-portkey-", "helicone-", "x-bf-", "x-kong-", "x-consumer-", "x-credential-"),
     *("x-api-", "x-access-", "x-session", "x-token", "x-secret", "x-user", "x-jwt"),
 )
+_SECRET_WORDS: Final = frozenset(
+    {
+        *("token", "tokens", "secret", "password", "credential", "credentials", "key", "apikey"),
+        *("jwt", "cookie", "assertion", "auth", "authorization", "authentication", "identity"),
+    }
+)
+"""What a part of a header's name is called where the value proves who somebody is."""
 
 FORWARDED: Final = (
     # Content negotiation (RFC 9110 §12.5), with the name of the client's program.
@@ -84,4 +91,5 @@ def may_be_forwarded(header: str) -> bool:
         and _NAME.fullmatch(header) is not None
         and header not in _NEVER
         and not header.startswith(_NEVER_PREFIXES)
+        and _SECRET_WORDS.isdisjoint(header.removesuffix("idempotency-key").split("-"))
     )

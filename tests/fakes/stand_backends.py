@@ -83,7 +83,12 @@ class Backends:
                     "models": {"claude": "claude-test"},
                     "credential": f"file:{credential_file}",
                 },
-                {"id": "plain", "kind": "openai", "base_url": f"{self.plain.url}/v1"},
+                {
+                    "id": "plain",
+                    "kind": "openai",
+                    "base_url": f"{self.plain.url}/v1",
+                    "forward_headers": ["Baggage", "Accept"],
+                },
                 {"id": "locked", **first, "credential": "file:/nowhere/to/be/found"},
             ],
             "policies": [

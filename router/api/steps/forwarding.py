@@ -10,6 +10,7 @@ from router.call import Attempt
 from router.config.document import Backend
 from router.limits.budgets.lease_notation import lease_of
 from router.net.sockets import at_end
+from router.providers.client_headers import FORWARDED
 from router.records.dispatches import Dispatch
 from router.routing.candidates import candidates
 from router.upstream.forwarder import ForwardContext
@@ -89,8 +90,8 @@ def _headers(scope: Scope, allow: tuple[str, ...]) -> list[tuple[str, str]]:
 
 
 def _more_headers(scope: Scope, chosen: Sequence[Backend]) -> list[tuple[str, str]]:
-    """What some of these backends get besides."""
-    names = {name for backend in chosen for name in backend.forward_headers}
+    """What some of these backends get besides; what all get is not sent twice."""
+    names = {name for each in chosen for name in each.forward_headers if name not in FORWARDED}
     return forwardable(scope.request.environ, scope.secrets, names=names) if names else []
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
@@ -23,6 +24,7 @@ from router.errors import (
     RouterError,
 )
 from router.upstream import forwarder as module
+from router.upstream.forwarder import ForwardContext
 from router.upstream.retry_budget import RetryBudget
 from router.upstream.session import BackendSession
 from tests.fakes.backend.scripts import (
@@ -417,6 +419,32 @@ def test_every_attempt_is_sent_the_same(serve: Serve, session: BackendSession) -
     shown = one.replace(str(first.port).encode(), b"").split(b"\r\n")
     assert shown == two.replace(str(second.port).encode(), b"").split(b"\r\n")
     assert one.count(b"\r\nIdempotency-Key: once\r\n") == 1
+
+
+def test_a_backend_gets_the_further_headers_that_it_names(
+    serve: Serve, session: BackendSession
+) -> None:
+    """Each its own, also where one call goes to both; the others get none."""
+    servers = serve(answer(reply(b"{}", 503))), serve(answer(reply(b"{}", 503))), serve(GOOD)
+    named = ((), ("baggage",), ("x-title", "baggage"))
+    forwarder = new_forwarder(session)
+    forwarder.send(
+        new_call(),
+        [
+            replace(new_backend(server.url, str(place)), forward_headers=names)
+            for place, (server, names) in enumerate(zip(servers, named, strict=True))
+        ],
+        ForwardContext(
+            [("accept", "*/*")], more_headers=[("baggage", "tenant=1"), ("x-title", "mine")]
+        ),
+        [],
+        max_output_tokens=100,
+    )
+    for server, names in zip(servers, named, strict=True):
+        [request] = server.requests
+        assert b"\r\naccept: */*\r\n" in request
+        assert (b"\r\nbaggage: tenant=1\r\n" in request) == ("baggage" in names)
+        assert (b"\r\nx-title: mine\r\n" in request) == ("x-title" in names)
 
 
 def test_attempts_are_measured(serve: Serve, session: BackendSession) -> None:

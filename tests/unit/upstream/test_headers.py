@@ -88,9 +88,11 @@ NEVER = [
     "X-Consumer-Username", "Sec-Fetch-Site", "Sec-WebSocket-Key", "Sec-CH-UA",
     "X-Portkey-Provider", "X-Portkey-Config", "X-Portkey-Virtual-Key", "Helicone-Auth",
     "Helicone-Target-Url", "X-LiteLLM-Tags", "X-LiteLLM-Timeout", "X-Bf-Vk",
-    "X-Kong-Upstream-Latency",
+    "X-Kong-Upstream-Latency", "X-Acme-Token", "X-IBM-Client-Secret", "DD-API-Key",
+    "X-Functions-Key", "X-Shopify-Access-Token", "X-Acme-JWT-Assertion", "Acme-Auth",
 ]  # fmt: skip
 MERELY_UNKNOWN = [
+    "X-Idempotency-Key",
     "Baggage", "B3", "X-B3-TraceId", "X-Datadog-Trace-Id", "Sentry-Trace", "Uber-Trace-Id",
     "X-Cloud-Trace-Context", "X-Stainless-Lang", "X-Stainless-Retry-Count", "X-Custom",
     "Accept-Charset", "Cache-Control", "Pragma", "DNT", "Priority", "Save-Data", "From",
