@@ -28,18 +28,21 @@ def test_a_client_that_always_sends_leaves_time_for_others() -> None:
     with client:
         for _ in range(40):
             client.sendall(b"x")
-        ticks = 0
+        ticks = reads = 0
 
         def tick() -> None:
             nonlocal ticks
+            seen = -1
             while True:
-                ticks += 1
+                ticks += reads != seen
+                seen = reads
                 gevent.sleep(0)
 
         ticker = gevent.spawn(tick)
         began_s = time.monotonic()
         for _ in range(40):
             served.recv(1)
+            reads += 1
             time.sleep(0.001)  # what serving the byte takes
         turns = (time.monotonic() - began_s) / client_socket.TURN_S
         assert 4 <= ticks <= turns + 1
@@ -82,3 +85,28 @@ def test_who_never_stops_sending_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> 
         served.close()
         assert time.monotonic() - began_s < 5
         assert served.fileno() == -1
+
+
+def test_others_whose_data_has_arrived_come_next() -> None:
+    """A greenlet that slept for no time came back fifty times before a socket was looked at."""
+    (client, served), (neighbour, its_end) = connected(), connected()
+    turns = 0
+
+    def work() -> None:
+        nonlocal turns
+        while True:
+            time.sleep(client_socket.TURN_S * 1.1)  # what serving takes; not gevent's
+            turns += 1
+            served.take_turns()
+
+    with client, neighbour:
+        gevent.sleep(0)
+        worker = gevent.spawn(work)
+        neighbour.sendall(b"x")
+        assert its_end.recv(1) == b"x"
+        its_end.sendall(b"y")
+        assert neighbour.recv(1) == b"y"
+        worker.kill()
+        served.close()
+        its_end.close()
+    assert turns < 20
