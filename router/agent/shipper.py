@@ -12,7 +12,7 @@ from typing import Any, Final
 from router.agent.dead_letters import DeadLetters
 from router.agent.reading.decoded_frames import DecodedFrame
 from router.agent.reading.merge import MergedFrames
-from router.agent.sinks import Sink, SinkUnavailable
+from router.agent.sinks import Refused, Sink, SinkUnavailable
 from router.clock import Clock
 from router.records.record_types import format_timestamp
 from router.spool.checkpoints import Checkpoints
@@ -80,6 +80,8 @@ class Shipper:
         self._clock = clock or Clock()
         self._vary = vary
         self._pending: list[DecodedFrame] | None = None
+        # Of the pending batch, once the sink has it: the refused ones not yet dead-lettered.
+        self._refused: list[Refused] | None = None
         self._failures = 0
         self._remind_at_s = 0.0
         self._saved_at_s = 0.0
@@ -163,11 +165,16 @@ class Shipper:
         self._unsaved_bytes = 0
 
     def _deliver(self, batch: list[DecodedFrame]) -> None:
-        refused = self.sink.deliver(batch)
-        for index, reason in refused:
+        if self._refused is None:
+            self._refused = list(self.sink.deliver(batch))
+            self.progress.delivered += len(batch) - len(self._refused)
+        # A file that cannot be written is tried again without sending the batch again.
+        while self._refused:
+            index, reason = self._refused[0]
             self._dead_letter(batch[index], reason)
-        self.progress.delivered += len(batch) - len(refused)
-        self.progress.dead_lettered += len(refused)
+            del self._refused[0]
+            self.progress.dead_lettered += 1
+        self._refused = None
         self.progress.last_delivery_s = self._clock.now_s()
         self._unsaved_bytes += sum(len(decoded.payload) for decoded in batch)
 

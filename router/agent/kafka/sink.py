@@ -116,7 +116,7 @@ class KafkaSink:
         # A batch that failed leaves a hole in the producer's sequence numbers.
         self._close_producer()
         for fault in filter(None, faults):
-            if not _is_about_content(fault):
+            if not _is_about_content(fault, faults):
                 raise SinkUnavailable(text_of(fault)) from fault
         suspects = [
             (message, fault) for message, fault in zip(messages, faults, strict=True) if fault
@@ -230,9 +230,12 @@ def _send(
         return error
 
 
-def _is_about_content(fault: BaseException) -> bool:
-    # The bare base class: the batch was refused because of another record in it.
-    return isinstance(fault, _CONTENT_ERRORS) or type(fault) is kafka_errors.KafkaError
+def _is_about_content(fault: BaseException, faults: Sequence[BaseException | None]) -> bool:
+    # The bare base class beside a content error: the batch was refused because of that other
+    # record. Alone it is the library's own trouble, such as a broker without a producer id.
+    if type(fault) is kafka_errors.KafkaError:
+        return any(isinstance(one, _CONTENT_ERRORS) for one in faults)
+    return isinstance(fault, _CONTENT_ERRORS)
 
 
 def _likely_culprit(suspects: Sequence[tuple[Message, BaseException]]) -> int | None:

@@ -219,6 +219,35 @@ def test_what_is_not_the_records_fault_is_no_reason_to_drop_them(
     assert desk.brokers.log == []
 
 
+OF_A_RECORD = {
+    "MessageSizeTooLargeError",
+    "RecordListTooLargeError",
+    "InvalidRecordError",
+    "InvalidTimestampError",
+    "UnsupportedForMessageFormatError",
+}
+"""The protocol's errors 10, 18, 87, 32 and 43: the broker has read the record and refuses it."""
+ALL_ERRORS = sorted(
+    name
+    for name, error in vars(kafka_errors).items()
+    if isinstance(error, type) and issubclass(error, kafka_errors.KafkaError)
+)
+
+
+@pytest.mark.parametrize("name", ALL_ERRORS)
+def test_of_all_errors_only_those_of_a_record_dead_letter_it(desk: Desk, name: str) -> None:
+    """P5: a bare error, as of a broker that gives no producer id, used to dead-letter all."""
+    error = vars(kafka_errors)[name]
+    batch = decoded_frames(range(3))
+    desk.brokers.refuse = refuse_value(usage(1), error("no"))
+    if name in OF_A_RECORD:
+        assert [one.batch_index for one in desk.sink.deliver(batch)] == [1]
+        return
+    with pytest.raises(SinkUnavailable):
+        desk.sink.deliver(batch)
+    assert desk.brokers.values(DEAD) == []
+
+
 def test_brokers_that_cannot_be_reached_make_the_sink_unavailable() -> None:
     """The next delivery tries again."""
 
