@@ -173,9 +173,9 @@ class InvalidRequest(RouterError):
 class BodyTooLarge(RouterError):
     """The body, or one of its fields, is over its size limit."""
 
-    def __init__(self, limit_bytes: int, *, field: str = "body") -> None:
-        super().__init__(f"{field} is larger than the limit of {limit_bytes} bytes")
-        self.limit_bytes = limit_bytes
+    def __init__(self, limit: int, *, field: str = "body", unit: str = "bytes") -> None:
+        super().__init__(f"{field} is larger than the limit of {limit} {unit}")
+        self.limit = limit
         self.field = field
 
 

@@ -64,7 +64,7 @@ def read(scope: Scope, endpoint: Endpoint) -> None:
     try:
         require_json(scope.request)
         body = request_body(scope)
-        fields = parse_object(body)
+        fields = parse_object(body, _most_elements(scope))
         if endpoint.signature_in_body:
             verify_body_signature(scope, fields, body)
         call = endpoint.read(scope, fields, body)
@@ -72,6 +72,12 @@ def read(scope: Scope, endpoint: Endpoint) -> None:
         scope.call = permitted(call, scope.document.models[call.model].allow)
     except RouterError as error:
         scope.unreadable = error
+
+
+def _most_elements(scope: Scope) -> int:
+    settings = scope.services.settings
+    is_embeddings = scope.endpoint == "openai.embeddings"  # a batch of token arrays is no prompt
+    return settings.max_embedding_elements if is_embeddings else settings.max_body_elements
 
 
 def serves_calls(name: str) -> bool:

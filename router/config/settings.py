@@ -227,6 +227,8 @@ class Settings:
     demo: bool = _env("ROUTER_DEMO", _flag, False)
     key_pepper: str | None = _env("ROUTER_KEY_PEPPER", _pepper, None, secret=True)
     max_body_bytes: int = _env("ROUTER_MAX_BODY_BYTES", _int(1024, 2**30), 10 * 1024 * 1024)
+    max_body_elements: int = _env("ROUTER_MAX_BODY_ELEMENTS", _int(1000, 10**7), 100_000)
+    max_embedding_elements: int = _env("ROUTER_MAX_EMBEDDING_ELEMENTS", _int(1000, 10**7), 400_000)
     max_reply_bytes: int = _env("ROUTER_MAX_REPLY_BYTES", _int(1024, 2**31), 64 * 1024 * 1024)
     body_timeout_s: float = _env("ROUTER_BODY_TIMEOUT", _seconds(0.1, 600), 8.0)
     client_write_timeout_s: float = _env("ROUTER_CLIENT_WRITE_TIMEOUT", _seconds(0.1, 3600), 30.0)

@@ -6,18 +6,23 @@ Bytes pass through as they are; usage is read from them on the way.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from json.decoder import JSONDecoder
 from typing import Any, Final
 
 import orjson
 
 from router.call import Call, Operation, Usage
 from router.providers.generated_bytes import generated_bytes
+from router.providers.json_elements import parse_reply
 from router.providers.openai_usage import joined, usage_of
 from router.providers.provider import Provider, ReadReply, StreamTranslator
 from router.providers.sse import SseSplitter, data_of
 from router.providers.token_counts import note_tier
 
 _MAX_CHOICES: Final = 128
+_PARSED_EMBEDDINGS_BYTES: Final = 512 * 1024
+_END_BYTES: Final = 4096
+_DECODER: Final = JSONDecoder()
 
 
 class OpenAIProvider(Provider):
@@ -60,7 +65,9 @@ class OpenAIProvider(Provider):
 
     def read_reply(self, call: Call, body: bytes) -> ReadReply:
         """The body as it came."""
-        reply = orjson.loads(body)
+        if call.operation == "embeddings" and len(body) > _PARSED_EMBEDDINGS_BYTES:
+            return ReadReply(body, _usage_at_an_end(body))
+        reply = parse_reply(body)
         if not isinstance(reply, dict):
             raise ValueError("the reply is not a JSON object")
         usage = usage_of(reply, embeddings=call.operation == "embeddings")
@@ -86,6 +93,25 @@ class OpenAIProvider(Provider):
         found = error.get("error", error) if isinstance(error, dict) else None
         message = found.get("message") if isinstance(found, dict) else found
         return message if isinstance(message, str) else None
+
+
+def _usage_at_an_end(body: bytes) -> Usage | None:
+    """The usage in a long embeddings reply, without the millions of numbers in it.
+
+    Servers write it before or after the vectors. Raises ``ValueError`` for what is no object.
+    """
+    if not (body.lstrip()[:1] == b"{" and body.rstrip()[-1:] == b"}"):
+        raise ValueError("the reply is not a JSON object")
+    for part in (body[-_END_BYTES:], body[:_END_BYTES]):
+        _, found, rest = part.rpartition(b'"usage"')
+        if found:
+            text = rest.decode("utf-8", "replace").lstrip(" \t\r\n:")
+            try:
+                usage, _ = _DECODER.raw_decode(text)
+            except ValueError:
+                continue
+            return usage_of({"usage": usage}, embeddings=True)
+    return None
 
 
 def _output_limit(call: Call, name: str) -> dict[str, Any]:

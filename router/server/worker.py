@@ -30,6 +30,7 @@ from router.server.client_socket import ClientSocket
 from router.server.corked import CorkedSocket
 from router.server.error_stream import ErrorStream
 from router.server.idle_wait import IdleWait
+from router.server.loop_watchdog import LoopWatchdog
 
 ABORT_END_S: Final = 5.0
 """How long the master lets an aborted worker live before it kills it."""
@@ -98,6 +99,12 @@ class RouterWorker(GeventWorker):  # type: ignore[misc]
         served = getattr(current, "has_served", False)
         return IdleWait(self.cfg.keepalive, self._idle, current.client, fresh=not served)
 
+    def run(self) -> None:
+        """Serve until the worker is to end."""
+        self._watchdog = LoopWatchdog()
+        self._watchdog.start()
+        super().run()
+
     def notify(self) -> None:
         """Called every second, also while draining: heartbeat, supervisors, idle connections."""
         try:
@@ -107,6 +114,7 @@ class RouterWorker(GeventWorker):  # type: ignore[misc]
         services = getattr(self.wsgi, "extensions", {}).get("router")
         if services is not None:  # None if somebody has wrapped the application
             services.heartbeat()
+            services.metrics.publish_figures({"loop_blocks": self._watchdog.blocks})
         for supervisor in self.supervisors:
             supervisor.tick()
         in_time = self.alive or self._has_successor

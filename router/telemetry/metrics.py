@@ -99,6 +99,7 @@ _COUNTERS: Final[dict[str, tuple[str, ...]]] = {
     "budget_charges_kept": (
         "Charges that the budget service did not take when their call ended, and were put on disk.",
     ),
+    "loop_blocks": ("How often one call kept a worker's event loop for more than 100 ms.",),
     "leases_unresolved": ("Calls that never ended and whose lease has expired.",),
     "dependency_away_seconds": (
         "Time for which workers found a dependency unavailable, added up.",

@@ -182,7 +182,7 @@ def _spool_writer() -> Any:
 def _parse_object() -> Operation:
     from router.api.bodies import parse_object
 
-    return lambda: parse_object(CALL_BODY)
+    return lambda: parse_object(CALL_BODY, 100_000)
 
 
 def _open_trace() -> Operation:

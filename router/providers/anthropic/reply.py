@@ -10,6 +10,7 @@ import orjson
 from router.call import Operation
 from router.providers.anthropic.messages_usage import read_usage, usage_fields
 from router.providers.generated_bytes import utf8_bytes
+from router.providers.json_elements import parse_reply
 from router.providers.provider import ReadReply
 
 Json = dict[str, Any]
@@ -33,7 +34,7 @@ def read_reply(operation: Operation, body: bytes, *, created: int) -> ReadReply:
 
     Raises ValueError for a body that is no Messages reply.
     """
-    message = orjson.loads(body)
+    message = parse_reply(body)
     if not isinstance(message, dict) or message.get("type") != "message":
         raise ValueError("the reply is not a message")
     choice = _text_choice if operation == "completions" else _chat_choice

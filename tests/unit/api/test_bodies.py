@@ -13,7 +13,8 @@ from gunicorn.http.errors import InvalidChunkSize
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from router.api.bodies import MAX_DEPTH, parse_json, parse_object, read_body, require_json
+from router.api import bodies
+from router.api.bodies import MAX_DEPTH, parse_json, read_body, require_json
 from router.errors import (
     BodyIncomplete,
     BodyTimeout,
@@ -23,6 +24,11 @@ from router.errors import (
 )
 
 LIMIT_BYTES = 100
+MOST_ELEMENTS = 100_000
+
+
+def parse_object(body: bytes) -> dict[str, Any]:
+    return bodies.parse_object(body, MOST_ELEMENTS)
 
 
 def request_of(body: bytes | io.IOBase, **environ: str) -> Request:
@@ -77,7 +83,7 @@ def test_a_declared_length_above_the_limit_is_refused_unread() -> None:
     stream = BrokenStream(AssertionError("was read"))
     with pytest.raises(BodyTooLarge) as refusal:
         read(stream, CONTENT_LENGTH=str(LIMIT_BYTES + 1))
-    assert (refusal.value.limit_bytes, refusal.value.field) == (LIMIT_BYTES, "body")
+    assert (refusal.value.limit, refusal.value.field) == (LIMIT_BYTES, "body")
 
 
 def test_an_endless_chunked_body_is_not_read_to_its_end() -> None:
@@ -316,3 +322,36 @@ def test_another_text_has_another_name() -> None:
     with pytest.raises(InvalidRequest, match="64 bits") as refusal:
         parse_json(b"[9223372036854775808]", field="payload")
     assert refusal.value.field == "payload"
+
+
+# --- how much there is to parse -------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "unit", ["[[]],", "{},", "1,", '"",', '{"a":1},', "0.123456789,", "[[[[1]]]],"]
+)
+def test_more_elements_than_may_be_parsed_are_refused(unit: str) -> None:
+    """P5: ten megabytes of them would hold everybody's calls up for seconds."""
+    body = f'{{"a":[{unit * 110_000}0]}}'.encode()
+    with pytest.raises(BodyTooLarge, match="limit of 100000 elements of JSON") as refusal:
+        parse_object(body)
+    assert refusal.value.field == "body"
+
+
+def test_others_are_served_while_many_elements_are_parsed() -> None:
+    """On a native thread; what it raises is the caller's."""
+    ticks = 0
+
+    def tick() -> None:
+        nonlocal ticks
+        while True:
+            ticks += 1
+            gevent.sleep(0)
+
+    ticker = gevent.spawn(tick)
+    body = b'{"a":[%b0]}' % (b"12345," * 60_000)
+    assert len(parse_object(body)["a"]) == 60_001
+    assert ticks > 1
+    with pytest.raises(InvalidRequest, match="occurs twice"):
+        parse_object(b'{"a":1,"a":[%b0]}' % (b"12345," * 60_000))
+    ticker.kill()

@@ -316,3 +316,34 @@ def test_choices_that_report_apart_share_one_prompt() -> None:
         stream.feed(b"data: " + orjson.dumps({"choices": [end]}) + b"\n\n")
     stream.finish()
     assert stream.usage == usage(19, 33)
+
+
+USAGE = b'"usage": {"prompt_tokens": 7, "total_tokens": 7}'
+VECTOR = b'{"object":"embedding","index":0,"embedding":[' + b"0.0123456789," * 60_000 + b"0.5]}"
+
+
+@pytest.mark.parametrize(
+    ("body", "tokens"),
+    [
+        (b'{"object":"list","data":[%b],"model":"m",%b}' % (VECTOR, USAGE), 7),
+        (b' {"data":[%b], %b , "model":"m"}\n' % (VECTOR, USAGE), 7),
+        (b'{%b,"data":[%b]}' % (USAGE, VECTOR), 7),
+        (b'{"data":[%b]}' % VECTOR, None),
+        (b'{"data":[%b],"usage":null}' % VECTOR, None),
+        (b'{"data":[%b],"usage": nonsense}' % VECTOR, None),
+    ],
+)
+def test_long_embeddings_are_not_parsed(body: bytes, tokens: int | None) -> None:
+    """Their usage is found at an end; the numbers between are the client's."""
+    read = OpenAIProvider().read_reply(new_call("embeddings"), body)
+    assert read.body is body
+    assert (read.usage and read.usage.tokens_input) == tokens
+    if tokens is not None:
+        assert orjson.loads(body)["usage"]["prompt_tokens"] == tokens
+
+
+@pytest.mark.parametrize("body", [b"[%b]" % VECTOR, b'{"data":[%b]' % VECTOR, VECTOR[1:]])
+def test_long_embeddings_that_are_no_object(body: bytes) -> None:
+    """Cut off, or no object at all: the backend's failure."""
+    with pytest.raises(ValueError, match="not a JSON object"):
+        OpenAIProvider().read_reply(new_call("embeddings"), body + b" " * 600_000)

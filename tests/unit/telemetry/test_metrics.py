@@ -67,6 +67,7 @@ FAMILIES = {
     "api_router_budget_charges_kept": ("counter", set()),
     "api_router_budget_charges_waiting": ("gauge", set()),
     "api_router_leases_unresolved": ("counter", set()),
+    "api_router_loop_blocks": ("counter", set()),
     "api_router_redis_may_evict": ("gauge", set()),
     "api_router_redis_may_lose_writes": ("gauge", set()),
     "api_router_dependency_up": ("gauge", {"dependency"}),
