@@ -37,6 +37,22 @@ class SignatureInvalid(RouterError):
         self.reason = reason
 
 
+class SignaturesExceeded(RouterError):
+    """The key has used more nonces than the router keeps for one key."""
+
+    def __init__(self, *, retry_after_s: int) -> None:
+        super().__init__("this key has signed more requests than the router keeps nonces for")
+        self.retry_after_s = retry_after_s
+
+
+class SignatureNotProven(RouterError):
+    """Nobody can tell whether the signature was used before: ours to mend, so sign again."""
+
+    def __init__(self) -> None:
+        super().__init__("it is not known whether this signature was used before; sign again")
+        self.retry_after_s = 1
+
+
 class ScopeMissing(RouterError):
     """The key is valid but does not carry the scope that the endpoint needs."""
 

@@ -59,7 +59,7 @@ def read(scope: Scope, endpoint: Endpoint) -> None:
     What cannot be read is noted and refused by admission, where it counts for the rate limits like
     any other call.
     """
-    if endpoint.read is None:
+    if endpoint.read is None or scope.unreadable is not None:
         return
     try:
         require_json(scope.request)

@@ -30,6 +30,12 @@ ERROR_SPECS: Final[dict[type[errors.RouterError], ErrorSpec]] = {
     errors.SignatureInvalid: ErrorSpec(
         401, "SIGNATURE_INVALID", _INVALID, "invalid_signature", "rejected"
     ),
+    errors.SignaturesExceeded: ErrorSpec(
+        429, "SIGNATURES_EXCEEDED", "rate_limit_error", "signatures_exceeded", "rejected", True
+    ),
+    errors.SignatureNotProven: ErrorSpec(
+        503, "SIGNATURE_NOT_PROVEN", "server_error", "signature_not_proven", "rejected", True
+    ),
     errors.ScopeMissing: ErrorSpec(
         403, "SCOPE_MISSING", _INVALID, "insufficient_scope", "rejected"
     ),
@@ -154,6 +160,8 @@ def retry_after_s(error: Exception) -> int | None:
         errors.BudgetUnavailable,
         errors.InProgress,
         errors.QueriesBusy,
+        errors.SignaturesExceeded,
+        errors.SignatureNotProven,
     )
     if isinstance(error, timed):
         return error.retry_after_s

@@ -37,13 +37,13 @@ def enter() -> Response | None:
     authenticate(scope)
     # May the key do this? Before the body is read: a forbidden call costs no parsing.
     authorize(scope, endpoint.scope)
-    # Is the request signed where it must be? After the cheap steps, because it needs the body.
-    verify_signature(scope, may_be_in_body=endpoint.signature_in_body)
     # Does it come too often? Before a long body is read; a short one is there already, and then
     # `admit` takes the rates together with all else, which saves an exchange with Redis.
     take_rates(scope, endpoint)
-    # What is asked? The body becomes a call. One that is no call is refused by `admit`, so that it
-    # counts for the rates like any other.
+    # Is the request signed where it must be? What is wrong with it is refused by `admit`, so that
+    # it counts for the rates like any other.
+    verify_signature(scope, may_be_in_body=endpoint.signature_in_body)
+    # What is asked? The body becomes a call, or is refused by `admit` as well.
     read(scope, endpoint)
     # Is it new, and do its budgets cover what it may cost? That is known only now.
     admit(scope)

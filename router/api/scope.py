@@ -26,6 +26,7 @@ from router.config.document import Document, KeyRecord
 from router.errors import Denial, RouterError
 from router.limits.budgets.windows import Amounts
 from router.limits.configured import RateSpecs
+from router.limits.idempotency.nonces import Nonce
 from router.limits.outcome import Admitted
 from router.limits.rates.decision import RateDecision
 from router.services.worker_services import Services
@@ -102,6 +103,8 @@ class Scope:
     secrets: tuple[str, ...] = ()
     """Credentials the client sent; nothing that holds one leaves the router."""
     body: bytes | None = None
+    nonce: Nonce | None = None
+    """Of a signature that was verified; taken when the request is admitted."""
     requested_model: str | None = None
     """As the client wrote it; known also when there is no such model, and hence no call."""
     call: Call | None = None

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import Final, Literal, get_args
 
 from router.auth.keys import derive_signing_secret, hash_key, is_well_formed
-from router.auth.nonces import NonceStore
 from router.auth.signatures import (
     BODY_FIELD,
     SIGNATURE_HEADER,
@@ -47,7 +46,7 @@ class Authenticator:
     through: a client must never be told that its key is wrong because the router could not look.
 
     ``demo`` admits the published keys of the demo document. ``tolerance_s`` is how far the
-    timestamp of a signature may be from ``clock``; ``nonces`` must remember for twice as long.
+    timestamp of a signature may be from ``clock``. Whether its nonce is new, admission says.
     """
 
     def __init__(
@@ -56,7 +55,6 @@ class Authenticator:
         find_key: Callable[[bytes], KeyRecord | None],
         pepper: bytes,
         clock: Clock,
-        nonces: NonceStore,
         demo: bool = False,
         tolerance_s: int = 300,
     ) -> None:
@@ -65,7 +63,6 @@ class Authenticator:
         self._find_key = find_key
         self._pepper = pepper
         self._clock = clock
-        self._nonces = nonces
         self._demo = demo
         self._tolerance_s = tolerance_s
 
@@ -107,20 +104,25 @@ class Authenticator:
     def verify_signature(
         self, record: KeyRecord, parts: SignedParts, body: bytes, signature: str
     ) -> None:
-        """Accept a signed request once; raises :class:`SignatureInvalid` for any other.
+        """Accept a signed request; raises :class:`SignatureInvalid` for any other.
 
         ``signature`` is the value of its header, ``body`` the raw body. The error's ``reason`` is
         one of ``SIGNATURE_REFUSALS``; its message tells an honest client what to fix.
         """
+        self.check_before_body(parts, signature)
+        self._check_match(record, parts, body, signature, name=SIGNATURE_HEADER)
+
+    def check_before_body(self, parts: SignedParts, signature: str) -> None:
+        """Refuse what no body can make right: a wrong shape, a timestamp that is not fresh."""
         fault = shape_fault(parts, signature)
         if fault is not None:
             raise SignatureInvalid(fault, reason="malformed")
-        self._accept(record, parts, body, signature, name=SIGNATURE_HEADER)
+        self._check_fresh(parts)
 
     def verify_body_signature(
         self, record: KeyRecord, parts: SignedParts, body: bytes, signature: str
     ) -> None:
-        """Accept once a request whose signature is in ``hmac_signature`` of its native body.
+        """Accept a request whose signature is in ``hmac_signature`` of its native body.
 
         ``signature`` is the parsed value of the field, ``body`` the raw body as it arrived. Raises
         like :meth:`verify_signature`.
@@ -130,7 +132,8 @@ class Authenticator:
         if blanked is None:
             message = fault or f"{BODY_FIELD} must stand exactly once, unescaped, in the body"
             raise SignatureInvalid(message, reason="malformed")
-        self._accept(record, parts, blanked, signature, name=BODY_FIELD)
+        self._check_fresh(parts)
+        self._check_match(record, parts, blanked, signature, name=BODY_FIELD)
 
     def _refusal(self, record: KeyRecord) -> KeyRefusal | None:
         if record.status != "active":
@@ -141,22 +144,18 @@ class Authenticator:
             return "demo_key"
         return None
 
-    def _accept(
-        self, record: KeyRecord, parts: SignedParts, body: bytes, signature: str, *, name: str
-    ) -> None:
-        now_s = self._clock.now_s()
-        if abs(now_s - int(parts.timestamp)) > self._tolerance_s:
+    def _check_fresh(self, parts: SignedParts) -> None:
+        if abs(self._clock.now_s() - int(parts.timestamp)) > self._tolerance_s:
             raise SignatureInvalid(
                 f"the signature's timestamp is more than {self._tolerance_s} s from our time",
                 reason="stale",
             )
+
+    def _check_match(
+        self, record: KeyRecord, parts: SignedParts, body: bytes, signature: str, *, name: str
+    ) -> None:
         if not self._matches(record, parts, body, signature):
             raise SignatureInvalid(f"{name} does not match the request", reason="mismatch")
-        # Last, because only a verified signature may use up a nonce.
-        if not self._nonces.accept(record.id, parts.nonce, now_s):
-            raise SignatureInvalid(
-                "the nonce was used before or cannot be taken now", reason="replayed"
-            )
 
     def _matches(self, record: KeyRecord, parts: SignedParts, body: bytes, signature: str) -> bool:
         secret = derive_signing_secret(self._pepper, record.id, record.hash)

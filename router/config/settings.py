@@ -237,6 +237,7 @@ class Settings:
     on_client_abort: str = _env("ROUTER_ON_CLIENT_ABORT", _one_of("abort", "drain"), "abort")
     trusted_proxies: int = _env("ROUTER_TRUSTED_PROXIES", _int(0, 10), 0)
     signature_tolerance_s: int = _env("ROUTER_SIGNATURE_TOLERANCE", _int(1, 3600), 300)
+    nonces_per_key: int = _env("ROUTER_NONCES_PER_KEY", _int(1, 10**9), 200_000)
     log_level: str = _env("ROUTER_LOG_LEVEL", _one_of(*_LOG_LEVELS), "INFO")
     build: str = _env("ROUTER_BUILD", str, "dev")
     spool_mode: str = _env("ROUTER_SPOOL_MODE", _one_of("fast", "durable"), "fast")

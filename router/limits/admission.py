@@ -49,6 +49,7 @@ class Admission:
       one): ``on_unavailable`` decides. ``closed`` refuses the call, ``open`` admits it and charges
       later.
     * No budget can refuse it: it is admitted and charged later.
+    * It is signed: it is refused, because nobody knows whether its nonce was used.
     * It has an id: ``entries_on_unavailable`` decides as well. ``closed`` refuses the call,
       ``open`` lets it go on without replay protection.
 
@@ -172,7 +173,7 @@ class Admission:
 
     def _admit(self, asking: Asking) -> Outcome:
         request, entry = asking.request, asking.entry
-        asks_nothing = not (request.windows or entry or self.uses_budget_service)
+        asks_nothing = not (request.windows or entry or request.nonce or self.uses_budget_service)
         plan: RatePlan | None = None
         if asking.specs is not None:
             if asks_nothing or self.uses_budget_service or not self._rates.can_be_joined:
@@ -296,6 +297,8 @@ class Admission:
 
     def _may_pass(self, request: Request, entry: Entry | None, error: Unavailable) -> bool:
         """Whether the call goes on without what could not be asked."""
+        if request.nonce is not None:
+            return False
         if entry is not None and self._entries_on_unavailable == "closed":
             # Where a service holds the budgets, it is only Redis that knows of the id.
             if not self.uses_budget_service or isinstance(error, NotProtected):

@@ -15,6 +15,7 @@ from router.limits.budgets.windows import (
     WindowSpec,
 )
 from router.limits.idempotency.entries import Entry, InFlight, Mismatch, NotStored, Replay
+from router.limits.idempotency.nonces import Nonce, NonceRefused
 from router.limits.rates.decision import RateDecision
 
 
@@ -29,6 +30,8 @@ class Request:
     ttl_ms: int
     key_id: str | None = None
     """Whose call it is: a budget service may know of budgets of this key."""
+    nonce: Nonce | None = None
+    """Of a signed call."""
 
     @property
     def is_limited(self) -> bool:
@@ -58,6 +61,7 @@ ExchangeReply = (
     | Replay
     | NotStored
     | Mismatch
+    | NonceRefused
     | Unavailable
 )
 """What Redis or a budget service makes of one request. :class:`Unavailable` refuses it whatever the
@@ -70,6 +74,16 @@ class Outcome:
 
     rates: RateDecision | None
     """``None`` when nobody could decide and the policy is ``closed``."""
-    result: Admitted | Denied | InFlight | Replay | NotStored | Mismatch | Unavailable | None = None
+    result: (
+        Admitted
+        | Denied
+        | InFlight
+        | Replay
+        | NotStored
+        | Mismatch
+        | NonceRefused
+        | Unavailable
+        | None
+    ) = None
     """``None`` when the rates refuse the call: nothing else was asked. :class:`Unavailable`, with
     nothing reserved, when nobody knows and the policy is ``closed``."""

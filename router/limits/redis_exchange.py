@@ -1,4 +1,4 @@
-"""One exchange with Redis for all that a call asks: its rates, its id and its budgets."""
+"""One exchange with Redis for all that a call asks: its rates, its nonce, its id, its budgets."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from router.breaker import Unavailable
 from router.limits.budgets.ledger import Ledger, ReservePlan
 from router.limits.budgets.windows import Amounts, NotReserved, Reservation, Settlement
 from router.limits.idempotency.entries import Entry, Idempotency, New, NotStored
+from router.limits.idempotency.nonces import Nonces
 from router.limits.outcome import ExchangeReply, Request
 from router.limits.recent import Recent
 from router.redis.scripts import Loader, Runner, ScriptCall, Template, load_script
@@ -16,8 +17,9 @@ from router.redis.scripts import Loader, Runner, ScriptCall, Template, load_scri
 class RedisExchange:
     """Asks Redis alone; ``ServiceExchange`` does the same where a budget service has the budgets.
 
-    The id is claimed first. The reservation is made only if that succeeds, and a budget that
-    refuses frees the id again. A call without an id has no entry, one without budgets no windows.
+    The nonce is taken first, then the id is claimed. The reservation is made only if that succeeds,
+    and a budget that refuses frees the id again. A call without an id has no entry, one without
+    budgets no windows, one without a signature no nonce.
     """
 
     uses_budget_service = False
@@ -29,16 +31,19 @@ class RedisExchange:
         redis: Runner,
         ledger: Ledger,
         idempotency: Idempotency,
+        nonces: Nonces,
         *,
         load: Loader = load_script,
     ) -> None:
         self._redis = redis
         self._ledger = ledger
         self._idempotency = idempotency
+        self._nonces = nonces
         self._templates: Recent[Template] = Recent()
         self._script = load(
             "admission.lua",
             rates=("rates/bucket.lua",),
+            nonce=("idempotency/nonce.lua",),
             claim=("idempotency/claim.lua",),
             reserve=("budgets/window.lua", "budgets/reserve.lua"),
         )
@@ -46,26 +51,31 @@ class RedisExchange:
     def ask(
         self, rates: ScriptCall | None, request: Request, entry: Entry | None
     ) -> tuple[list[int], ExchangeReply | None]:
-        """What the rates answered, and what became of id and budgets. ``entry.owner`` is the
+        """What the rates answered, and what became of nonce, id and budgets. ``entry.owner`` is the
         request's lease id.
 
         The second part is ``None`` when the rates refuse the call, so that nothing else was asked,
         or when the call has to be asked again because Redis is in another period; its id stays
         claimed then. Raises :class:`NotReserved` when nobody knows what Redis has done.
         """
-        claim = plan = None
+        nonce = claim = plan = None
+        if request.nonce is not None:
+            nonce = self._nonces.plan(request.nonce)
         if entry is not None:
             claim = self._idempotency.plan_begin(entry, lease_ms=request.ttl_ms)
         if request.windows:
             plan = self._plan(request)
-        call = self._joined(rates, claim, None if plan is None else plan.call)
+        call = self._joined(rates, nonce, claim, None if plan is None else plan.call)
         try:
             reply = self._redis.run(call)
         except Unavailable as cause:
             raise NotReserved(cause, _presumed(request, plan)) from cause
-        rated, claimed, reserved = reply
+        rated, taken, claimed, reserved = reply
         if rated and not rated[0]:
             return rated, None
+        refused = self._nonces.read(taken) if nonce is not None else None
+        if refused is not None:
+            return rated, refused
         return rated, self._outcome(request, entry, plan, claimed, reserved)
 
     def end(
@@ -104,14 +114,20 @@ class RedisExchange:
         )
 
     def _joined(
-        self, rates: ScriptCall | None, claim: ScriptCall | None, reserve: ScriptCall | None
+        self,
+        rates: ScriptCall | None,
+        nonce: ScriptCall | None,
+        claim: ScriptCall | None,
+        reserve: ScriptCall | None,
     ) -> ScriptCall:
-        if rates is None or rates.template is None or claim or not (reserve and reserve.template):
-            return ScriptCall(self._script, *_words(rates, claim, reserve))
+        always_the_same = rates and rates.template and reserve and reserve.template
+        if nonce or claim or not always_the_same:
+            return ScriptCall(self._script, *_words(rates, nonce, claim, reserve))
+        assert rates and rates.template and reserve and reserve.template
         made_of = (rates.template, reserve.template)
         template = self._templates.get(made_of)
         if template is None:
-            template = Template(self._script, *_words(rates.template, None, reserve.template))
+            template = Template(self._script, *_words(rates.template, None, None, reserve.template))
             self._templates[made_of] = template
         return template.filled(reserve.values)
 

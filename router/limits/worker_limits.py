@@ -14,6 +14,7 @@ from router.limits.admission import Admission
 from router.limits.audit_outbox import AuditOutbox
 from router.limits.budgets.reservation_rule import ReservationRule
 from router.limits.budgets.windows import WindowSpec, WindowState
+from router.limits.idempotency.nonces import Nonces
 from router.limits.leases.held_leases import HeldLeases
 from router.limits.leases.unsent_calls import UnsentCalls
 from router.limits.leases.unsettled_leases import UnsettledLeases
@@ -40,6 +41,7 @@ class Limits:
 
     admission: Admission
     rate_gate: RateGate
+    nonces: Nonces
     settlement_wait: SettlementWait
     read_windows: ReadWindows
     retry_queue: RetryQueue

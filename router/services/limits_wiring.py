@@ -21,6 +21,7 @@ from router.limits.budgets.rebuilding import Rebuilder, RebuildingLedger, SumRec
 from router.limits.budgets.windows import Amounts, Reservation, WindowSpec, WindowState
 from router.limits.configured import default_rate_limit, reservation_rule
 from router.limits.idempotency.entries import Idempotency
+from router.limits.idempotency.nonces import Nonces
 from router.limits.leases.held_leases import HeldLeases
 from router.limits.leases.unsent_calls import UnsentCalls
 from router.limits.leases.unsettled_leases import UnsettledLeases
@@ -84,16 +85,22 @@ def build_limits(
     entries = Idempotency(
         runner, keep_s=settings.idempotency_keep_s, max_reply_bytes=settings.idempotency_max_bytes
     )
+    nonces = Nonces(
+        runner,
+        clock=clock,
+        tolerance_s=settings.signature_tolerance_s,
+        quota=settings.nonces_per_key,
+    )
     client = _budget_client(settings, clock, resolve, outbox)
     if client is None:
         ledger = Ledger(runner, clock=clock, since_ms_of=since_ms_of)
         budgets = _Budgets(
-            RedisExchange(runner, ledger, entries),
+            RedisExchange(runner, ledger, entries, nonces),
             _read_ledger(RebuildingLedger(ledger, rebuilder), outbox),
             unsettled.put,
         )
     else:
-        budgets = _budgets_of_service(settings, client, entries, retry_queue, outbox)
+        budgets = _budgets_of_service(settings, client, entries, nonces, retry_queue, outbox)
     rates = _rate_gate(settings, runner, retry_queue, clock)
     settlement_wait = SettlementWait(settings.budget_wait_s)
     unsent = UnsentCalls(None if writer_id is None else settings.unsent_dir / writer_id, clock)
@@ -113,6 +120,7 @@ def build_limits(
     return Limits(
         admission=admission,
         rate_gate=rates,
+        nonces=nonces,
         settlement_wait=settlement_wait,
         read_windows=budgets.read_windows,
         retry_queue=retry_queue,
@@ -192,6 +200,7 @@ def _budgets_of_service(
     settings: Settings,
     client: BudgetClient,
     entries: Idempotency,
+    nonces: Nonces,
     retry_queue: RetryQueue,
     outbox: AuditOutbox,
 ) -> _Budgets:
@@ -204,6 +213,7 @@ def _budgets_of_service(
     exchange = ServiceExchange(
         client,
         entries,
+        nonces,
         retry_queue,
         journal,
         entries_on_unavailable=cast(OnUnavailable, settings.idempotency_fallback),

@@ -10,7 +10,6 @@ from itsdangerous import URLSafeSerializer
 from prometheus_client import CollectorRegistry
 
 from router.auth.authenticator import Authenticator
-from router.auth.nonces import NonceStore
 from router.clock import Clock
 from router.config.lease_rule import LeaseWarnings
 from router.config.pepper import load_pepper, pepper_fingerprint
@@ -167,7 +166,6 @@ def _authenticator(
         find_key=state.find_key,
         pepper=pepper,
         clock=clock,
-        nonces=NonceStore(tolerance_s=settings.signature_tolerance_s),
         demo=settings.demo,
         tolerance_s=settings.signature_tolerance_s,
     )

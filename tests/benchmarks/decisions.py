@@ -23,6 +23,7 @@ from router.limits.budgets.ledger import Ledger
 from router.limits.budgets.maintenance import LedgerMaintenance
 from router.limits.budgets.windows import Amounts, Reservation, WindowSpec
 from router.limits.idempotency.entries import Entry, Idempotency
+from router.limits.idempotency.nonces import Nonces
 from router.limits.outcome import Request
 from router.limits.rates.decision import BucketSpec
 from router.limits.rates.limiter import RateLimiter
@@ -110,7 +111,7 @@ def _rates(client: RedisClient) -> Decide:
 
 def _all(client: RedisClient) -> Decide:
     limiter = RateLimiter(client)
-    exchange = RedisExchange(client, Ledger(client), Idempotency(client))
+    exchange = RedisExchange(client, Ledger(client), Idempotency(client), Nonces(client))
 
     def decide() -> None:
         lease = str(uuid.uuid4())

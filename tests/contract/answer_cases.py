@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -208,6 +209,37 @@ def without_redis(world: World, path: str, **settings: Any) -> Reply:
         return stand.call("POST", path, key="saving", json=body_of(path))
 
 
+def signed(stand: RouterStand, path: str) -> Reply:
+    """The answer to a good request with a new signature."""
+    target = path.replace("{request_id}", new_request_id())
+    method, body = ("POST", json.dumps(body_of(path)).encode()) if path in GOOD else ("GET", b"")
+    headers = stand.signature(method, target, body)
+    return stand.call(method, target, body=body, headers=headers)
+
+
+def above_its_nonces(world: World, path: str) -> Reply:
+    with world.other_stand(nonces_per_key=1) as stand:
+        signed(stand, path)
+        return signed(stand, path)
+
+
+def signed_without_redis(world: World, path: str) -> Reply:
+    with world.other_stand() as stand:
+        stand.redis.away = "timeout"
+        return signed(stand, path)
+
+
+def asked_too_often(world: World, path: str) -> Reply:
+    target = path.replace("{request_id}", new_request_id())
+    return limited(world, rate_limit=RateLimit(0, 0)).call("GET", target)
+
+
+def asked_without_limits(world: World, path: str) -> Reply:
+    with world.other_stand(rate_limit_fallback="closed") as stand:
+        stand.redis.away = "timeout"
+        return stand.call("GET", path.replace("{request_id}", new_request_id()))
+
+
 def again(world: World, path: str, key: str) -> Reply:
     """The second of two calls with this key."""
     stand = world.stand()
@@ -291,6 +323,7 @@ CALL_CASES: dict[str, list[Case]] = {
         lambda world, path: within(
             world, path, lambda stand: post(stand, path), rate_limit=RateLimit(1, 1)
         ),
+        above_its_nonces,
     ],
     "4XX": [
         lambda world, path: failing(world, path, error_status=418),
@@ -309,6 +342,7 @@ CALL_CASES: dict[str, list[Case]] = {
         unrecorded,
         without_redis,
         lambda world, path: without_redis(world, path, rate_limit_fallback="closed"),
+        signed_without_redis,
     ],
     "504": [lambda world, path: failing(world, path, "impatient", failure="black_hole")],
 }
@@ -319,8 +353,13 @@ MODEL_CASES: dict[str, list[Case]] = {
         wrongly_signed,
     ],
     "403": [lambda world, path: get(world, path, key="calling")],
+    "429": [asked_too_often, above_its_nonces],
     "500": [lambda world, path: world.stand(state=Store(KeyError())).call("GET", path)],
-    "503": [lambda world, path: world.stand(state=Store(NotConfigured())).call("GET", path)],
+    "503": [
+        lambda world, path: world.stand(state=Store(NotConfigured())).call("GET", path),
+        asked_without_limits,
+        signed_without_redis,
+    ],
 }
 ONE_MODEL_CASES: dict[str, list[Case]] = {
     "400": [lambda world, _: get(world, "/v1/models/a%5cb")],
@@ -332,13 +371,16 @@ RECORD_CASES: dict[str, list[Case]] = {
     "400": [lambda world, path: get(world, path + "?unknown=1")],
     "401": MODEL_CASES["401"],
     "403": MODEL_CASES["403"],
-    "429": [lambda world, path: ask(world, path, queries=Unanswered(errors.QueriesBusy()))],
+    "429": [
+        lambda world, path: ask(world, path, queries=Unanswered(errors.QueriesBusy())),
+        *MODEL_CASES["429"],
+    ],
     "500": [lambda world, path: ask(world, path, queries=Unanswered(KeyError()))],
     "503": [
         lambda world, path: ask(
             world, path, queries=Unanswered(errors.RecordStoreUnavailable("away"))
         ),
-        lambda world, path: world.stand(state=Store(NotConfigured())).call("GET", path),
+        *MODEL_CASES["503"],
     ],
     "504": [
         lambda world, path: ask(world, path, queries=Unanswered(errors.QueryTimeout(1.0))),
@@ -365,6 +407,7 @@ LIMIT_CASES: dict[str, list[Case]] = {
     ],
     "400": RECORD_CASES["400"],
     "401": MODEL_CASES["401"],
+    "429": MODEL_CASES["429"],
     "500": MODEL_CASES["500"],
     "503": [*MODEL_CASES["503"], lambda world, path: unknown_limits(world, path)],
 }

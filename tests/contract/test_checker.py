@@ -62,7 +62,7 @@ KEPT: list[Answer] = [
 
 BROKEN: dict[str, Answer] = {
     "the status 201": ("POST", CHAT, 201, [JSON, ID, *ROUTED], {}),
-    "the status 429": ("GET", "/v1/models", 429, [JSON, ID], {"error": OPENAI_ERROR}),
+    "the status 409": ("GET", "/v1/models", 409, [JSON, ID], {"error": OPENAI_ERROR}),
     "X-Request-ID is missing": ("POST", "/v1/inference", 400, [JSON], ERROR),
     "X-Routing-Backend is missing": ("POST", CHAT, 200, [JSON, ID, *ROUTED[1:]], {}),
     "Retry-After is missing": ("POST", "/v1/inference", 503, [JSON, ID],

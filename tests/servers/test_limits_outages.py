@@ -17,6 +17,7 @@ from router.limits.budgets.ledger import Ledger
 from router.limits.budgets.maintenance import LedgerMaintenance
 from router.limits.budgets.windows import Amounts, Denied, WindowSpec
 from router.limits.idempotency.entries import Entry, Idempotency, InFlight, Replay
+from router.limits.idempotency.nonces import Nonces
 from router.limits.outcome import Admitted, Request
 from router.limits.rates.decision import BucketSpec
 from router.limits.rates.gate import RateGate
@@ -58,7 +59,7 @@ class Stand:
         local = LocalLimiter(1)
         self.rates = RateGate(RateLimiter(self.redis), local, self.deferred)
         self.budgets = Budgets(
-            RedisExchange(self.redis, self.ledger, Idempotency(self.redis)),
+            RedisExchange(self.redis, self.ledger, Idempotency(self.redis), Nonces(self.redis)),
             LedgerMaintenance(self.redis),
             self.deferred,
             sum_records=lambda _organization_id, _lost: 0,

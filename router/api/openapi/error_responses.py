@@ -21,7 +21,11 @@ Kind = type[RouterError] | None
 CALLER: Final[tuple[Kind, ...]] = (
     errors.Unauthenticated,
     errors.SignatureInvalid,
+    errors.SignaturesExceeded,
+    errors.SignatureNotProven,
     errors.ScopeMissing,
+    errors.RateLimited,
+    errors.LimitsUnavailable,
     errors.NotConfigured,
     None,
 )
@@ -41,12 +45,10 @@ BACKENDS: Final[tuple[Kind, ...]] = (
     errors.BackendTimeout,
 )
 LIMITS: Final[tuple[Kind, ...]] = (
-    errors.RateLimited,
     errors.TokensAboveLimit,
     errors.BudgetExceeded,
     errors.QuotaExceeded,
     errors.PriceUnknown,
-    errors.LimitsUnavailable,
     errors.BudgetUnavailable,
 )
 IDEMPOTENCY: Final[tuple[Kind, ...]] = (
@@ -89,6 +91,10 @@ GROUPS: Final[Mapping[str, tuple[Dialect, tuple[Kind, ...]]]] = {
         (
             errors.Unauthenticated,
             errors.SignatureInvalid,
+            errors.SignaturesExceeded,
+            errors.SignatureNotProven,
+            errors.RateLimited,
+            errors.LimitsUnavailable,
             errors.NotConfigured,
             errors.InvalidRequest,
             errors.BudgetUnavailable,
@@ -222,6 +228,8 @@ _ON_ERRORS: Final[Mapping[str, tuple[Kind, ...]]] = {
         errors.LimitsUnavailable,
         errors.BudgetUnavailable,
         errors.QueriesBusy,
+        errors.SignaturesExceeded,
+        errors.SignatureNotProven,
     ),
     "WWW-Authenticate": (errors.Unauthenticated, errors.SignatureInvalid),
     "Allow": (errors.MethodNotAllowed,),

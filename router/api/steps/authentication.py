@@ -15,7 +15,8 @@ from router.auth.signatures import (
     TIMESTAMP_HEADER,
     SignedParts,
 )
-from router.errors import InvalidRequest, ScopeMissing, SignatureInvalid
+from router.errors import InvalidRequest, RouterError, ScopeMissing, SignatureInvalid
+from router.limits.idempotency.nonces import Nonce
 
 _SIGNATURE: Final = "HTTP_" + SIGNATURE_HEADER.upper().replace("-", "_")
 
@@ -43,18 +44,29 @@ def authorize(scope: Scope, needed: str | None) -> None:
 
 
 def verify_signature(scope: Scope, *, may_be_in_body: bool) -> None:
-    """Check the signature in the headers; raises ``SignatureInvalid`` where it is wrong or missing.
+    """Check the signature in the headers.
+
+    What is wrong with it, or that it is missing, is noted and refused by admission, where it counts
+    for the rate limits like any other request.
 
     With ``may_be_in_body`` a missing one is looked for by :func:`verify_body_signature`.
     """
-    key, request = scope.key, scope.request
+    try:
+        _verify_signature(scope, may_be_in_body)
+    except RouterError as error:
+        scope.unreadable = error
+
+
+def _verify_signature(scope: Scope, may_be_in_body: bool) -> None:
+    key, request, authenticator = scope.key, scope.request, scope.services.authenticator
     assert key is not None and scope.caller is not None
     signature = request.headers.get(SIGNATURE_HEADER) if _SIGNATURE in request.environ else None
     if signature is not None:
-        body = request_body(scope) if request.method == "POST" else b""
         parts = _signed_parts(scope)
-        scope.services.authenticator.verify_signature(key, parts, body, signature)
-        scope.caller = replace(scope.caller, signed=True)
+        authenticator.check_before_body(parts, signature)
+        body = request_body(scope) if request.method == "POST" else b""
+        authenticator.verify_signature(key, parts, body, signature)
+        _note_signed(scope, parts)
     elif key.require_signature and not may_be_in_body:
         raise _unsigned()
 
@@ -76,7 +88,16 @@ def verify_body_signature(scope: Scope, fields: dict[str, Any], body: bytes) -> 
         )
     parts = _signed_parts(scope)
     scope.services.authenticator.verify_body_signature(scope.key, parts, body, signature)
+    _note_signed(scope, parts)
+
+
+def _note_signed(scope: Scope, parts: SignedParts) -> None:
+    key = scope.key
+    assert key is not None and scope.caller is not None
     scope.caller = replace(scope.caller, signed=True)
+    scope.nonce = Nonce(
+        key.organization_id, key.id, parts.nonce, int(parts.timestamp), scope.record_id
+    )
 
 
 def _credentials(x_api_key: str | None, authorization: str | None) -> tuple[str, ...]:

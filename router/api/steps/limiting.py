@@ -21,7 +21,9 @@ from router.api.steps.rate_limiting import (
     refuse_what_never_fits,
     specs_of,
     take_limits,
+    take_rates_of_other,
 )
+from router.breaker import Unavailable
 from router.call import Call
 from router.limits.budgets.reservation_rule import PriceUnknown
 from router.limits.budgets.windows import NOTHING, Amounts, Denied
@@ -34,6 +36,7 @@ from router.limits.idempotency.entries import (
     Replay,
     fingerprint,
 )
+from router.limits.idempotency.nonces import NonceRefused
 from router.limits.outcome import Admitted, Request
 from router.limits.outcome import Outcome as LimitOutcome
 from router.limits.rates.decision import RateDecision
@@ -46,18 +49,20 @@ def admit(scope: Scope) -> None:
     """Charge the rates where that was not done yet, claim the call's id and reserve what it may
     cost; or find the reply that it had before. Raises what refuses the call."""
     limits, admission = scope.limits, scope.services.limits.admission
+    if scope.call is None and scope.unreadable is None:  # an endpoint that serves no calls
+        _admit_other(scope)
+        return
     try:
         if scope.unreadable is not None:
             raise scope.unreadable
-        if scope.call is None:
-            return  # an endpoint that serves no calls
+        assert scope.call is not None
         request, entry = _request(scope, scope.call)
     except Exception:
         # A body that is no call counts for the rates like one.
         if limits.rate_decision is None:
             take_limits(scope, specs_of(scope))
         raise
-    asks_more = bool(request.windows or entry or admission.uses_budget_service)
+    asks_more = bool(request.windows or entry or request.nonce or admission.uses_budget_service)
     specs = specs_of(scope) if limits.rate_decision is None else None
     if specs is not None:
         refuse_what_never_fits(scope, specs)
@@ -118,9 +123,33 @@ def _note_result(scope: Scope, request: Request, outcome: LimitOutcome) -> None:
     elif isinstance(result, NotStored):
         metrics.count_idempotency("not_kept")
         raise errors.ReplyNotStored
+    elif isinstance(result, NonceRefused):
+        raise _nonce_refusal(result)
+    elif request.nonce is not None:
+        raise errors.SignatureNotProven
     else:
         has_budget = request.is_limited or scope.services.limits.admission.uses_budget_service
         raise errors.BudgetUnavailable if has_budget else errors.LimitsUnavailable
+
+
+def _admit_other(scope: Scope) -> None:
+    take_rates_of_other(scope)
+    if scope.nonce is None:
+        return
+    try:
+        refused = scope.services.limits.nonces.take(scope.nonce)
+    except Unavailable:
+        raise errors.SignatureNotProven from None
+    if refused is not None:
+        raise _nonce_refusal(refused)
+
+
+def _nonce_refusal(refused: NonceRefused) -> errors.RouterError:
+    if refused.reason == "replayed":
+        return errors.SignatureInvalid("the nonce was used before", reason="replayed")
+    if refused.reason == "over_quota":
+        return errors.SignaturesExceeded(retry_after_s=refused.retry_after_s)
+    return errors.SignatureNotProven()
 
 
 def _note_admitted(scope: Scope, admitted: Admitted) -> None:
@@ -152,7 +181,15 @@ def _request(scope: Scope, call: Call) -> tuple[Request, Entry | None]:
     amounts = NOTHING
     if windows or limits.admission.uses_budget_service:
         amounts = scope.limits.amounts = _amounts(scope, call)
-    request = Request(organization.id, scope.record_id, windows, amounts, limits.lease_ms, key.id)
+    request = Request(
+        organization.id,
+        scope.record_id,
+        windows,
+        amounts,
+        limits.lease_ms,
+        key.id,
+        nonce=scope.nonce,
+    )
     return request, _entry(scope, call)
 
 

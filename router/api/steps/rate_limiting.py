@@ -41,12 +41,26 @@ def take_rates(scope: Scope, endpoint: Endpoint) -> None:
     """Charge the rate limits of a caller whose body is not there yet; raises ``RateLimited`` or
     ``LimitsUnavailable``.
 
-    Where a limit depends on the call, the body comes first. A body that is short and there costs
-    nothing to read: then ``limiting.admit`` takes the rates.
+    Where a limit depends on the call, here it is only asked whether a request may pass, and the
+    call is charged when it is known. A body that is short and there costs nothing to read: then
+    ``limiting.admit`` takes the rates.
     """
-    if endpoint.read is None or _needs_call(scope) or is_at_hand(scope.request.environ):
+    if endpoint.read is None or is_at_hand(scope.request.environ):
         return
+    specs = specs_of(scope)
+    if not _needs_call(scope) or not _may_pass(scope, specs):
+        take_limits(scope, specs)
+
+
+def _may_pass(scope: Scope, specs: RateSpecs) -> bool:
+    gate = scope.services.limits.rate_gate
+    return gate.peek(organization_id_of(scope), specs.buckets, specs.slots).allowed
+
+
+def take_rates_of_other(scope: Scope) -> None:
+    """Charge the rate limits for a request that is no call: nothing of it is to be corrected."""
     take_limits(scope, specs_of(scope))
+    scope.limits.rate_specs = None
 
 
 def _needs_call(scope: Scope) -> bool:

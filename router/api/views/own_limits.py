@@ -26,7 +26,7 @@ ENDPOINTS["limits.limits"] = Endpoint(scope=None)
 
 @blueprint.get("/v1/limits")
 def limits() -> Response:
-    """The caller's own limits; this call itself is not limited."""
+    """The caller's own limits; this call counts for them, too."""
     scope = current_scope()
     if scope.request.args:
         raise InvalidRequest("takes no parameters", field=next(iter(scope.request.args))[:64])

@@ -14,6 +14,7 @@ from router.limits.budgets.windows import (
     Settlement,
 )
 from router.limits.idempotency.entries import Entry, Idempotency, New, NotProtected, NotStored
+from router.limits.idempotency.nonces import Nonces
 from router.limits.outcome import ExchangeReply, Request
 from router.limits.remote.budget_client import BudgetClient
 from router.limits.remote.budget_session import NAME
@@ -37,6 +38,7 @@ class ServiceExchange:
         self,
         client: BudgetClient,
         idempotency: Idempotency,
+        nonces: Nonces,
         retry_queue: RetryQueue,
         journal: ChargeJournal,
         *,
@@ -44,6 +46,7 @@ class ServiceExchange:
     ) -> None:
         self._client = client
         self._idempotency = idempotency
+        self._nonces = nonces
         self._retry_queue = retry_queue
         self._journal = journal
         self._entries_on_unavailable = entries_on_unavailable
@@ -59,6 +62,13 @@ class ServiceExchange:
         assert rates is None
         if self._journal.is_full:
             return [], Unavailable(NAME, "breaker_open", "too many charges wait for it")
+        if request.nonce is not None:
+            try:
+                refused = self._nonces.take(request.nonce)
+            except Unavailable as error:
+                raise NotProtected(error.name, error.reason, error.detail) from error
+            if refused is not None:
+                return [], refused
         unclaimed: Reason | None = None
         if entry is not None:
             try:

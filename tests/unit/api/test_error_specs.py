@@ -64,6 +64,8 @@ QUOTA = errors.Denial(
 EXAMPLES: dict[type[errors.RouterError], errors.RouterError] = {
     errors.Unauthenticated: errors.Unauthenticated("unknown"),
     errors.SignatureInvalid: errors.SignatureInvalid("does not match", reason="mismatch"),
+    errors.SignaturesExceeded: errors.SignaturesExceeded(retry_after_s=12),
+    errors.SignatureNotProven: errors.SignatureNotProven(),
     errors.ScopeMissing: errors.ScopeMissing("inference"),
     errors.ModelForbidden: errors.ModelForbidden("gpt-4o"),
     errors.InvalidRequest: errors.InvalidRequest("no", field="messages[0].role"),
@@ -151,6 +153,8 @@ def test_retryable_errors_of_ours_say_when() -> None:
         errors.BudgetUnavailable,
         errors.InProgress,
         errors.QueriesBusy,
+        errors.SignaturesExceeded,
+        errors.SignatureNotProven,
     }
 
 
@@ -199,6 +203,8 @@ def test_every_error_on_its_way_out(
         (errors.InProgress(), "Retry-After", "1"),
         (errors.ReplyNotStored(), "Retry-After", None),
         (errors.QueriesBusy(), "Retry-After", "1"),
+        (errors.SignaturesExceeded(retry_after_s=12), "Retry-After", "12"),
+        (errors.SignatureNotProven(), "Retry-After", "1"),
         (errors.Unauthenticated("missing"), "WWW-Authenticate", "Bearer"),
         (errors.SignatureInvalid("no", reason="stale"), "WWW-Authenticate", "Bearer"),
         (errors.MethodNotAllowed("PUT", ("GET", "HEAD")), "Allow", "GET, HEAD"),

@@ -50,7 +50,7 @@ def test_the_steps_are_in_order(stand: RouterStand, monkeypatch: pytest.MonkeyPa
     """Cheap refusals come first; whatever needs the body comes last; the record precedes the
     charge."""
     steps = (
-        "authenticate", "authorize", "verify_signature", "take_rates", "read", "admit", "forward",
+        "authenticate", "authorize", "take_rates", "verify_signature", "read", "admit", "forward",
         "deliver", "record_end", "charge_before_last_byte", "record_end", "settle",
     )  # fmt: skip
     functions = {name for name, step in vars(pipeline).items() if inspect.isfunction(step)}

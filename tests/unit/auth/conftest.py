@@ -10,7 +10,6 @@ import pytest
 
 from router.auth.authenticator import Authenticator
 from router.auth.keys import derive_signing_secret, generate_key, hash_key
-from router.auth.nonces import NonceStore
 from router.auth.signatures import SignedParts, sign
 from router.clock import FrozenClock
 from router.config.document import KeyRecord
@@ -57,7 +56,6 @@ class Stand:
             "find_key": self.store.find_key,
             "pepper": self.pepper,
             "clock": self.clock,
-            "nonces": NonceStore(),
         }
         return Authenticator(**{**facts, **choices})
 

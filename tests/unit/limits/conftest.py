@@ -20,6 +20,7 @@ from router.clock import FrozenClock
 from router.limits.budgets.ledger import Ledger
 from router.limits.budgets.maintenance import LedgerMaintenance
 from router.limits.idempotency.entries import Idempotency
+from router.limits.idempotency.nonces import Nonces
 from router.limits.rates.limiter import RateLimiter
 from router.redis.scripts import Script, ScriptCall, load_script, script
 from tests.fakes.key_guard import PRELUDE, GuardedClient
@@ -79,6 +80,9 @@ class Stand:
 
     def idempotency(self, **options: Any) -> Idempotency:
         return Idempotency(self, load=frozen_script, **options)
+
+    def nonces(self, **options: Any) -> Nonces:
+        return Nonces(self, **{"clock": self.clock, "load": frozen_script, **options})
 
     def key_names(self) -> list[str]:
         return sorted(key.decode() for key in self.client.execute_command("KEYS", "*"))

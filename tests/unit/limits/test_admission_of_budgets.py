@@ -81,7 +81,7 @@ class Fixture:
         self.ledger = Ledger(self.redis, clock=stand.clock, load=frozen_script)
         entries = Idempotency(self.redis, load=frozen_script)
         self.gate = Budgets(
-            RedisExchange(self.redis, self.ledger, entries, load=frozen_script),
+            RedisExchange(self.redis, self.ledger, entries, stand.nonces(), load=frozen_script),
             LedgerMaintenance(self.redis, clock=stand.clock, load=frozen_script),
             self.deferred,
             sum_records=self.sum_records,

@@ -18,6 +18,7 @@ from router.limits.budgets.windows import (
     WindowSpec,
 )
 from router.limits.idempotency.entries import Entry, Idempotency, NotProtected
+from router.limits.idempotency.nonces import Nonces
 from router.limits.outcome import Admitted, Request
 from router.limits.rates.decision import decide
 from router.limits.remote.service_exchange import ServiceExchange
@@ -226,6 +227,7 @@ def test_a_service_is_not_asked_for_a_call_without_protection(reason: Reason, le
     admission = ServiceExchange(
         service,  # type: ignore[arg-type]
         Idempotency(redis),
+        Nonces(redis),
         deferred,
         SimpleNamespace(is_full=False),  # type: ignore[arg-type]
         entries_on_unavailable="closed",

@@ -25,6 +25,7 @@ from router.limits.budgets.maintenance import LedgerMaintenance
 from router.limits.budgets.rebuilding import Rebuilder, RebuildingLedger
 from router.limits.budgets.windows import Amounts, Reservation, WindowLost, WindowSpec
 from router.limits.idempotency.entries import Entry, Idempotency, NotStored
+from router.limits.idempotency.nonces import Nonce, Nonces
 from router.limits.outcome import Request
 from router.limits.rates.decision import BucketSpec, Correction, SlotSpec
 from router.limits.rates.limiter import RateLimiter
@@ -47,8 +48,9 @@ MODES = {
     "lease_amounts.lua": {""},
     "seed.lua": {"inspect", "seed"},
     "adjust.lua": {"add", "set"},
-    # Which of the three parts have arguments: rates, id, budgets.
-    "admission.lua": {"100", "010", "001", "110", "101", "011", "111"},
+    "nonce.lua": {""},
+    # Which of the four parts have arguments: rates, nonce, id, budgets.
+    "admission.lua": {f"{parts:04b}" for parts in range(1, 16)},
 }
 
 
@@ -75,7 +77,7 @@ class Modes:
         name = self.names[call.script.sha]
         mode = ""
         if name == "admission.lua":
-            mode = "".join(str(int(bool(count))) for count in call.arguments[3:6])
+            mode = "".join(str(int(bool(count))) for count in call.arguments[4:8])
         elif len(MODES[name]) > 1:
             mode = str(call.arguments[0])
         self.seen.setdefault(name, set()).add(mode)
@@ -103,12 +105,14 @@ class RandomCalls:
         book = RebuildingLedger(self.ledger, rebuilder)
         self.leases = LeaseFinder(book, runner, load=load)
         self.idempotency = Idempotency(runner, load=load, max_reply_bytes=8)
-        self.exchange = RedisExchange(runner, self.ledger, self.idempotency, load=load)
+        self.nonces = Nonces(runner, clock=clock, quota=40, load=load)
+        self.exchange = RedisExchange(runner, self.ledger, self.idempotency, self.nonces, load=load)
         self.specs = [self.window(name) for name in NAMES]
         self.reserved: list[Reservation] = []
         self.steps = (
             self.rates, self.admit, self.reserve, self.settle, self.read, self.correct,
             self.rebuild, self.claim, self.move, self.evict, self.find, self.hold_again,
+            self.take_nonce,
         )  # fmt: skip
 
     def step(self) -> None:
@@ -176,8 +180,9 @@ class RandomCalls:
         entry = self.entry(lease) if self.chance.random() < 0.5 else None
         if entry is not None:
             entry.organization_id = organization
-        request = Request(organization, lease, self.windows(), self.amounts(), 60_000)
-        if rates is not None or entry is not None or request.windows:
+        nonce = self.nonce(organization, lease) if self.chance.random() < 0.5 else None
+        request = Request(organization, lease, self.windows(), self.amounts(), 60_000, nonce=nonce)
+        if rates is not None or nonce or entry is not None or request.windows:
             _, outcome = self.exchange.ask(rates, request, entry)
             if isinstance(outcome, Reservation):
                 self.reserved.append(outcome)
@@ -223,6 +228,13 @@ class RandomCalls:
         self.idempotency.begin(entry, lease_ms=60_000)
         reply = self.chance.choice((None, b"reply", b"a long reply", NotStored()))
         self.modes.run(self.idempotency.plan_end(entry, reply))
+
+    def nonce(self, organization: str, lease: str) -> Nonce:
+        name, text = self.chance.choice(NAMES), str(self.chance.randrange(50))
+        return Nonce(organization, name, text, int(self.modes.stand.clock.now_s()), lease)
+
+    def take_nonce(self) -> None:
+        self.nonces.take(self.nonce(self.organization(), self.lease()))
 
     def move(self) -> None:
         self.modes.stand.clock.advance(self.chance.choice((0.1, 3600.0, 86_400.0)))

@@ -40,7 +40,9 @@ def entry_of(lease: str, *, body: bytes = b"body") -> Entry:
 @pytest.fixture
 def admission(stand: Any) -> RedisExchange:
     stand.maintenance().rebuild("acme", [SPEND], lambda _lost: 0)
-    return RedisExchange(stand, stand.ledger(), stand.idempotency(), load=frozen_script)
+    return RedisExchange(
+        stand, stand.ledger(), stand.idempotency(), stand.nonces(), load=frozen_script
+    )
 
 
 def reserved(stand: Any) -> int:
@@ -168,7 +170,7 @@ def test_no_answer_leaves_something_to_release(stand: Any, admission: RedisExcha
             raise Unavailable("redis", "timeout")
 
     lossy = RedisExchange(  # type: ignore[arg-type]
-        Lossy(), stand.ledger(), stand.idempotency(), load=frozen_script
+        Lossy(), stand.ledger(), stand.idempotency(), stand.nonces(), load=frozen_script
     )
     with pytest.raises(NotReserved) as raised:
         lossy.ask(None, request_of("a"), entry_of("a"))[1]

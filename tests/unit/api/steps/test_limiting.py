@@ -708,8 +708,8 @@ def test_a_caller_sees_its_limits(world: World) -> None:
         "unit": "requests",
         "limit": 20,
         "per_second": 10.0,
-        "remaining": 20,
-        "reset_after_s": 0,
+        "remaining": 19,
+        "reset_after_s": 1,
         "enforced": True,
     }
     assert found["budgets"] == [

@@ -86,6 +86,7 @@ def test_a_gate_behind_admit_refuses_for_the_rates_and_not_for_the_budget(
 
     monkeypatch.setattr(pipeline, "admit", gated)
     assert [stand.call("POST", CHAT, json=chat_body()).status for _ in range(3)] == [403, 403, 429]
+    stand.clock.advance(1000)
     [shown] = stand.call("GET", "/v1/limits").json["budgets"]
     assert (shown["settled"], shown["reserved"]) == (0, 0)
     assert stand.received() == 0

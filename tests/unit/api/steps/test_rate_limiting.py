@@ -93,12 +93,26 @@ def test_without_a_limit_nothing_is_told(world: World) -> None:
     assert "org-requests" not in str(reply.header("RateLimit"))
 
 
-def test_asking_is_free(world: World) -> None:
-    """What cannot reach a backend is not limited."""
-    stand = limited(world, rate_limit=RateLimit(0, 0))
-    for path in ("/v1/models", "/v1/limits", "/v1/models/gpt-4o"):
-        reply = stand.call("GET", path)
-        assert (reply.status, reply.header("RateLimit")) == (200, None)
+@pytest.mark.parametrize("path", ["/v1/models", "/v1/limits", "/v1/models/gpt-4o"])
+@pytest.mark.parametrize("signature", [None, "garbage"])
+def test_a_request_that_is_no_call_counts(world: World, path: str, signature: str | None) -> None:
+    """P14: on every route that a key can use, and whatever its signature is worth."""
+    stand = limited(world, rate_limit=RateLimit(0.001, 2))
+    headers = {} if signature is None else {"X-Router-Signature": signature}
+    replies = [stand.call("GET", path, headers=headers) for _ in range(3)]
+    passed = 200 if signature is None else 401
+    assert [reply.status for reply in replies] == [passed, passed, 429]
+    assert stand.chat().status == 429
+
+
+def test_a_bad_signature_of_a_call_counts(world: World) -> None:
+    """P14: neither its shape nor its body is looked at for nothing, however often it is sent."""
+    stand = limited(world, rate_limit=RateLimit(0.001, 3))
+    body = b'{"model": "gpt-4o"}'
+    wrong = {**stand.signature("POST", CHAT, body), "X-Router-Signature": "0" * 64}
+    sent = [{"X-Router-Signature": "garbage"}, wrong, {**wrong, "X-Router-Timestamp": "1"}, wrong]
+    replies = [stand.call("POST", CHAT, body=body, headers=headers) for headers in sent]
+    assert [reply.status for reply in replies] == [401, 401, 401, 429]
 
 
 def test_what_cannot_be_read_counts_too(world: World) -> None:

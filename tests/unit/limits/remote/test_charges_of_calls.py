@@ -30,7 +30,9 @@ SPEND = WindowSpec("spend", "usd", "daily", 1000)
 def gate(service: Service, stand: Any) -> Budgets:
     """It lets calls pass while nobody answers."""
     stand.maintenance().rebuild("acme", [SPEND], lambda _lost: 0)
-    exchange = ServiceExchange(service.client, stand.idempotency(), RetryQueue(), service.journal)
+    exchange = ServiceExchange(
+        service.client, stand.idempotency(), stand.nonces(), RetryQueue(), service.journal
+    )
     return Budgets(
         exchange,
         stand.maintenance(),

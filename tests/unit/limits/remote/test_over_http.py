@@ -201,8 +201,8 @@ def test_exactly_as_many_as_fit_are_admitted_at_once(service: Service, stand: An
 
 def gates(service: Service, stand: Any, **options: Any) -> tuple[Budgets, Budgets]:
     entries = stand.idempotency()
-    local = RedisExchange(stand, stand.ledger(), entries, load=frozen_script)
-    remote = ServiceExchange(service.client, entries, RetryQueue(), service.journal)
+    local = RedisExchange(stand, stand.ledger(), entries, stand.nonces(), load=frozen_script)
+    remote = ServiceExchange(service.client, entries, stand.nonces(), RetryQueue(), service.journal)
     return tuple(
         Budgets(
             exchange,
@@ -323,6 +323,7 @@ def test_without_redis_ids_are_not_protected_but_budgets_hold(service: Service, 
     admission = ServiceExchange(
         service.client,
         Idempotency(redis),  # type: ignore[arg-type]
+        stand.nonces(),
         deferred,
         service.journal,
     )
