@@ -12,6 +12,7 @@ import threading
 import time
 from collections import deque
 
+from router.net.address_policy import refusal_of
 from router.net.resolver import Resolver
 from router.net.sockets import connect, has_input, next_deadline_s
 from router.net.tls import TlsSocket
@@ -125,6 +126,10 @@ class ConnectionPool:
         addresses = self._resolver.resolve(host, deadline_s - now_s)
         if not addresses:
             raise TransportError("no address", sent=False)
+        # Here and not only when the document is loaded: a name may lead elsewhere by now.
+        addresses = [address for address in addresses if refusal_of(address) is None]
+        if not addresses:
+            raise TransportError("address not allowed", sent=False)
         try:
             sock = connect(addresses, port, deadline_s)
         except OSError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from types import SimpleNamespace
 import pytest
 
 from router.errors import RouterError
+from router.net.resolver import Resolver
 from router.upstream import connection_pool as module
 from router.upstream.connection_pool import ConnectionPool
 from router.upstream.transport import TransportError
@@ -207,6 +209,42 @@ def test_an_address_that_cannot_be_resolved_is_no_slot_lost() -> None:
         with pytest.raises(TransportError, match=r"^no address$") as unknown:
             pool.open(deadlines())
         assert not unknown.value.sent
+    assert pool.in_use == 0
+
+
+@pytest.mark.parametrize("moved_to", ["0.0.0.0", "::ffff:0.0.0.0", "169.254.169.254", "fe80::1%lo"])
+def test_a_name_that_leads_elsewhere_by_now_is_not_followed(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch, moved_to: str
+) -> None:
+    """The document was checked, then its name was given another address. Linux takes 0.0.0.0 for
+    this machine, so that the server would hear of it."""
+    tripwire, addresses = serve(answer(reply(b"{}"))), ["127.0.0.1"]
+
+    def getaddrinfo(_name: str, *_: object, **__: object) -> list[tuple[object, ...]]:
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (each, 0)) for each in addresses]
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    port = tripwire.endpoint[2]
+    pool = new_pool(("http", "rebound.example", port), size=1, resolver=Resolver(fresh_s=0.0))
+    exchange_body(pool)
+    pool.close()
+    heard = tripwire.connections
+    assert heard == 1
+    addresses[:] = [moved_to]
+    for _ in range(50):
+        try:
+            pool.open(deadlines()).close()
+        except TransportError as error:
+            if error.reason == "address not allowed":
+                assert not error.sent
+                break
+        else:  # the look-up is made beside the call: the old address serves until it is done
+            pool.close()
+            heard = tripwire.connections
+        time.sleep(0.01)
+    else:
+        pytest.fail("the new address was never refused")
+    assert tripwire.connections == heard
     assert pool.in_use == 0
 
 
