@@ -58,7 +58,11 @@ def routers(directory: Path, redis: RedisServer, **settings: str) -> Iterator[Li
         yield running_routers
 
 
-@pytest.mark.parametrize("options", [(), ("--appendonly", "yes")], ids=["memory", "disk"])
+@pytest.mark.parametrize(
+    "options",
+    [(), pytest.param(("--appendonly", "yes"), marks=pytest.mark.proof)],
+    ids=["memory", "disk"],
+)
 def test_a_replay_is_refused_everywhere(tmp_path: Path, options: tuple[str, ...]) -> None:
     """P20: by the same worker, the other one, the other host, after HUP, after Redis' restart."""
     with running(tmp_path / "redis", *options) as redis, routers(tmp_path, redis) as deployed:
