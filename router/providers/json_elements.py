@@ -9,6 +9,10 @@ import orjson
 MAX_REPLY_ELEMENTS: Final = 1_000_000
 """Of a backend's reply: one with 20 log probabilities for each of 8 000 tokens has 800 000."""
 
+MAX_ERROR_BYTES: Final = 1024 * 1024
+MAX_ERROR_ELEMENTS: Final = 10_000
+"""A larger body is no error with a message for somebody."""
+
 _STRINGS_PER_ELEMENT: Final = 4
 
 
@@ -36,6 +40,13 @@ def parse_reply(body: bytes) -> Any:
     """What is in a backend's reply; raises ``ValueError``, also for one with too many elements."""
     if count_elements(body, MAX_REPLY_ELEMENTS) > MAX_REPLY_ELEMENTS:
         raise ValueError("the reply has too many elements")
+    return orjson.loads(body)
+
+
+def parse_error(body: bytes) -> Any:
+    """What is in a body that may be an error; raises ``ValueError``, also for one too large."""
+    if len(body) > MAX_ERROR_BYTES or count_elements(body, MAX_ERROR_ELEMENTS) > MAX_ERROR_ELEMENTS:
+        raise ValueError("too large for an error")
     return orjson.loads(body)
 
 

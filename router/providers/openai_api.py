@@ -13,7 +13,7 @@ import orjson
 
 from router.call import Call, Operation, Usage
 from router.providers.generated_bytes import generated_bytes
-from router.providers.json_elements import parse_reply
+from router.providers.json_elements import parse_error, parse_reply
 from router.providers.openai_usage import joined, usage_of
 from router.providers.provider import Provider, ReadReply, StreamTranslator
 from router.providers.sse import SseSplitter, data_of
@@ -87,7 +87,7 @@ class OpenAIProvider(Provider):
     def read_error(self, body: bytes) -> str | None:
         """The message inside an OpenAI error object."""
         try:
-            error = orjson.loads(body)
+            error = parse_error(body)
         except ValueError:
             return None
         found = error.get("error", error) if isinstance(error, dict) else None

@@ -7,7 +7,7 @@ import dataclasses
 import logging
 from collections import Counter
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import orjson
 
@@ -18,6 +18,9 @@ from router.records.open_calls import OpenCalls
 from router.records.record_types import AuditEvent, degraded_usage, parse_timestamp_us
 from router.spool.frames import AUDIT, DISPATCH, MAX_PAYLOAD_BYTES, SETTLED, USAGE
 from router.spool.writer import SpoolWriter
+
+REFUSALS_SHARE: Final = 0.5
+"""Of the spool's size: above it refused calls are counted and not recorded."""
 
 Entry = tuple[bytes | None, AuditEvent | None]
 """An encoded usage record and its event; ``None`` for what could not be built."""
@@ -92,13 +95,18 @@ class Recorder:
     def admits_refusals(self) -> bool:
         """Tell whether a call that cost nothing may be recorded now; count one that may not.
 
-        While new calls are refused, the room left on the disk and in memory is for calls that
-        backends serve already. Records of any number of refused calls would use it up.
+        Records of any number of refused calls would use up the room of those that are served, so
+        they get a share of it. And while new calls are refused, what is left on the disk and in
+        memory is for calls that backends serve already.
         """
         try:
             self.spool.check()
         except RecordsUnavailable as refusal:
             self.refused[refusal.reason] += 1
+            return False
+        status = self.spool.status()
+        if status.total_bytes > REFUSALS_SHARE * status.max_bytes:
+            self.refused["reserved"] += 1
             return False
         return True
 

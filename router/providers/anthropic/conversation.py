@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any, Final
 
 import orjson
@@ -9,6 +10,10 @@ import orjson
 from router.call import Operation
 from router.errors import InvalidRequest
 from router.providers.anthropic.field_shapes import Json, items, object_at, string_at
+from router.providers.json_elements import count_elements
+
+MAX_ARGUMENTS: Final = 100_000
+"""Elements of JSON in the arguments of one call of a tool."""
 
 _PARTS_WITHOUT_COUNTERPART: Final = frozenset({"file", "input_audio", "video_url"})
 
@@ -117,9 +122,13 @@ def _tool_use(call: Json, where: str) -> Json:
 def _arguments(arguments: Any, where: str) -> orjson.Fragment:
     """The arguments word for word, once they are known to be a JSON object."""
     try:
-        text = arguments.strip() or "{}"
+        text = (arguments.strip() or "{}").encode()
+        if count_elements(text, MAX_ARGUMENTS) > MAX_ARGUMENTS:
+            raise ValueError("too many elements")
         if not isinstance(orjson.loads(text), dict):
             raise ValueError("not an object")
+        if len(text) > MAX_ARGUMENTS:
+            time.sleep(0)  # there may be many of them: other calls get a turn
     except (ValueError, AttributeError) as error:
         raise InvalidRequest(f"{where} must be a JSON object in a string", field=where) from error
     return orjson.Fragment(text)

@@ -33,12 +33,11 @@ import time
 from collections.abc import Mapping
 from typing import Final
 
-import orjson
-
 from router.call import Call, Operation
 from router.providers.anthropic.reply import error_message, read_reply
 from router.providers.anthropic.request import write_request
 from router.providers.anthropic.stream import MessagesStream
+from router.providers.json_elements import parse_error
 from router.providers.provider import Provider, ReadReply
 
 API_VERSION: Final = "2023-06-01"
@@ -81,6 +80,6 @@ class AnthropicProvider(Provider):
     def read_error(self, body: bytes) -> str | None:
         """The message inside Anthropic's error object, without keys and links."""
         try:
-            return error_message(orjson.loads(body))
+            return error_message(parse_error(body))
         except ValueError:
             return None

@@ -5,11 +5,17 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from router.errors import InvalidRequest
+from router.providers.anthropic.conversation import conversation
 from router.providers.json_elements import MAX_REPLY_ELEMENTS, count_elements, parse_reply
+from router.providers.provider import Provider
+from router.providers.provider_table import PROVIDERS
+from tests.unit.upstream.builders import new_call
 
 VALUES = st.recursive(
     st.none() | st.integers() | st.text(alphabet='a,[{"\\', max_size=8),
@@ -61,3 +67,32 @@ def test_a_reply_with_too_many_elements_is_none() -> None:
     assert parse_reply(b'{"a": [1, 2]}') == {"a": [1, 2]}
     with pytest.raises(ValueError, match="too many elements"):
         parse_reply(b"[" + b"0," * MAX_REPLY_ELEMENTS + b"0]")
+
+
+@pytest.mark.parametrize("provider", PROVIDERS.values(), ids=PROVIDERS.keys())
+def test_a_reply_that_is_refused_is_not_parsed_for_its_error(
+    provider: Provider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor is any other body that is longer than an error."""
+    parsed: list[int] = []
+    loads = orjson.loads
+    monkeypatch.setattr(orjson, "loads", lambda text: parsed.append(len(text)) or loads(text))
+    body = b'{"error": {"message": "no"}, "a": [' + b"{}," * MAX_REPLY_ELEMENTS + b"0]}"
+    with pytest.raises(ValueError, match="too many elements"):
+        provider.read_reply(new_call("chat"), body)
+    assert provider.read_error(body) is None
+    assert parsed == []
+
+
+def test_arguments_of_tools_are_bounded() -> None:
+    """A string in the body, and JSON for a provider that wants it parsed."""
+    text = '{"a": [' + "{}," * 200_000 + "0]}"
+    function = {"name": "f", "arguments": text}
+    calls = [{"id": "1", "type": "function", "function": function}]
+    messages = [
+        {"role": "user", "content": "hi"},
+        {"role": "assistant", "tool_calls": calls},
+    ]
+    with pytest.raises(InvalidRequest) as refusal:
+        conversation("chat", {"messages": messages})
+    assert (refusal.value.field or "").endswith("function.arguments")

@@ -16,7 +16,7 @@ from router.records.record_schemas import audit_event_schema, usage_record_schem
 from router.records.record_types import AuditEvent
 from router.records.recorder import Recorder
 from router.spool.frames import AUDIT, MAX_PAYLOAD_BYTES, USAGE, encode_frame
-from router.spool.writer import SpoolWriter
+from router.spool.writer import SpoolStatus, SpoolWriter
 
 Frames = list[tuple[int, bytes]]
 EVENT = AuditEvent(
@@ -43,6 +43,11 @@ class Spool:
         self.appended: Frames = []
         self.buffered: Frames = []
         self.has_memory = True
+        self.used_bytes = 0
+        self.max_bytes = 1000
+
+    def status(self) -> SpoolStatus:
+        return SpoolStatus(None, self.used_bytes, self.max_bytes, 0, 0, 0, 0, 0)
 
     def check(self) -> None:
         if self.reason is not None:
@@ -260,6 +265,16 @@ def test_refusals_leave_the_room_to_calls(spool: Spool, recorder: Recorder) -> N
     assert not recorder.admits_refusals()
     assert recorder.refused == {"disk_full": 3, "spool_full": 1}
     assert spool.appended == spool.buffered == []
+
+
+def test_refusals_may_use_half_of_the_spool(spool: Spool, recorder: Recorder) -> None:
+    """P3: a caller that may do nothing cannot fill the spool of those that may."""
+    spool.used_bytes = spool.max_bytes // 2
+    assert recorder.admits_refusals()
+    spool.used_bytes += 1
+    assert not recorder.admits_refusals()
+    recorder.check()
+    assert recorder.refused == {"reserved": 1}
 
 
 @pytest.mark.parametrize("over", [0, 1, 100_000])
