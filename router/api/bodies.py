@@ -163,10 +163,20 @@ def parse_object(body: bytes, most_elements: int) -> dict[str, Any]:
     if elements <= _ELEMENTS_AT_ONCE:
         parsed = parse_json(body, field="body")
     else:
-        parsed = gevent.get_hub().threadpool.apply(parse_json, (body,), {"field": "body"})
+        parsed, refusal = gevent.get_hub().threadpool.apply(_parsed_or_refused, (body,))
+        if refusal is not None:
+            raise refusal
     if not isinstance(parsed, dict):
         raise InvalidRequest("the body must be a JSON object", field="body")
     return parsed
+
+
+def _parsed_or_refused(body: bytes) -> tuple[Any, InvalidRequest | None]:
+    """On a native thread of gevent, which prints what is raised there."""
+    try:
+        return parse_json(body, field="body"), None
+    except InvalidRequest as refusal:
+        return None, refusal.with_traceback(None)
 
 
 def parse_json(text: bytes, *, field: str) -> Any:

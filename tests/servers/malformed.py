@@ -46,6 +46,10 @@ class Request:
     """Whether the client closes its sending half behind the bytes, or leaves it open."""
 
 
+MOST_ELEMENTS = 100_000
+"""Of JSON in a body, ROUTER_MAX_BODY_ELEMENTS, unless it is one of embeddings."""
+
+
 class Draw:
     """A source of requests for one router and one key."""
 
@@ -115,7 +119,10 @@ class Draw:
                 text.encode() + b"\x00",
             )
         )
-        return self._refused("bad JSON", path, self._post(path, broken), (400,))
+        elements = sum(map(broken.count, (b"[", b"{", b",")))
+        status = 413 if elements > MOST_ELEMENTS else 400  # of embeddings it may be either
+        statuses = (400, 413) if path.endswith("embeddings") else (status,)
+        return self._refused("bad JSON", path, self._post(path, broken), statuses)
 
     def _bad_field(self) -> Request:
         path, good = self._good()

@@ -338,7 +338,9 @@ def test_more_elements_than_may_be_parsed_are_refused(unit: str) -> None:
     assert refusal.value.field == "body"
 
 
-def test_others_are_served_while_many_elements_are_parsed() -> None:
+def test_others_are_served_while_many_elements_are_parsed(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     """On a native thread; what it raises is the caller's."""
     ticks = 0
 
@@ -355,3 +357,4 @@ def test_others_are_served_while_many_elements_are_parsed() -> None:
     with pytest.raises(InvalidRequest, match="occurs twice"):
         parse_object(b'{"a":1,"a":[%b0]}' % (b"12345," * 60_000))
     ticker.kill()
+    assert capsys.readouterr().err == ""
