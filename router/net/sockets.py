@@ -12,6 +12,10 @@ from typing import Final
 NEAR_S: Final = 0.005
 """Less than this is too little for a peer that answers at once."""
 
+REST_S: Final = 0.0001
+"""How long a greenlet that gives way sleeps. Not 0: ``sleep(0)`` comes back up to 50 times before
+gevent looks at any other socket."""
+
 LATE_S: Final = 0.02
 """For the peer's part of a step that begins when the deadline is near or over, though every step
 before it has succeeded: a busy event loop used up the time then, not the peer."""

@@ -9,11 +9,10 @@ from typing import Any, Final
 
 import gevent
 
+from router.net.sockets import REST_S
+
 TURN_S: Final = 0.002
 """How long a connection that always has input may go on before the others get a turn."""
-
-_REST_S: Final = 0.0001
-"""More than 0: ``sleep(0)`` comes back up to 50 times before gevent looks at any other socket."""
 
 LINGER_S: Final = 1.0
 LINGER_READS: Final = 256
@@ -58,7 +57,7 @@ class ClientSocket:
     def take_turns(self) -> None:
         """Let other connections go on, if this one has been served long enough."""
         if time.monotonic() - self._turn_began_s > TURN_S:
-            gevent.sleep(_REST_S)
+            gevent.sleep(REST_S)
             self._turn_began_s = time.monotonic()
 
     def has_input(self) -> bool:

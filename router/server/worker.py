@@ -158,7 +158,7 @@ class RouterWorker(GeventWorker):  # type: ignore[misc]
             raise StopIteration from None
 
     def handle_winch(self, sig: int, frame: Any) -> None:
-        """WINCH, just before TERM: others serve already, so there is no hurry to end.
+        """WINCH, just before TERM: others serve already, so this one may take its time.
 
         Then idle connections are left to their clients, which close them or send a request that is
         answered with ``Connection: close``. To end them is never safe: a request may be on its way.

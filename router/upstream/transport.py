@@ -16,6 +16,7 @@ from typing import Final
 from geventhttpclient._parser import HTTPParseError
 
 from router.errors import BackendTimeout, ClientGone
+from router.net.sockets import REST_S
 from router.net.tls import TlsSocket
 from router.upstream.reply_parser import ReplyParser
 
@@ -212,7 +213,7 @@ class Exchange:
                 # A read that finds its data there does not switch greenlets, so a backend that is
                 # faster than the router would keep the event loop for this call.
                 self._turn_bytes = 0
-                time.sleep(0)
+                time.sleep(REST_S)
             return data
 
     def _next_wait_s(self, deadline_s: float, phase: str) -> float:

@@ -33,7 +33,7 @@ _OLD_CHECKS: Final = {
 
 
 def is_on_ops_listener(environ: Mapping[str, Any], settings: Settings) -> bool:
-    """Whether a request came in where operators ask; the public listener answers strangers."""
+    """Whether a request came in where operators ask; anybody reaches the public listener."""
     return environ.get("SERVER_PORT") == str(settings.ops_bind.port)
 
 
@@ -66,7 +66,7 @@ def readyz() -> Response:
 
 
 def _details(build: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """What only operators are told: a stranger learns no version, size or name of a part."""
+    """What only operators are told: anybody else learns no version, size or name of a part."""
     scope = current_scope()
     known = is_on_ops_listener(scope.request.environ, scope.services.settings)
     return build() if known else {}

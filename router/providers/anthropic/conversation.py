@@ -128,7 +128,7 @@ def _arguments(arguments: Any, where: str) -> orjson.Fragment:
         if not isinstance(orjson.loads(text), dict):
             raise ValueError("not an object")
         if len(text) > MAX_ARGUMENTS:
-            time.sleep(0)  # there may be many of them: other calls get a turn
+            time.sleep(0.0001)  # there may be many of them: other calls get a turn
     except (ValueError, AttributeError) as error:
         raise InvalidRequest(f"{where} must be a JSON object in a string", field=where) from error
     return orjson.Fragment(text)

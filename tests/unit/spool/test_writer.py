@@ -776,17 +776,12 @@ def test_the_background_syncs_within_100_ms(tmp_path: Any) -> None:
     from router.spool.disk import SpoolIO
 
     writer = SpoolWriter(tmp_path / "spool", max_bytes=1 << 30, io=Telling(SpoolIO()))
-
-    def synced_after_s(number: int) -> float:
+    try:
         syncs.clear()
-        writer.append([(USAGE, record(number))])
+        writer.append([(USAGE, record(1))])
         began_s = time.monotonic()
         assert syncs.wait(5.0)
-        return time.monotonic() - began_s
-
-    try:
-        # What else runs on the machine can only lengthen it.
-        assert min(map(synced_after_s, range(5))) < 0.1
+        assert time.monotonic() - began_s < 0.1
     finally:
         writer.close()
 
